@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Runs lint and tests on the CPU, in .venv, which it makes first if need be.
+#
+#   launch/run_tests.sh [arguments of pytest]
+#   launch/run_tests.sh tests/objectives -k pairwise -n 0
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+launch/setup_venv.sh test
+
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+# Few processes: each imports TensorFlow and compiles for itself. One file stays
+# in one process, so that a file's fixtures are made once.
+exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"

@@ -1,0 +1,1 @@
+"""Parameter-efficient RLHF for encoder-decoder models in JAX."""

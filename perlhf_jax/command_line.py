@@ -1,0 +1,291 @@
+"""The grammar of the command line: flags of commands, and their help pages.
+
+`perlhf COMMAND [--gin_file=F ...] [--gin.NAME=VALUE ...] [command flags]`
+
+Flags are parsed by absl, each command with its own set, so that a flag of
+another command is an error.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import difflib
+from typing import Any
+
+from absl import flags as absl_flags
+
+from perlhf_jax import gin_loading
+from perlhf_jax import gin_scan
+from perlhf_jax.core import errors
+
+_GIN_HELP = """\
+  --gin_file=FILE         a gin file; give the flag again for more, later ones
+                          win. Default: {default}
+  --gin.NAME=VALUE        sets a macro, or a parameter, after the files
+  --gin_search_paths=A,B  more folders in which to look for gin files"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+  """A flag of a command.
+
+  Attributes:
+    name: without the dashes.
+    help: one line; starts in lower case.
+    kind: str or int; an int is at least 1.
+    default: value if the flag is not given.
+    required: whether it must be given.
+    argument: argument of the command's function; the flag's name if None.
+    macro: gin macro that the flag sets instead of an argument, if any.
+  """
+
+  name: str
+  help: str
+  kind: type = str
+  default: Any = None
+  required: bool = False
+  argument: str | None = None
+  macro: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """A command.
+
+  Attributes:
+    help: one line for the overview.
+    module: module of the function that does it, imported when it is called.
+    function: the function's name.
+    example: a command line that works.
+    flags: the flags it takes.
+    gin_file: the gin file that it reads if none is given; None for a command
+      that is not configured by gin.
+  """
+
+  help: str
+  module: str
+  function: str
+  example: str
+  flags: tuple[Flag, ...] = ()
+  gin_file: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+  """A parsed command line.
+
+  Attributes:
+    keywords: arguments of the command's function that flags give.
+    gin_files: gin files, in order.
+    bindings: gin bindings, those of flags last.
+    search_paths: folders in which to look for gin files.
+  """
+
+  keywords: dict[str, Any]
+  gin_files: tuple[str, ...] = ()
+  bindings: tuple[gin_loading.Binding, ...] = ()
+  search_paths: tuple[str, ...] = ()
+
+
+def parse(name: str, command: Command, args: Sequence[str]) -> Arguments:
+  """Parses what stands after the command's name.
+
+  Args:
+    name: the command's name, for messages.
+    command: the command.
+    args: the arguments after the name.
+
+  Returns:
+    What they say.
+
+  Raises:
+    ConfigError: a flag is unknown, has a bad value or is missing.
+  """
+  values = _define(command)
+  try:
+    rest = values([name, *_rewrite_gin_bindings(name, command, args)])
+  except absl_flags.UnrecognizedFlagError as error:
+    close = difflib.get_close_matches(error.flagname, list(values), n=1)
+    hint = f'did you mean --{close[0]}? ' if close else ''
+    raise errors.ConfigError(
+      f'perlhf {name} has no flag --{error.flagname}; '
+      f'{hint}See perlhf {name} --help'
+    ) from error
+  except absl_flags.Error as error:
+    raise errors.ConfigError(f'perlhf {name}: {error}') from error
+  if rest[1:]:
+    raise errors.ConfigError(
+      f'perlhf {name}: unexpected argument {rest[1]!r}; values are written '
+      '--flag=value, in quotes if they hold spaces'
+    )
+  for flag in command.flags:
+    if flag.required and values[flag.name].value is None:
+      raise errors.ConfigError(
+        f'perlhf {name}: give --{flag.name}, {flag.help}'
+      )
+  return _arguments(command, values)
+
+
+def overview(commands: Mapping[str, Command]) -> str:
+  """Gives the page that `perlhf --help` prints."""
+  width = max(map(len, commands))
+  lines = [f'  {name:{width}}  {c.help}' for name, c in commands.items()]
+  return '\n'.join(
+    [
+      'Parameter-efficient RLHF for encoder-decoder models.',
+      '',
+      'perlhf COMMAND [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [flags]',
+      '',
+      *lines,
+      '',
+      'perlhf COMMAND --help tells what a command takes.',
+    ]
+  )
+
+
+def help_page(name: str, command: Command, args: Sequence[str] = ()) -> str:
+  """Gives the page that `perlhf COMMAND --help` prints.
+
+  Args:
+    name: the command's name.
+    command: the command.
+    args: the other arguments; gin files among them are the ones described.
+
+  Returns:
+    The page.
+
+  Raises:
+    ConfigError: `args` hold a mistake.
+  """
+  lines = [f'perlhf {name}: {command.help}', '', 'Flags:']
+  for flag in command.flags:
+    lines.append(f'  --{flag.name:22}{flag.help}{_describe_default(flag)}')
+  if command.gin_file:
+    lines.append(_GIN_HELP.format(default=command.gin_file))
+    given = parse(name, _without_required(command), args)
+    lines += ['', *_describe_macros(given.gin_files, given.search_paths)]
+  lines += ['', 'Example:', f'  {_wrapped(command.example)}']
+  return '\n'.join(lines)
+
+
+def _define(command: Command) -> absl_flags.FlagValues:
+  """Defines a command's flags."""
+  values = absl_flags.FlagValues()
+  values.set_gnu_getopt(True)
+  for flag in command.flags:
+    if flag.kind is int:
+      absl_flags.DEFINE_integer(
+        flag.name, flag.default, flag.help, lower_bound=1, flag_values=values
+      )
+    else:
+      absl_flags.DEFINE_string(
+        flag.name, flag.default, flag.help, flag_values=values
+      )
+  if command.gin_file:
+    for gin_flag in 'gin_file', 'gin_bindings':
+      absl_flags.DEFINE_multi_string(gin_flag, [], '', flag_values=values)
+    absl_flags.DEFINE_list('gin_search_paths', [], '', flag_values=values)
+  return values
+
+
+def _rewrite_gin_bindings(
+  name: str, command: Command, args: Sequence[str]
+) -> list[str]:
+  """Turns `--gin.NAME=VALUE`, which absl cannot read, into `--gin_bindings`."""
+  rewritten = []
+  for arg in args:
+    _, is_binding, binding = arg.partition('-gin.')
+    if not is_binding or arg.lstrip('-') != f'gin.{binding}':
+      rewritten.append(arg)
+    elif not command.gin_file:
+      raise errors.ConfigError(
+        f'perlhf {name} is not configured by gin, so that {arg} says nothing; '
+        f'see perlhf {name} --help'
+      )
+    elif '=' not in binding:
+      raise errors.ConfigError(
+        f'{arg} gives no value: write --gin.{binding}=VALUE'
+      )
+    else:
+      rewritten.append(f'--gin_bindings={binding}')
+  return rewritten
+
+
+def _arguments(command: Command, values: absl_flags.FlagValues) -> Arguments:
+  """Reads the values of parsed flags."""
+  keywords = {}
+  macros = []
+  for flag in command.flags:
+    value = values[flag.name].value
+    if not flag.macro:
+      keywords[flag.argument or flag.name] = value
+    elif value is not None:
+      macros.append(
+        gin_loading.Binding(
+          f'{flag.macro} = {value!r}', f'--{flag.name}={value}'
+        )
+      )
+  if not command.gin_file:
+    return Arguments(keywords)
+  bindings = [
+    gin_loading.Binding(text, f'--gin.{text}')
+    for text in values['gin_bindings'].value
+  ]
+  return Arguments(
+    keywords,
+    gin_files=tuple(values['gin_file'].value or [command.gin_file]),
+    bindings=(*bindings, *macros),
+    search_paths=tuple(values['gin_search_paths'].value),
+  )
+
+
+def _without_required(command: Command) -> Command:
+  """Gives the command with all flags optional."""
+  return dataclasses.replace(
+    command,
+    flags=tuple(
+      dataclasses.replace(flag, required=False) for flag in command.flags
+    ),
+  )
+
+
+def _describe_default(flag: Flag) -> str:
+  """Says whether a flag must be given, or what stands for it."""
+  if flag.required:
+    return ' (required)'
+  return f' (default {flag.default})' if flag.default is not None else ''
+
+
+def _describe_macros(
+  files: Sequence[str], search_paths: Sequence[str]
+) -> list[str]:
+  """Lists the macros of gin files: those to give, and those one may give."""
+  scan = gin_scan.Scan()
+  for file in files:
+    gin_scan.scan_file(scan, file, search_paths)
+  lines = [f'To be given, as --gin.NAME=VALUE, with {", ".join(files)}:']
+  lines += [f'  {name}' for name in scan.required()]
+  for name in scan.undefined():
+    defining = gin_scan.files_defining(name)
+    where = f', for example by --gin_file={defining[0]}' if defining else ''
+    lines.append(f'  {name}{where}')
+  lines += ['', 'May be given:']
+  for name, (value, _) in scan.macros.items():
+    if name not in scan.required():
+      lines.append(f'  {name} = {_written(value)}')
+  return lines
+
+
+def _wrapped(example: str) -> str:
+  """Breaks a long command line before its flags, as a shell reads it."""
+  if len(example) <= 78:
+    return example
+  return example.replace(' --', ' \\\n    --')
+
+
+def _written(value: Any) -> str:
+  """Writes a scanned value as gin does."""
+  if isinstance(value, gin_scan.Macro):
+    return f'%{value.name}'
+  if isinstance(value, gin_scan.Reference):
+    return f'@{value.name}'
+  return repr(value)

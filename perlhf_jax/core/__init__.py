@@ -1,0 +1,1 @@
+"""Aliases, masks and tree paths: what every floor above stands on."""

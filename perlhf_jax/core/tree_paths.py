@@ -1,0 +1,76 @@
+"""Trees addressed by 'a/b/c' paths, and patterns that must match.
+
+A pattern is a regular expression that matches a whole path. A pattern that
+matches nothing is an error everywhere: a misspelt one would otherwise freeze
+or adapt nothing without a word.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import difflib
+import re
+from typing import Any
+
+from flax import traverse_util
+import jax
+import numpy as np
+
+from perlhf_jax.core import errors
+from perlhf_jax.core import typing
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns `{'a/b/c': leaf}` of a nested dict, in sorted order of paths."""
+  flat = traverse_util.flatten_dict(dict(tree), sep='/')
+  return {path: flat[path] for path in sorted(flat)}
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Inverse of `flatten`."""
+  return traverse_util.unflatten_dict(dict(flat), sep='/')
+
+
+def count_parameters(tree: typing.PyTree) -> int:
+  """Returns the number of scalars in all leaves (arrays or shapes)."""
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def count_bytes(tree: typing.PyTree) -> int:
+  """Returns the bytes of all leaves (arrays or shapes)."""
+  return sum(
+    int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def match_paths(
+  patterns: Sequence[str], paths: Iterable[str], what: str
+) -> tuple[str, ...]:
+  """Returns the paths that at least one pattern matches, sorted.
+
+  Args:
+    patterns: regular expressions, each matched against whole paths.
+    paths: the paths to choose from.
+    what: what the patterns configure, for the error message.
+
+  Raises:
+    ConfigError: a pattern is no regular expression, or matches nothing.
+  """
+  paths = sorted(paths)
+  matched = set()
+  for pattern in patterns:
+    try:
+      regex = re.compile(pattern)
+    except re.error as error:
+      raise errors.ConfigError(
+        f'{what}: {pattern!r} is not a regular expression ({error}).'
+      ) from error
+    hits = [path for path in paths if regex.fullmatch(path)]
+    if not hits:
+      near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3)
+      shown = near or paths[:3]
+      raise errors.ConfigError(
+        f'{what}: the pattern {pattern!r} matches none of {len(paths)} paths. '
+        f'It must match a whole path, for example {", ".join(shown)}.'
+      )
+    matched.update(hits)
+  return tuple(sorted(matched))

@@ -1,0 +1,1 @@
+"""Records to batches: tasks, vocabularies, feature converters, the pipeline."""

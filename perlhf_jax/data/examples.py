@@ -1,0 +1,153 @@
+"""The tokenised examples of one split, addressed by step.
+
+Preference data sets have fewer than a million rows of text, so each host
+keeps all of them as compact token arrays. A batch is then a function of
+(seed, step): the position of a run is one integer, and resuming is exact.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+
+from perlhf_jax.core import errors
+from perlhf_jax.data import example_order
+from perlhf_jax.data import feature_converters
+
+
+class TokenColumn:
+  """Token arrays of different lengths, end to end in one buffer.
+
+  Attributes:
+    values: all tokens, int32.
+    ends: where each row ends, int64.
+  """
+
+  def __init__(self, rows: Sequence[np.ndarray]):
+    self.ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
+    self.values = (
+      np.concatenate(rows).astype(np.int32) if rows else np.zeros(0, np.int32)
+    )
+
+  def __len__(self) -> int:
+    return len(self.ends)
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    start = self.ends[index - 1] if index else 0
+    return self.values[start : self.ends[index]]
+
+
+class Examples:
+  """Everything that training or evaluation reads of one split.
+
+  Attributes:
+    name: the task or mixture.
+    split: its split.
+    kind: sft, pairwise, pointwise or prompts.
+    columns: truncated tokens (`TokenColumn`) or numbers of each task feature.
+    origins: where each row came from, for messages and reports.
+    converter: makes batches of them.
+    order: the endless order of training.
+    batch_size: rows of a global training batch.
+    vocabulary: what the tokens mean.
+    num_skipped: unusable rows that were left out.
+    num_truncated: by feature, how many examples were cut.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    split: str,
+    kind: str,
+    columns: dict[str, TokenColumn | np.ndarray],
+    origins: Sequence[str],
+    converter: feature_converters.Converter,
+    order: example_order.ExampleOrder,
+    batch_size: int,
+    vocabulary: seqio.Vocabulary,
+    num_skipped: int = 0,
+    num_truncated: dict[str, int] | None = None,
+  ):
+    self.name = name
+    self.split = split
+    self.kind = kind
+    self.columns = columns
+    self.origins = origins
+    self.converter = converter
+    self.order = order
+    self.batch_size = batch_size
+    self.vocabulary = vocabulary
+    self.num_skipped = num_skipped
+    self.num_truncated = num_truncated or {}
+
+  def __len__(self) -> int:
+    return len(self.columns['inputs'])
+
+  def example(self, index: int) -> dict[str, Any]:
+    """Task features of one row: tokens [length], or numbers."""
+    return {name: column[index] for name, column in self.columns.items()}
+
+  def texts(self, index: int) -> dict[str, Any]:
+    """One row for people: decoded as the model sees it, after truncation."""
+    return {
+      name: self.vocabulary.decode(strip_eos(value).tolist())
+      if isinstance(value, np.ndarray)
+      else float(value)
+      for name, value in self.example(index).items()
+    }
+
+  def batch_at(
+    self, step: int, process_index: int = 0, process_count: int = 1
+  ) -> feature_converters.Batch:
+    """The part of one host of the global training batch of a step.
+
+    Args:
+      step: from 0. Step `s` reads positions s*batch_size ... of the endless
+        stream; a data set smaller than a batch is simply repeated.
+      process_index: which host.
+      process_count: number of hosts; the parts put together in the order of
+        the hosts are the global batch.
+
+    Returns:
+      The batch of `converter`, `batch_size / process_count` rows.
+
+    Raises:
+      ConfigError: the batch size is not divisible by the number of hosts.
+    """
+    rows = self.order.rows(step * self.batch_size, (step + 1) * self.batch_size)
+    part = _host_part(self.batch_size, process_index, process_count)
+    return self.converter([self.example(int(row)) for row in rows[part]])
+
+  def eval_batch_at(
+    self,
+    index: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+  ) -> feature_converters.Batch:
+    """The part of one host of an evaluation batch: rows in their order.
+
+    Rows beyond the last example are padding, with `example_mask` False.
+    """
+    part = _host_part(batch_size, process_index, process_count)
+    start = index * batch_size
+    rows = range(start, start + batch_size)[part]
+    examples = [self.example(row) for row in rows if row < len(self)]
+    return self.converter(examples, batch_size=len(rows))
+
+
+def strip_eos(tokens: np.ndarray) -> np.ndarray:
+  """Tokens without the EOS at their end, if there is one."""
+  ends = len(tokens) and tokens[-1] == feature_converters.EOS_ID
+  return tokens[:-1] if ends else tokens
+
+
+def _host_part(batch_size: int, index: int, count: int) -> slice:
+  if batch_size % count:
+    raise errors.ConfigError(
+      f'A batch of {batch_size} examples cannot be divided among {count} hosts.'
+      f' Set BATCH_SIZE to a multiple of {count}.'
+    )
+  size = batch_size // count
+  return slice(index * size, (index + 1) * size)

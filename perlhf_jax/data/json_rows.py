@@ -1,0 +1,95 @@
+"""Reads JSON files row by row and remembers where each row stood."""
+
+from collections.abc import Iterator
+import gzip
+import json
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from perlhf_jax.core import errors
+
+
+class Row(NamedTuple):
+  """One record of a file.
+
+  Attributes:
+    origin: `file:line`, or `file#index` (from 0) in a JSON array.
+    record: the fields; empty if there is a problem.
+    problem: why the row cannot be read, empty if it can.
+  """
+
+  origin: str
+  record: dict[str, Any]
+  problem: str = ''
+
+
+def read(path: str) -> Iterator[Row]:
+  """Yields the rows of a `.jsonl`, `.jsonl.gz` or `.json` (array) file.
+
+  Blank lines are left out. A line that is no JSON object is a row with a
+  problem.
+
+  Args:
+    path: local or `gs://`.
+
+  Raises:
+    DataError: the file has another suffix, cannot be read, or is a `.json`
+      file that holds no array.
+  """
+  try:
+    if path.endswith('.json'):
+      yield from _read_array(path)
+    elif path.endswith(('.jsonl', '.jsonl.gz')):
+      yield from _read_lines(path)
+    else:
+      raise errors.DataError(
+        f'{path} is of no known format. Use .jsonl, .jsonl.gz, or .json with'
+        ' one array of objects.'
+      )
+  except (OSError, EOFError, tf.errors.OpError) as error:
+    raise errors.DataError(
+      f'{path} cannot be read: {error}. Check that the file is complete and'
+      ' that you may read it.'
+    ) from error
+
+
+def _read_lines(path: str) -> Iterator[Row]:
+  with tf.io.gfile.GFile(path, 'rb') as raw:
+    lines = gzip.GzipFile(fileobj=raw) if path.endswith('.gz') else raw
+    for number, line in enumerate(lines, 1):
+      if line.strip():
+        yield _row(f'{path}:{number}', line)
+
+
+def _row(origin: str, line: bytes) -> Row:
+  try:
+    record = json.loads(line.decode('utf-8'))
+  except ValueError as error:  # Malformed JSON, or not UTF-8.
+    return Row(origin, {}, f'the line is not valid JSON ({error})')
+  return _object(origin, record)
+
+
+def _read_array(path: str) -> Iterator[Row]:
+  with tf.io.gfile.GFile(path, 'rb') as file:
+    text = file.read()
+  try:
+    records = json.loads(text.decode('utf-8'))
+  except ValueError as error:
+    raise errors.DataError(
+      f'{path} is not valid JSON: {error}. A .json file must hold one array of'
+      ' objects; name a file with one object a line .jsonl.'
+    ) from error
+  if not isinstance(records, list):
+    raise errors.DataError(
+      f'{path} holds a JSON {type(records).__name__}, not an array of objects.'
+    )
+  for index, record in enumerate(records):
+    yield _object(f'{path}#{index}', record)
+
+
+def _object(origin: str, record: Any) -> Row:
+  if isinstance(record, dict):
+    return Row(origin, record)
+  found = type(record).__name__
+  return Row(origin, {}, f'the row is a JSON {found}, not an object')

@@ -1,0 +1,132 @@
+"""Registers SeqIO tasks of preference data: one call for each task.
+
+A file of one's own, say `my_tasks.py`:
+
+  from perlhf_jax.data import preference_tasks
+
+  def parse(record):
+    return {
+      'inputs': record['question'],
+      'chosen': record['better'],
+      'rejected': record['worse'],
+    }
+
+  preference_tasks.add_preference_task(
+    'my_rm', 'pairwise', parse, files='my_pairs.jsonl',
+    splits={'train': 0.9, 'validation': 0.1})
+
+is used with `--gin.MIXTURE_OR_TASK_MODULE="'my_tasks'"` and
+`--gin.MIXTURE_OR_TASK_NAME="'my_rm'"`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import seqio
+import tensorflow as tf
+
+from perlhf_jax.core import errors
+from perlhf_jax.data import row_checks
+from perlhf_jax.data import sources
+
+
+def add_preference_task(
+  name: str,
+  kind: str,
+  parse: sources.Parse,
+  files: str | Mapping[str, str] | Sequence[Sequence[sources.FileGroup]],
+  splits: Mapping[str, float] | None = None,
+  base_dir: str | None = None,
+  info: sources.DatasetInfo | None = None,
+) -> seqio.Task:
+  """Registers a task that reads JSON files.
+
+  Args:
+    name: what MIXTURE_OR_TASK_NAME will say.
+    kind: what `parse` returns, and what the task can train:
+      `sft`: inputs, targets;
+      `pairwise`: inputs, chosen, rejected and perhaps margin;
+      `pointwise`: inputs, targets, label (0 or 1);
+      `prompts`: inputs.
+    parse: makes these features, as plain text, of one record (a dict). It
+      returns None for a record that does not belong to the task; a KeyError,
+      ValueError, TypeError or AttributeError marks the record as unusable.
+    files: a glob pattern below the data directory, whose rows are split by
+      a hash of the prompt as `splits` says; or a pattern for each split; or
+      alternative layouts, see `sources.FileSource`.
+    splits: share of each split; 90% train and 10% validation by default.
+    base_dir: the data directory, local or `gs://`; PERLHF_DATA_DIR by
+      default.
+    info: source and licence, which error messages and `perlhf tasks` show.
+
+  Returns:
+    The registered task.
+
+  Raises:
+    ConfigError: the name is taken, the kind unknown, or `splits` is given
+      though the files decide.
+  """
+  if isinstance(files, str):
+    fractions = splits or {'train': 0.9, 'validation': 0.1}
+    layouts = [[sources.FileGroup((files,), fractions)]]
+  elif splits is not None:
+    raise errors.ConfigError(
+      f'Task {name!r}: the files already say their splits; leave out splits.'
+    )
+  elif isinstance(files, Mapping):
+    groups = files.items()
+    layouts = [[sources.FileGroup((f,), {split: 1.0}) for split, f in groups]]
+  else:
+    layouts = files
+  _check_kind(name, kind)
+  return add_text_task(
+    name,
+    sources.FileSource(
+      kind, layouts, parse, info or sources.DatasetInfo(), base_dir
+    ),
+  )
+
+
+def add_text_task(name: str, source: sources.TextSource) -> seqio.Task:
+  """Registers a task of a source that already yields text features.
+
+  Raises:
+    ConfigError: the name is taken or the source's kind unknown.
+  """
+  _check_kind(name, source.kind)
+  if name in seqio.TaskRegistry.names():
+    raise errors.ConfigError(
+      f'There is already a task {name!r}; give yours another name.'
+    )
+  return seqio.TaskRegistry.add(
+    name, source, output_features=text_features(source.kind)
+  )
+
+
+def text_features(kind: str) -> dict[str, seqio.Feature]:
+  """SeqIO output features of a text task, for tasks built by hand.
+
+  Text has dtype string and rank 0: the run's vocabulary tokenises it later.
+  """
+  vocabulary = seqio.PassThroughVocabulary(size=0)
+  features = {}
+  for feature in row_checks.TEXT_FEATURES[kind]:
+    features[feature] = seqio.Feature(
+      vocabulary, add_eos=False, dtype=tf.string, rank=0
+    )
+  for feature, default in row_checks.NUMBER_FEATURES[kind].items():
+    features[feature] = seqio.Feature(
+      vocabulary,
+      add_eos=False,
+      required=default is None,
+      dtype=tf.float32,
+      rank=0,
+    )
+  return features
+
+
+def _check_kind(name: str, kind: str):
+  if kind not in row_checks.TEXT_FEATURES:
+    raise errors.ConfigError(
+      f'Task {name!r} has the unknown kind {kind!r}; known are'
+      f' {", ".join(row_checks.TEXT_FEATURES)}.'
+    )

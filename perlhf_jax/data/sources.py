@@ -1,0 +1,275 @@
+"""SeqIO sources of preference data: JSON files, and Python functions.
+
+Sources yield text features and two more: `origin`, where a row came from
+(`file:line`), and `problem`, what is wrong with it (empty if nothing is).
+An unusable row flows on to the loader, which knows whether to stop or to skip
+it; it must not raise inside TensorFlow, where the message would drown.
+
+Paths are looked up when data is read, not when a task is registered, so that
+importing all tasks needs no data.
+"""
+
+import abc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import dataclasses
+import hashlib
+import os
+from typing import Any
+
+from absl import logging
+import seqio
+import tensorflow as tf
+
+from perlhf_jax.core import errors
+from perlhf_jax.data import json_rows
+from perlhf_jax.data import row_checks
+
+DATA_DIR_VARIABLE = 'PERLHF_DATA_DIR'
+
+# A record to features; None leaves the record out of the task.
+Parse = Callable[[dict[str, Any]], Mapping[str, Any] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+  """What a user must know about a data set: shown by `perlhf tasks`.
+
+  Attributes:
+    description: one line.
+    homepage: where to get it.
+    licence: under which terms.
+    files: where its files go, for people; by default the patterns that are
+      searched.
+  """
+
+  description: str = ''
+  homepage: str = ''
+  licence: str = ''
+  files: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class FileGroup:
+  """Files that are split in the same way.
+
+  Attributes:
+    any_of: glob patterns below the data directory, for the places where
+      people put the same files; the first that matches anything is read.
+    splits: share of the prompts that goes to each split, by a hash of the
+      prompt. `{'test': 1.0}` takes the whole file.
+  """
+
+  any_of: tuple[str, ...]
+  splits: Mapping[str, float]
+
+
+def split_by_hash(key: str, fractions: Mapping[str, float]) -> str:
+  """The split of everything that shares `key`.
+
+  Depends on the key and the fractions alone: not on the other rows, their
+  order, the machine or the Python process.
+  """
+  digest = hashlib.sha256(key.encode('utf-8', 'surrogatepass')).digest()
+  position = int.from_bytes(digest[:8], 'big') / 2**64 * sum(fractions.values())
+  for split, fraction in fractions.items():
+    position -= fraction
+    if position < 0:
+      return split
+  return list(fractions)[-1]
+
+
+class TextSource(seqio.DataSource):
+  """A source whose rows are made in Python, one kind of task at a time."""
+
+  def __init__(self, kind: str, splits: Iterable[str], info: DatasetInfo):
+    super().__init__(splits=splits)
+    self.kind = kind
+    self.info = info
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    """False: every host reads its whole split."""
+    return False
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    """One shard a split."""
+    return [split]
+
+  @abc.abstractmethod
+  def rows(self, split: str) -> Iterator[dict[str, Any]]:
+    """Features, `origin` and `problem` of each row of a split."""
+
+  @property
+  def location(self) -> str:
+    """Where the files go, for people."""
+    return 'built in'
+
+  def get_dataset(
+    self, split='train', shuffle=True, seed=None, shard_info=None, **_
+  ) -> tf.data.Dataset:
+    """All rows of a split, in order; SeqIO shuffles afterwards if asked."""
+    if shard_info and shard_info.num_shards > 1:
+      raise ValueError(f'{type(self).__name__} has one shard only.')
+    text = [*row_checks.TEXT_FEATURES[self.kind], 'origin', 'problem']
+    numbers = list(row_checks.NUMBER_FEATURES[self.kind])
+    columns = {name: [] for name in text + numbers}
+    for row in self.rows(split):
+      for name, column in columns.items():
+        column.append(row[name])
+    return tf.data.Dataset.from_tensor_slices(
+      {name: tf.constant(columns[name], tf.string) for name in text}
+      | {name: tf.constant(columns[name], tf.float32) for name in numbers}
+    )
+
+
+class FileSource(TextSource):
+  """Rows of JSON files: `.jsonl`, `.jsonl.gz`, or an array in a `.json`.
+
+  Attributes:
+    layouts: alternative sets of files. The first of them of which every
+      group has a file is read; each is a sequence of `FileGroup`.
+    base_dir: the data directory, local or `gs://`; by default what the
+      environment variable PERLHF_DATA_DIR says when data is read.
+  """
+
+  def __init__(
+    self,
+    kind: str,
+    layouts: Sequence[Sequence[FileGroup]],
+    parse: Parse,
+    info: DatasetInfo,
+    base_dir: str | None = None,
+  ):
+    splits = dict.fromkeys(
+      split for layout in layouts for group in layout for split in group.splits
+    )
+    super().__init__(kind, splits, info)
+    self.layouts = layouts
+    self.base_dir = base_dir
+    self._parse = parse
+
+  @property
+  def location(self) -> str:
+    """Where the files go under the data directory, for people."""
+    return self.info.files or ' or '.join(
+      ' and '.join(' | '.join(group.any_of) for group in layout)
+      for layout in self.layouts
+    )
+
+  def rows(self, split: str) -> Iterator[dict[str, Any]]:
+    """Reads the rows of a split, and the unreadable rows of its files.
+
+    Raises:
+      DataError: there is no data directory or no file in it, or an array
+        file is not JSON.
+    """
+    for group, paths in self._find_files():
+      if split not in group.splits:
+        continue
+      for path in paths:
+        for row in json_rows.read(path):
+          example = self._example(row)
+          if example is None:
+            continue
+          key = example['inputs']
+          # A row without a prompt could belong anywhere; each run sees it.
+          if not key or split_by_hash(key, group.splits) == split:
+            yield example
+
+  def _example(self, row: json_rows.Row) -> dict[str, Any] | None:
+    problem = row.problem
+    features: Mapping[str, Any] | None = {}
+    if not problem:
+      try:
+        features = self._parse(row.record)
+      except KeyError as error:
+        problem = f'the field {error} is missing'
+      except ValueError as error:
+        problem = str(error)
+      except (TypeError, AttributeError) as error:
+        problem = f'a field has the wrong type ({error})'
+    if features is None:
+      return None
+    return _complete(self.kind, features, row.origin, problem)
+
+  def _find_files(self) -> list[tuple[FileGroup, list[str]]]:
+    root = self.base_dir or os.environ.get(DATA_DIR_VARIABLE)
+    if not root:
+      raise errors.DataError(
+        f'This task reads files ({self.location}), but {DATA_DIR_VARIABLE} is'
+        f' not set. Set it to the directory that holds them. {self._origin()}'
+      )
+    if not tf.io.gfile.isdir(root):
+      raise errors.DataError(
+        f'The data directory {root!r} does not exist. Set {DATA_DIR_VARIABLE}'
+        f' to the directory that holds {self.location}. {self._origin()}'
+      )
+    for layout in self.layouts:
+      found = [(group, _first_match(root, group.any_of)) for group in layout]
+      if all(paths for _, paths in found):
+        for group, paths in found:
+          logging.info(
+            'Reading %d file(s) from %s, split by a hash of the prompt: %s',
+            *(len(paths), paths[0], dict(group.splits)),
+          )
+        return found
+    raise errors.DataError(
+      f'No data under {root!r}: looked for {self.location}. {self._origin()}'
+    )
+
+  def _origin(self) -> str:
+    info = self.info
+    if not info.homepage:
+      return ''
+    licence = f' (licence: {info.licence})' if info.licence else ''
+    return f'Get {info.description or "it"} from {info.homepage}{licence}.'
+
+
+class PythonSource(TextSource):
+  """Rows that a Python function makes, for generated or converted data."""
+
+  def __init__(
+    self,
+    kind: str,
+    splits: Iterable[str],
+    make_rows: Callable[[str], Iterable[Mapping[str, Any]]],
+    info: DatasetInfo,
+  ):
+    super().__init__(kind, splits, info)
+    self._make_rows = make_rows
+
+  def rows(self, split: str) -> Iterator[dict[str, Any]]:
+    """Calls the function; a row's origin is its number."""
+    for index, features in enumerate(self._make_rows(split)):
+      yield _complete(self.kind, features, f'{split}#{index}', '')
+
+
+def _complete(
+  kind: str, features: Mapping[str, Any], origin: str, problem: str
+) -> dict[str, Any]:
+  """A row with every column, checked."""
+  text = row_checks.TEXT_FEATURES[kind]
+  numbers = row_checks.NUMBER_FEATURES[kind]
+  row = {name: features.get(name) for name in text}
+  for name, default in numbers.items():
+    row[name] = features.get(name, default)
+  problem = problem or row_checks.find_problem(kind, row) or ''
+  if problem:
+    # Only what TensorFlow can hold; the message says the rest.
+    row = {name: _as_text(value) for name, value in row.items()}
+    row |= dict.fromkeys(numbers, 0.0)
+  return {**row, 'origin': origin, 'problem': problem}
+
+
+def _as_text(value: Any) -> str:
+  if not isinstance(value, str):
+    return ''
+  return value.encode('utf-8', 'replace').decode('utf-8')
+
+
+def _first_match(root: str, patterns: Sequence[str]) -> list[str]:
+  for pattern in patterns:
+    paths = sorted(tf.io.gfile.glob(os.path.join(root, pattern)))
+    if paths:
+      return paths
+  return []

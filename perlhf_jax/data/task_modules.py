@@ -1,0 +1,119 @@
+"""Finds tasks: imports the modules that register them, and looks them up.
+
+The built-in tasks are in the package `tasks`, which lies beside `perlhf_jax`.
+A module of the user's own is named by MIXTURE_OR_TASK_MODULE.
+"""
+
+import dataclasses
+import difflib
+import importlib
+from types import ModuleType
+
+import seqio
+
+from perlhf_jax.core import errors
+from perlhf_jax.data import feature_converters
+from perlhf_jax.data import sources
+
+_PACKAGE = 'tasks'
+_BUILT_IN = ('demo', 'hh', 'taskmaster')
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSummary:
+  """One registered task, for `perlhf tasks`.
+
+  Attributes:
+    name: what MIXTURE_OR_TASK_NAME takes.
+    kind: sft, pairwise, pointwise, prompts, or `other` for a task that no
+      stage here can read.
+    splits: names of its splits.
+    info: description, homepage and licence.
+    location: where its files go.
+  """
+
+  name: str
+  kind: str
+  splits: tuple[str, ...]
+  info: sources.DatasetInfo
+  location: str
+
+
+def import_tasks(module: str | None = None):
+  """Registers the built-in tasks and those of one more module.
+
+  Args:
+    module: importable name, such as `my_tasks` or `my_package.tasks`.
+
+  Raises:
+    ConfigError: the module cannot be found, or another package named `tasks`
+      hides the built-in ones.
+  """
+  package = importlib.import_module(_PACKAGE)
+  if not getattr(package, 'HOLDS_PERLHF_JAX_TASKS', False):
+    place = getattr(package, '__file__', None) or list(package.__path__)
+    raise errors.ConfigError(
+      f'The built-in tasks are hidden by another package named {_PACKAGE!r},'
+      f' at {place}. Rename that one, start from another directory, or put'
+      ' the directory of perlhf_jax first on PYTHONPATH.'
+    )
+  for name in _BUILT_IN:
+    importlib.import_module(f'{_PACKAGE}.{name}')
+  if module:
+    _import_user_module(module)
+
+
+def find(name: str) -> seqio.Task | seqio.Mixture:
+  """Looks up a registered task or mixture.
+
+  Raises:
+    ConfigError: there is none of this name; says which names are near.
+  """
+  names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+  if name in names:
+    return seqio.get_mixture_or_task(name)
+  near = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
+  if near:
+    hint = f'Did you mean {" or ".join(near)}?'
+  else:
+    hint = f'Registered are: {", ".join(sorted(names))}.'
+  raise errors.ConfigError(
+    f'There is no task or mixture named {name!r}. {hint} `perlhf tasks` lists'
+    ' them all. A task of your own is registered by the module that'
+    ' MIXTURE_OR_TASK_MODULE names.'
+  )
+
+
+def summaries() -> list[TaskSummary]:
+  """All registered tasks, by name."""
+  result = []
+  for name in sorted(seqio.TaskRegistry.names()):
+    task = seqio.TaskRegistry.get(name)
+    source = task.source
+    ours = isinstance(source, sources.TextSource)
+    result.append(
+      TaskSummary(
+        name=name,
+        kind=feature_converters.kind_of(list(task.output_features)) or 'other',
+        splits=tuple(str(split) for split in source.splits or ()),
+        info=source.info if ours else sources.DatasetInfo(),
+        location=source.location if ours else type(source).__name__,
+      )
+    )
+  return result
+
+
+def _import_user_module(module: str) -> ModuleType:
+  try:
+    return importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    if error.name and (module + '.').startswith(error.name + '.'):
+      raise errors.ConfigError(
+        f'MIXTURE_OR_TASK_MODULE names {module!r}, which cannot be found. Give'
+        ' the name as in an import statement, and put the directory that holds'
+        ' it on PYTHONPATH.'
+      ) from error
+    raise errors.ConfigError(
+      f'The task module {module!r} imports {error.name!r}, which is not'
+      ' installed. Install it, or remove the import.'
+    ) from error

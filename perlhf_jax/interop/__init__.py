@@ -1,0 +1,1 @@
+"""Other people's checkpoint formats, in and out."""

@@ -1,0 +1,239 @@
+"""Hugging Face T5 directories, in and out, without torch or transformers.
+
+Such a directory holds `config.json` and `model.safetensors`, or shards and
+`model.safetensors.index.json`. T5 v1.0 and v1.1, Flan-T5, LM-adapted T5, ByT5
+and mT5 are read; its vocabulary is `data.vocabularies`' business.
+
+Where the output layer is a T5's embedding matrix, logits are divided by
+sqrt(emb_dim) (`logits_via_embedding`). transformers 5 also writes models in
+which the two are one matrix and nothing is divided: those are read as models
+with an output layer of their own that starts as a copy of the embedding, which
+computes the same.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+import pathlib
+from typing import Any
+
+from etils import epath
+import numpy as np
+
+from perlhf_jax.core import errors
+from perlhf_jax.core import tree_paths
+from perlhf_jax.core import typing
+from perlhf_jax.interop import hf_config
+from perlhf_jax.interop import hf_match
+from perlhf_jax.interop import hf_names
+from perlhf_jax.interop import safetensors_files
+from perlhf_jax.models import t5_config
+
+CONFIG = 'config.json'
+# transformers' own default.
+MAX_SHARD_SIZE = 5_000_000_000
+
+_WEIGHTS = (safetensors_files.SINGLE, safetensors_files.INDEX)
+_OTHER_WEIGHTS = (
+  'pytorch_model.bin',
+  'pytorch_model.bin.index.json',
+  'flax_model.msgpack',
+  'tf_model.h5',
+)
+_CONTENTS = (
+  'a Hugging Face T5 directory holds config.json and model.safetensors (or '
+  'model.safetensors.index.json and its shards)'
+)
+
+
+def is_hf_directory(path: str | os.PathLike[str]) -> bool:
+  """Whether `path` is a directory with a file of a Hugging Face model.
+
+  It need not be complete: what is missing is for the functions below to say.
+  """
+  directory = epath.Path(path)
+  names = (CONFIG, *_WEIGHTS, *_OTHER_WEIGHTS)
+  return any((directory / name).exists() for name in names)
+
+
+def load_config(path: str | os.PathLike[str]) -> t5_config.T5Config:
+  """Reads the architecture of a Hugging Face T5 directory.
+
+  Args:
+    path: a local directory.
+
+  Returns:
+    A config in float32 with unrolled layers.
+
+  Raises:
+    CheckpointError: `config.json` is missing, or of no T5 that is supported.
+  """
+  directory = _existing(path)
+  return hf_config.to_t5_config(
+    _read_config(directory), str(directory / CONFIG)
+  )
+
+
+def load_params(
+  path: str | os.PathLike[str], config: t5_config.T5Config
+) -> dict[str, Any]:
+  """Reads the weights of a Hugging Face T5 directory.
+
+  Tensors are read one at a time, so that little more than one copy of the
+  weights is ever in memory.
+
+  Args:
+    path: a local directory.
+    config: of the model to fill; its architecture must be the directory's,
+      while `dtype`, `scan_layers` and the like are free.
+
+  Returns:
+    Nested dict of float32 numpy arrays with T5X's names and unrolled layers,
+    whatever `config.scan_layers` is.
+
+  Raises:
+    CheckpointError: weights are missing, damaged, of another architecture or
+      of another shape; every tensor must be used and every parameter filled.
+  """
+  directory = _existing(path)
+  raw = _read_config(directory)
+  _check_architecture(config, directory, raw)
+  if not any((directory / name).exists() for name in _WEIGHTS):
+    raise errors.CheckpointError(_no_weights(directory))
+  table = hf_names.entries(config)
+  with safetensors_files.Reader(directory) as reader:
+    shapes = reader.shapes()
+    embeddings = hf_match.embedding_names(shapes, config.logits_via_embedding)
+    sources = hf_match.match(
+      table, shapes, embeddings, hf_config.is_tied(raw), str(directory)
+    )
+    flat = {}
+    for entry in table:
+      tensor = reader.read(sources[entry])
+      if entry.transposed:
+        tensor = np.ascontiguousarray(tensor.T)
+      flat[entry.path] = tensor
+    embedding = flat[hf_names.EMBEDDING]
+    for name in embeddings[1:]:
+      hf_match.check_copy(reader.read(name), name, embedding, directory)
+  return tree_paths.unflatten(flat)
+
+
+def save(
+  params: typing.Params,
+  config: t5_config.T5Config,
+  path: str | os.PathLike[str],
+  max_shard_size: int = MAX_SHARD_SIZE,
+) -> None:
+  """Writes a model as a Hugging Face T5 directory, the inverse of loading.
+
+  Args:
+    params: unrolled and unboxed, of arrays whose dtype is kept.
+    config: of the model.
+    path: directory to write into, made if need be. The vocabulary's files are
+      not written.
+    max_shard_size: bytes; more than that is written in shards with an index.
+
+  Raises:
+    CheckpointError: the directory already holds a model, the architecture has
+      no Hugging Face counterpart, or `params` are not those of `config`.
+  """
+  raw = hf_config.from_t5_config(config)
+  directory = pathlib.Path(path)
+  if is_hf_directory(directory):
+    raise errors.CheckpointError(
+      f'{directory} already holds a Hugging Face model; give another directory '
+      'or remove it first.'
+    )
+  flat = tree_paths.flatten(params)
+  table = hf_names.entries(config)
+  hf_match.check_names(
+    expected={entry.path for entry in table},
+    found=set(flat),
+    what='params are not the unrolled parameters of their T5Config',
+    kind='parameters',
+  )
+  for entry in table:
+    shape = flat[entry.path].shape
+    hf_match.check_shape(
+      f'parameter {entry.path}', shape, entry.shape, 'T5Config'
+    )
+
+  def make(entry: hf_names.Entry):
+    array = flat[entry.path]
+    return lambda: np.ascontiguousarray(
+      np.asarray(array).T if entry.transposed else np.asarray(array)
+    )
+
+  directory.mkdir(parents=True, exist_ok=True)
+  safetensors_files.write(
+    directory,
+    {entry.tensor: make(entry) for entry in table},
+    {
+      entry.tensor: int(np.prod(entry.shape)) * flat[entry.path].dtype.itemsize
+      for entry in table
+    },
+    max_shard_size,
+  )
+  # Last, so that a directory cut short by a crash is not taken for a model.
+  (directory / CONFIG).write_text(
+    json.dumps(raw, indent=2, sort_keys=True) + '\n'
+  )
+
+
+def _existing(path: str | os.PathLike[str]) -> pathlib.Path:
+  if '://' in os.fspath(path):
+    raise errors.CheckpointError(
+      f'{path} is remote, and safetensors files are mapped from local disk: '
+      'copy the directory here first, for example with "gcloud storage cp -r".'
+    )
+  directory = pathlib.Path(path)
+  if not directory.is_dir():
+    raise errors.CheckpointError(
+      f'There is no directory {path}; {_CONTENTS}. A model of the hub must be '
+      'downloaded first, for example with "hf download NAME --local-dir DIR".'
+    )
+  return directory
+
+
+def _read_config(directory: pathlib.Path) -> dict[str, Any]:
+  if not (directory / CONFIG).exists():
+    raise errors.CheckpointError(
+      f'{directory} has no {CONFIG}; {_CONTENTS}. Copy it from where the '
+      'weights came from.'
+    )
+  return safetensors_files.read_json(directory / CONFIG)
+
+
+def _check_architecture(
+  config: t5_config.T5Config, directory: pathlib.Path, raw: Mapping[str, Any]
+) -> None:
+  source = str(directory / CONFIG)
+  wanted = t5_config.architecture(config)
+  stored = t5_config.architecture(hf_config.to_t5_config(raw, source))
+  different = [
+    f'{name} is {stored[name]} there and {wanted[name]} here'
+    for name in wanted
+    if wanted[name] != stored[name]
+  ]
+  if different:
+    raise errors.CheckpointError(
+      f'{source} describes another model than the one to fill: '
+      f'{"; ".join(different)}. Use the model configuration of the checkpoint, '
+      'or another checkpoint.'
+    )
+
+
+def _no_weights(directory: pathlib.Path) -> str:
+  others = [name for name in _OTHER_WEIGHTS if (directory / name).exists()]
+  if not others:
+    return f'{directory} has no weights; {_CONTENTS}.'
+  convert = (
+    'from transformers import AutoModelForSeq2SeqLM as M; '
+    f"M.from_pretrained('{directory}').save_pretrained('{directory}')"
+  )
+  return (
+    f'{directory} has its weights only as {", ".join(others)}; {_CONTENTS}. '
+    'Convert them where torch and transformers are installed: '
+    f'python -c "{convert}"'
+  )

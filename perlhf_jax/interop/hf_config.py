@@ -1,0 +1,165 @@
+"""Hugging Face's `config.json` of a T5, to and from `T5Config`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from perlhf_jax.core import errors
+from perlhf_jax.models import t5_config
+
+MODEL_TYPES = ('t5', 'mt5')
+
+# T5Config's field and the key of `config.json` that every version writes.
+_SIZES = {
+  'vocab_size': 'vocab_size',
+  'emb_dim': 'd_model',
+  'num_heads': 'num_heads',
+  'num_encoder_layers': 'num_layers',
+  'head_dim': 'd_kv',
+  'mlp_dim': 'd_ff',
+}
+# A plain 'gelu' is absent: it is the exact one there and the tanh
+# approximation here, in T5X and in every published T5. 'gated-gelu' is the
+# approximation in both.
+_ACTIVATIONS = {
+  'relu': ('relu',),
+  'gelu_new': ('gelu',),
+  'silu': ('silu',),
+  'gated-relu': ('relu', 'linear'),
+  'gated-gelu': ('gelu', 'linear'),
+  'gated-gelu_new': ('gelu', 'linear'),
+  'gated-silu': ('silu', 'linear'),
+}
+_EPSILON = 1e-6
+
+
+def to_t5_config(raw: Mapping[str, Any], source: str) -> t5_config.T5Config:
+  """Translates the contents of a `config.json`.
+
+  Args:
+    raw: the parsed file. Keys that older files lack take the values that
+      `transformers` gives them.
+    source: the file's path, for messages.
+
+  Returns:
+    A config in float32 with unrolled layers.
+
+  Raises:
+    CheckpointError: the model is no T5, or a T5 that the models here cannot
+      express; a size is missing.
+  """
+  model_type = raw.get('model_type')
+  if model_type not in MODEL_TYPES:
+    raise errors.CheckpointError(
+      f'{source}: model_type is {model_type!r}; supported are '
+      f'{", ".join(MODEL_TYPES)} (T5 v1.0 and v1.1, Flan-T5, LM-adapted T5, '
+      'ByT5, mT5).'
+    )
+  missing = [key for key in _SIZES.values() if not _is_size(raw.get(key))]
+  if missing:
+    raise errors.CheckpointError(
+      f'{source}: no positive whole number under {", ".join(missing)}; a T5 '
+      f'config.json holds {", ".join(_SIZES.values())}. Take the file that '
+      'belongs to the weights.'
+    )
+  epsilon = raw.get('layer_norm_epsilon', _EPSILON)
+  if epsilon != _EPSILON:
+    raise errors.CheckpointError(
+      f'{source}: layer_norm_epsilon is {epsilon}; only {_EPSILON}, that of '
+      'every published T5, is supported.'
+    )
+  projection = raw.get(
+    'feed_forward_proj', 'gated-gelu' if model_type == 'mt5' else 'relu'
+  )
+  if projection not in _ACTIVATIONS:
+    raise errors.CheckpointError(
+      f'{source}: feed_forward_proj is {projection!r}; supported are '
+      f'{", ".join(_ACTIVATIONS)}.'
+    )
+  decoder_layers = raw.get('num_decoder_layers')
+  return t5_config.T5Config(
+    **{field: raw[key] for field, key in _SIZES.items()},
+    num_decoder_layers=(
+      raw['num_layers'] if decoder_layers is None else decoder_layers
+    ),
+    mlp_activations=_ACTIVATIONS[projection],
+    dropout_rate=raw.get('dropout_rate', 0.1),
+    logits_via_embedding=_is_scaled(raw, source),
+    relative_attention_num_buckets=raw.get(
+      'relative_attention_num_buckets', 32
+    ),
+    relative_attention_max_distance=raw.get(
+      'relative_attention_max_distance', 128
+    ),
+  )
+
+
+def is_tied(raw: Mapping[str, Any]) -> bool:
+  """Whether the file says that the output layer is the embedding matrix."""
+  return raw.get('tie_word_embeddings', raw.get('model_type') != 'mt5')
+
+
+def _is_size(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_scaled(raw: Mapping[str, Any], source: str) -> bool:
+  """Whether logits are divided by sqrt(d_model), which only a tied T5's are.
+
+  transformers 4 scales whatever is tied. transformers 5 writes that every
+  model is tied, a T5 1.1 with an output layer of its own included, and says
+  under `scale_decoder_outputs` what it used to say by tying; it never scales
+  mT5.
+  """
+  if raw['model_type'] == 'mt5':
+    return False
+  scaled = raw.get('scale_decoder_outputs', is_tied(raw))
+  if scaled and not is_tied(raw):
+    raise errors.CheckpointError(
+      f'{source}: scale_decoder_outputs is true though tie_word_embeddings is '
+      'false; only tied output layers are scaled. Correct whichever is wrong.'
+    )
+  return scaled
+
+
+def from_t5_config(config: t5_config.T5Config) -> dict[str, Any]:
+  """Makes the contents of a `config.json` that `transformers` understands.
+
+  Args:
+    config: the model's configuration.
+
+  Raises:
+    CheckpointError: `transformers` has no T5 of this architecture.
+  """
+  if config.relpos_bias_per_layer:
+    raise errors.CheckpointError(
+      'T5Config.relpos_bias_per_layer is set, and a Hugging Face T5 has one '
+      'position bias a stack: this model cannot be written as one.'
+    )
+  projections = {
+    # The first name of each pair in _ACTIVATIONS wins.
+    activations: name
+    for name, activations in reversed(_ACTIVATIONS.items())
+  }
+  if config.mlp_activations not in projections:
+    raise errors.CheckpointError(
+      f'T5Config.mlp_activations is {config.mlp_activations}, which a Hugging '
+      'Face T5 cannot express; it has '
+      f'{", ".join(map(str, projections))}.'
+    )
+  return {
+    'architectures': ['T5ForConditionalGeneration'],
+    'decoder_start_token_id': 0,
+    'dropout_rate': config.dropout_rate,
+    'eos_token_id': 1,
+    'feed_forward_proj': projections[config.mlp_activations],
+    'initializer_factor': 1.0,
+    'is_encoder_decoder': True,
+    'layer_norm_epsilon': _EPSILON,
+    'model_type': 't5',
+    'num_decoder_layers': config.num_decoder_layers,
+    'pad_token_id': 0,
+    'relative_attention_max_distance': config.relative_attention_max_distance,
+    'relative_attention_num_buckets': config.relative_attention_num_buckets,
+    'tie_word_embeddings': config.logits_via_embedding,
+    'use_cache': True,
+  } | {key: getattr(config, field) for field, key in _SIZES.items()}

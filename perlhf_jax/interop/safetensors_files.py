@@ -1,0 +1,181 @@
+"""The safetensors files of one model: one file, or shards with an index."""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import json
+import pathlib
+
+import ml_dtypes  # noqa: F401  Teaches numpy bfloat16, for safetensors.
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from perlhf_jax.core import errors
+
+SINGLE = 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
+
+_FLOATS = ('F64', 'F32', 'F16', 'BF16')
+_LFS_POINTER = b'version https://git-lfs'
+
+
+def read_json(path: pathlib.Path) -> dict:
+  """Reads a JSON object.
+
+  Raises:
+    CheckpointError: the file is unreadable or holds something else.
+  """
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    raise errors.CheckpointError(
+      f'{path} cannot be read as JSON ({error}); copy or download it again.'
+    ) from error
+  if not isinstance(value, dict):
+    raise errors.CheckpointError(
+      f'{path} holds a {type(value).__name__} and not a JSON object; copy or '
+      'download it again.'
+    )
+  return value
+
+
+class Reader(contextlib.ExitStack):
+  """Reads tensors one at a time; files stay mapped until it is closed.
+
+  A context manager.
+  """
+
+  def __init__(self, directory: pathlib.Path):
+    """Opens the files.
+
+    Args:
+      directory: holds `model.safetensors`, or shards and their index.
+
+    Raises:
+      CheckpointError: a file is missing or damaged, or the shards are not
+        those of the index.
+    """
+    super().__init__()
+    self._directory = directory
+    self._files = {}
+    try:
+      if (directory / SINGLE).exists():
+        opened = self._open(SINGLE)
+        self._files = dict.fromkeys(opened.keys(), opened)
+      else:
+        self._open_shards()
+    except BaseException:
+      self.close()
+      raise
+
+  def _open(self, name: str):
+    path = self._directory / name
+    with path.open('rb') as file:
+      if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+        raise errors.CheckpointError(
+          f'{path} is a Git LFS pointer and not the weights; run "git lfs '
+          f'pull" in {self._directory}.'
+        )
+    try:
+      return self.enter_context(safetensors.safe_open(path, framework='np'))
+    except (OSError, safetensors.SafetensorError) as error:
+      raise errors.CheckpointError(
+        f'{path} cannot be read as safetensors ({error}); copy or download it '
+        'again.'
+      ) from error
+
+  def _open_shards(self) -> None:
+    index = self._directory / INDEX
+    weight_map = read_json(index).get('weight_map')
+    if not isinstance(weight_map, dict) or not weight_map:
+      raise errors.CheckpointError(
+        f'{index} has no weight_map; copy or download it again.'
+      )
+    shards = sorted(set(weight_map.values()))
+    absent = [name for name in shards if not (self._directory / name).exists()]
+    if absent:
+      raise errors.CheckpointError(
+        f'{self._directory} lacks {first(absent)}, which {INDEX} names; copy '
+        'or download the missing files too.'
+      )
+    for shard in shards:
+      opened = self._open(shard)
+      stored = set(opened.keys())
+      listed = {name for name, file in weight_map.items() if file == shard}
+      if stored != listed:
+        raise errors.CheckpointError(
+          f'{self._directory / shard} and {INDEX} disagree about '
+          f'{first(sorted(stored ^ listed))}; they are not of one model. Copy '
+          'or download the whole directory again.'
+        )
+      self._files.update(dict.fromkeys(listed, opened))
+
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor, without reading one."""
+    return {
+      name: tuple(file.get_slice(name).get_shape())
+      for name, file in self._files.items()
+    }
+
+  def read(self, name: str) -> np.ndarray:
+    """Returns a tensor in float32.
+
+    Raises:
+      CheckpointError: the tensor does not hold floating-point numbers.
+    """
+    file = self._files[name]
+    dtype = file.get_slice(name).get_dtype()
+    if dtype not in _FLOATS:
+      raise errors.CheckpointError(
+        f'{self._directory}: tensor {name} is {dtype}; supported are '
+        f'{", ".join(_FLOATS)}. Quantised weights must be saved in one of '
+        'these first.'
+      )
+    return file.get_tensor(name).astype(np.float32, copy=False)
+
+
+def write(
+  directory: pathlib.Path,
+  tensors: Mapping[str, Callable[[], np.ndarray]],
+  sizes: Mapping[str, int],
+  max_shard_size: int,
+) -> None:
+  """Writes tensors into one file, or into shards with an index.
+
+  Args:
+    directory: an existing directory.
+    tensors: makes each tensor, by name; called when its shard is written, so
+      that one shard at a time is held in memory.
+    sizes: bytes of each tensor.
+    max_shard_size: bytes; a larger tensor has a shard of its own.
+  """
+  shards, room = [], 0
+  for name in tensors:
+    if not shards or sizes[name] > room:
+      shards.append([])
+      room = max_shard_size
+    shards[-1].append(name)
+    room -= sizes[name]
+  weight_map = {}
+  for number, names in enumerate(shards, 1):
+    file = f'model-{number:05}-of-{len(shards):05}.safetensors'
+    safetensors_numpy.save_file(
+      {name: tensors[name]() for name in names},
+      directory / (file if len(shards) > 1 else SINGLE),
+      # Without it, transformers 4 does not accept the file.
+      metadata={'format': 'pt'},
+    )
+    weight_map.update(dict.fromkeys(names, file))
+  if len(shards) > 1:
+    index = {
+      'metadata': {'total_size': sum(sizes.values())},
+      'weight_map': dict(sorted(weight_map.items())),
+    }
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + '\n')
+
+
+def first(names: list[str], limit: int = 5) -> str:
+  """Lists up to `limit` names and counts the rest."""
+  rest = len(names) - limit
+  listed = ', '.join(names[:limit])
+  return f'{listed} and {rest} more' if rest > 0 else listed

@@ -1,0 +1,94 @@
+"""What a command prints while it works: our own lines, and others' warnings."""
+
+from collections.abc import Iterator
+import contextlib
+import logging as std_logging
+import os
+import pathlib
+import re
+import sys
+import tempfile
+
+from absl import flags
+from absl import logging
+
+# What TensorFlow prints while it is loaded, before it reads any setting.
+_NOISE = re.compile(
+  rb'I\d{4} .*|'
+  rb'WARNING: All log messages before absl::InitializeLog\(\).*|'
+  rb'To enable the following instructions: .*'
+)
+
+_OUR_ROOT = str(pathlib.Path(__file__).resolve().parent) + os.sep
+
+
+def silence_native_libraries() -> None:
+  """Silences what C++ libraries print; to be called before they are imported.
+
+  TensorFlow and XLA report missing GPUs and the like on every start. A value
+  that the user has set is kept.
+  """
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  os.environ.setdefault('GRPC_VERBOSITY', 'ERROR')
+
+
+@contextlib.contextmanager
+def without_noise() -> Iterator[None]:
+  """Drops the lines that TensorFlow prints while it is being imported.
+
+  No setting silences them, so that what arrives on stderr, from C++ too, is
+  held back until the end of the block and printed without them.
+  """
+  sys.stderr.flush()
+  real = os.dup(2)
+  with tempfile.TemporaryFile() as held:
+    os.dup2(held.fileno(), 2)
+    try:
+      yield
+    finally:
+      sys.stderr.flush()
+      os.dup2(real, 2)
+      os.close(real)
+      held.seek(0)
+      for line in held:
+        if not _NOISE.match(line):
+          os.write(2, line)
+
+
+def show() -> None:
+  """Shows on stderr our INFO lines, and everybody's warnings and errors."""
+  # absl's own flags, of logging among others, keep their defaults; without this
+  # absl warns of lines before they are parsed.
+  flags.FLAGS.mark_as_parsed()
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  handler = logging.get_absl_handler()
+  handler.setFormatter(_Formatter())
+  handler.addFilter(_is_for_users)
+
+
+def _is_for_users(record: std_logging.LogRecord) -> bool:
+  """Says whether to show a line: others' INFO lines are for their authors."""
+  if record.levelno >= std_logging.WARNING:
+    return True
+  if record.pathname.startswith(_OUR_ROOT):
+    return True
+  # Otherwise a module of the user's own, unless it is an installed package.
+  return not {'site-packages', 'dist-packages'}.intersection(
+    pathlib.Path(record.pathname).parts
+  )
+
+
+class _Formatter(std_logging.Formatter):
+  """Formats `12:34:56 message`, with the level where it is not INFO."""
+
+  def __init__(self):
+    super().__init__('%(asctime)s %(message)s', datefmt='%H:%M:%S')
+
+  def format(self, record: std_logging.LogRecord) -> str:
+    """Formats one line."""
+    line = super().format(record)
+    if record.levelno == std_logging.INFO:
+      return line
+    time, _, message = line.partition(' ')
+    return f'{time} {record.levelname}: {message}'

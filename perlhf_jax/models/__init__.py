@@ -1,0 +1,1 @@
+"""Flax Linen models: T5, LoRA layers, heads and the roles built of them."""

@@ -1,0 +1,188 @@
+"""Multi-head attention and T5's relative position bias."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+import numpy as np
+
+from perlhf_jax.core import typing
+from perlhf_jax.models import layers
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import t5_config
+
+# Finite, so that a row with no valid key gives a uniform softmax and no NaN.
+MASKED_LOGIT = -1e10
+
+
+def mask_to_bias(
+  mask: Bool[typing.Array, '*shape'],
+) -> Float[jax.Array, '*shape']:
+  """Returns 0 where a bool `mask` is True and `MASKED_LOGIT` where not."""
+  return jnp.where(mask, 0.0, MASKED_LOGIT).astype(jnp.float32)
+
+
+def relative_position_bucket(
+  relative_position: Int[np.ndarray, 'query_length key_length'],
+  *,
+  bidirectional: bool,
+  num_buckets: int,
+  max_distance: int,
+) -> Int[np.ndarray, 'query_length key_length']:
+  """Maps key position minus query position to a bucket.
+
+  Half of the buckets are exact distances; the others grow logarithmically up
+  to `max_distance`, beyond which all distances share the last one (Raffel et
+  al. 2020, arXiv:1910.10683, section 2.1).
+
+  Args:
+    relative_position: int `[query_length, key_length]`.
+    bidirectional: whether keys after the query have buckets of their own.
+    num_buckets: number of buckets.
+    max_distance: where the last bucket begins.
+
+  Returns:
+    int32 of the same shape, in [0, num_buckets).
+  """
+  bucket = np.zeros_like(relative_position)
+  distance = -relative_position
+  if bidirectional:
+    num_buckets //= 2
+    bucket = bucket + (distance < 0) * num_buckets
+    distance = np.abs(distance)
+  else:
+    distance = np.maximum(distance, 0)
+  max_exact = num_buckets // 2
+  # float32, as every published T5 was trained: float64 moves some borders.
+  log_distance = np.log(
+    np.maximum(distance, 1).astype(np.float32) / max_exact
+  ) / np.float32(np.log(max_distance / max_exact))
+  log_bucket = max_exact + (log_distance * (num_buckets - max_exact)).astype(
+    np.int32
+  )
+  log_bucket = np.minimum(log_bucket, num_buckets - 1)
+  bucket = bucket + np.where(distance < max_exact, distance, log_bucket)
+  return bucket.astype(np.int32)
+
+
+class RelativePositionBias(nn.Module):
+  """A learned bias per head and bucket of relative distance.
+
+  Attributes:
+    config: the model's configuration.
+    bidirectional: True in the encoder, False in the decoder.
+  """
+
+  config: t5_config.T5Config
+  bidirectional: bool
+
+  @nn.compact
+  def __call__(
+    self, query_length: int, key_length: int
+  ) -> Float[jax.Array, '1 heads {query_length} {key_length}']:
+    """Returns the bias `[1, heads, query_length, key_length]`, float32."""
+    config = self.config
+    table = self.param(
+      'rel_embedding',
+      nn.with_logical_partitioning(
+        nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform'),
+        ('heads', 'relpos_buckets'),
+      ),
+      (config.num_heads, config.relative_attention_num_buckets),
+      jnp.float32,
+    )
+    positions = (
+      np.arange(key_length, dtype=np.int32)[None, :]
+      - np.arange(query_length, dtype=np.int32)[:, None]
+    )
+    buckets = relative_position_bucket(
+      positions,
+      bidirectional=self.bidirectional,
+      num_buckets=config.relative_attention_num_buckets,
+      max_distance=config.relative_attention_max_distance,
+    )
+    return jnp.take(jnp.asarray(table, jnp.float32), buckets, axis=1)[None]
+
+
+class Attention(nn.Module):
+  """Multi-head attention with T5's scaling (none: it is in the init).
+
+  Attributes:
+    config: the model's configuration.
+    adapters: resolved LoRA adapters, or None.
+  """
+
+  config: t5_config.T5Config
+  adapters: lora_lib.Adapters | None = None
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[typing.Array, 'rows query_length embed'],
+    memory: Float[typing.Array, 'batch key_length embed'],
+    *,
+    mask_bias: Float[typing.Array, '_ 1 _ key_length'],
+    position_bias: Float[typing.Array, '1 heads query_length key_length']
+    | None = None,
+    deterministic: bool,
+  ) -> Float[jax.Array, 'rows query_length embed']:
+    """Attends from `x` to `memory`.
+
+    Args:
+      x: queries, `[batch * responses, query_length, embed]`. With several
+        responses a prompt they stand side by side on the query axis, so that
+        keys and values of the prompt are computed and held once.
+      memory: `[batch, key_length, embed]`.
+      mask_bias: float32, broadcastable to
+        `[batch, heads, query_length, key_length]`.
+      position_bias: likewise, or None.
+      deterministic: whether dropout is off.
+
+    Returns:
+      `[batch * responses, query_length, embed]`.
+    """
+    config = self.config
+    shape = x.shape
+    x = x.reshape(memory.shape[0], -1, shape[-1])
+    width = config.num_heads * config.head_dim
+
+    def project(name, inputs, init=layers.DENSE_INIT):
+      y = layers.Dense(
+        features=width,
+        kernel_axes=('embed', 'joined_kv'),
+        dtype=config.compute_dtype,
+        kernel_init=init,
+        adapters=self.adapters,
+        name=name,
+      )(inputs, deterministic=deterministic)
+      y = y.reshape(*y.shape[:2], config.num_heads, config.head_dim)
+      return nn.with_logical_constraint(y, ('batch', 'length', 'heads', 'kv'))
+
+    # T5 has no 1/sqrt(head_dim) at run time; the query's init carries it.
+    query_init = nn.initializers.variance_scaling(
+      1.0 / config.head_dim, 'fan_in', 'truncated_normal'
+    )
+    query = project('query', x, query_init)
+    key = project('key', memory)
+    value = project('value', memory)
+
+    logits = jnp.einsum(
+      'bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32
+    )
+    logits = logits + mask_bias
+    if position_bias is not None:
+      logits = logits + position_bias
+    weights = jax.nn.softmax(logits, axis=-1).astype(config.compute_dtype)
+    weights = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(
+      weights, deterministic=deterministic
+    )
+    y = jnp.einsum('bhqk,bkhd->bqhd', weights, value)
+    y = y.reshape(*y.shape[:2], width)
+    y = layers.Dense(
+      features=config.emb_dim,
+      kernel_axes=('joined_kv', 'embed'),
+      dtype=config.compute_dtype,
+      adapters=self.adapters,
+      name='out',
+    )(y, deterministic=deterministic)
+    return y.reshape(shape)

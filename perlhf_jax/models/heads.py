@@ -1,0 +1,35 @@
+"""Scalar heads on decoder states."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from perlhf_jax.core import typing
+
+
+class ScalarHead(nn.Module):
+  """A linear map to one number per state, in float32 whatever the backbone.
+
+  The paper does not say how its scalar is read; this is the common choice.
+  """
+
+  @nn.compact
+  def __call__(
+    self, hidden: Float[typing.Array, '*shape embed']
+  ) -> Float[jax.Array, '*shape']:
+    """Maps `[..., embed]` to float32 `[...]`."""
+    hidden = jnp.asarray(hidden, jnp.float32)
+    kernel = self.param(
+      'kernel',
+      nn.with_logical_partitioning(
+        nn.initializers.variance_scaling(1.0, 'fan_in', 'normal'),
+        ('embed', None),
+      ),
+      (hidden.shape[-1], 1),
+      jnp.float32,
+    )
+    bias = self.param('bias', nn.initializers.zeros, (1,), jnp.float32)
+    # The highest precision: a TPU would else multiply in bfloat16.
+    product = jnp.dot(hidden, kernel, precision=jax.lax.Precision.HIGHEST)
+    return (product + bias)[..., 0]

@@ -1,0 +1,190 @@
+"""LoRA: low-rank adapters in a Linen collection of their own.
+
+An adapted dense layer computes `x·W + (x·A)·B·scale` with `A` (`lora_a`,
+random) of shape `[in, rank]` and `B` (`lora_b`, zero) of shape `[rank, out]`;
+`A·B` is never formed in training. `A` and `B` live in the collection `lora`
+beside `params`, so that the backbone's tree is the same with and without
+adapters, and several roles share one backbone.
+
+Source: Hu et al. 2021 (arXiv:2106.09685) section 4.1; the sites, every
+attention projection, are those of arXiv:2403.10704 section 2.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from perlhf_jax.core import errors
+from perlhf_jax.core import tree_paths
+from perlhf_jax.core import typing
+
+ATTENTION_PROJECTIONS = (r'.*attention/(query|key|value|out)',)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """What to adapt and how strongly.
+
+  Attributes:
+    rank: inner width of every adapter.
+    alpha: numerator of the scale; `rank` if None, for a scale of 1.
+    dropout_rate: on the adapter's input; off wherever `deterministic` is.
+    rs_lora: divide by sqrt(rank) and not rank (arXiv:2312.03732), which keeps
+      updates of high ranks from shrinking.
+    target_modules: regular expressions over module paths such as
+      'encoder/layers_0/attention/query'; each must match a whole path of at
+      least one dense layer. By default every attention projection.
+  """
+
+  rank: int = 8
+  alpha: float | None = None
+  dropout_rate: float = 0.0
+  rs_lora: bool = False
+  target_modules: Sequence[str] = ATTENTION_PROJECTIONS
+
+  def __post_init__(self):
+    object.__setattr__(self, 'target_modules', tuple(self.target_modules))
+    if self.rank < 1:
+      raise errors.ConfigError(
+        f'LoraConfig.rank is {self.rank}; it must be at least 1 (for full '
+        'tuning use gin/lora/none.gin).'
+      )
+    if not 0.0 <= self.dropout_rate < 1.0:
+      raise errors.ConfigError(
+        f'LoraConfig.dropout_rate is {self.dropout_rate}; it must be in [0, 1).'
+      )
+
+  @property
+  def scale(self) -> float:
+    """The factor on `(x·A)·B`."""
+    alpha = self.rank if self.alpha is None else self.alpha
+    return alpha / (math.sqrt(self.rank) if self.rs_lora else self.rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+  """A `LoraConfig` resolved against the dense layers of one model."""
+
+  config: LoraConfig
+  module_paths: frozenset[str]
+
+
+def resolve(config: LoraConfig, module_paths: Iterable[str]) -> Adapters:
+  """Resolves `target_modules` against a model's dense layers, once.
+
+  Args:
+    config: the configuration.
+    module_paths: paths of every dense layer of the model.
+
+  Raises:
+    ConfigError: a pattern matches no layer.
+  """
+  hits = tree_paths.match_paths(
+    config.target_modules, module_paths, 'LoraConfig.target_modules'
+  )
+  return Adapters(config, frozenset(hits))
+
+
+class LowRankUpdate(nn.Module):
+  """Adds `(x·A)·B·scale`; called from inside a dense layer, in its scope.
+
+  Attributes:
+    config: rank, scale and dropout.
+    features: output width.
+    kernel_axes: logical axes of the adapted kernel.
+    dtype: of the products.
+  """
+
+  config: LoraConfig
+  features: int
+  kernel_axes: tuple[str, str]
+  dtype: Any
+
+  @nn.compact
+  def __call__(
+    self, x: Float[typing.Array, '*shape inputs'], *, deterministic: bool
+  ) -> Float[jax.Array, '*shape {self.features}']:
+    """Maps `[..., in]` to the update `[..., features]`."""
+    config = self.config
+    in_axis, out_axis = self.kernel_axes
+
+    def variable(name, init, shape, axes):
+      init = nn.with_logical_partitioning(init, axes)
+      return self.variable(
+        'lora', name, lambda: init(self.make_rng('lora'), shape, jnp.float32)
+      ).value
+
+    a = variable(
+      'lora_a',
+      nn.initializers.variance_scaling(1.0, 'fan_in', 'normal'),
+      (x.shape[-1], config.rank),
+      (in_axis, 'lora_rank'),
+    )
+    b = variable(
+      'lora_b',
+      nn.initializers.zeros,
+      (config.rank, self.features),
+      ('lora_rank', out_axis),
+    )
+    x = nn.Dropout(config.dropout_rate)(x, deterministic=deterministic)
+    hidden = jnp.dot(x.astype(self.dtype), a.astype(self.dtype))
+    return jnp.dot(hidden, b.astype(self.dtype)) * config.scale
+
+
+def _adapted_kernels(
+  params: typing.Params, lora: typing.Params, config: LoraConfig, sign: float
+) -> dict[str, Any]:
+  flat = tree_paths.flatten(params)
+  adapters = tree_paths.flatten(lora)
+  for path, a in adapters.items():
+    if not path.endswith('/lora_a'):
+      continue
+    b = adapters[path.removesuffix('a') + 'b']
+    kernel_path = path.removesuffix('lora/lora_a') + 'kernel'
+    kernel = flat[kernel_path]
+    # A leading `layers` axis, where there is one, is a batch axis here.
+    update = jnp.matmul(
+      jnp.asarray(a, jnp.float32),
+      jnp.asarray(b, jnp.float32),
+      precision=jax.lax.Precision.HIGHEST,
+    )
+    merged = jnp.asarray(kernel, jnp.float32) + sign * config.scale * update
+    flat[kernel_path] = merged.astype(kernel.dtype)
+  return tree_paths.unflatten(flat)
+
+
+def merge_lora(
+  params: typing.Params, lora: typing.Params, config: LoraConfig
+) -> dict[str, Any]:
+  """Returns `params` with `W + A·B·scale` for every adapter.
+
+  The sum is taken in float32 and then cast to the kernel's dtype. The result
+  is a plain backbone: apply it without the `lora` collection.
+  """
+  return _adapted_kernels(params, lora, config, 1.0)
+
+
+def unmerge_lora(
+  params: typing.Params, lora: typing.Params, config: LoraConfig
+) -> dict[str, Any]:
+  """Returns merged `params` with the same adapters taken out again."""
+  return _adapted_kernels(params, lora, config, -1.0)
+
+
+def describe(
+  adapters: Adapters, lora: Mapping[str, Any], params: Mapping[str, Any]
+) -> str:
+  """One line for the log: how many adapters and parameters were made."""
+  added = tree_paths.count_parameters(lora)
+  base = tree_paths.count_parameters(params)
+  return (
+    f'LoRA rank {adapters.config.rank}, scale {adapters.config.scale:g}: '
+    f'{len(adapters.module_paths)} adapted module(s), {added:,} parameters '
+    f'({added / (base + added):.3%} of {base + added:,}).'
+  )

@@ -1,0 +1,114 @@
+"""A reward model: a T5 backbone and a scalar head.
+
+The prompt goes to the encoder and the response to the decoder; the score is
+read from the decoder's last hidden state at the last response token, EOS. All
+responses of a prompt share one pass of the encoder, and in the decoder one
+set of cross-attention keys and values.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from perlhf_jax.core import masking
+from perlhf_jax.core import typing
+from perlhf_jax.models import heads
+from perlhf_jax.models import t5
+from perlhf_jax.models import t5_config
+
+Variables = Mapping[str, Any]
+
+
+def init_heads(config: t5_config.T5Config, rng: jax.Array) -> dict[str, Any]:
+  """Returns fresh, boxed heads for a backbone."""
+  hidden = jnp.zeros((1, config.emb_dim))
+  return {'score': heads.ScalarHead().init(rng, hidden)['params']}
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+  """Scores responses.
+
+  Variables are `{'params': …, 'heads': {'score': …}}`, and `'lora'` where the
+  backbone is adapted.
+
+  Attributes:
+    backbone: the encoder-decoder, adapted or bare.
+  """
+
+  backbone: t5.T5
+
+  def scores(
+    self,
+    variables: Variables,
+    prompt_tokens: Int[typing.Array, 'batch prompt_length'],
+    prompt_mask: Bool[typing.Array, 'batch prompt_length'],
+    response_tokens: Int[typing.Array, 'batch responses response_length'],
+    response_mask: Bool[typing.Array, 'batch responses response_length'],
+    *,
+    dropout_rng: jax.Array | None = None,
+  ) -> Float[jax.Array, 'batch responses']:
+    """Scores several responses a prompt.
+
+    A score does not depend on the other rows of the batch, on the lengths to
+    which the arrays are padded, or on what the padding holds.
+
+    Args:
+      variables: as in the class docstring.
+      prompt_tokens: int32 `[batch, prompt_length]`.
+      prompt_mask: bool `[batch, prompt_length]`.
+      response_tokens: int32 `[batch, responses, response_length]`, each
+        ending with EOS.
+      response_mask: bool, of the same shape.
+      dropout_rng: turns dropout on.
+
+    Returns:
+      float32 `[batch, responses]`.
+    """
+    batch, responses, length = response_tokens.shape
+    deterministic = dropout_rng is None
+    rngs = None if deterministic else {'dropout': dropout_rng}
+    backbone = {k: v for k, v in variables.items() if k != 'heads'}
+
+    def hidden_states(model):
+      encoded = model.encode(
+        prompt_tokens, prompt_mask, deterministic=deterministic
+      )
+      # The start token goes in front, so that EOS too is an input and the
+      # state at its position has seen the whole response.
+      tokens = jnp.pad(response_tokens.reshape(-1, length), ((0, 0), (1, 0)))
+      return model.decode(
+        encoded, prompt_mask, tokens, deterministic=deterministic
+      )
+
+    hidden = self.backbone.apply(backbone, rngs=rngs, method=hidden_states)
+    mask = response_mask.reshape(-1, length)
+    # A row of padding has no token; it is read at the start token.
+    mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
+    last = masking.gather_last_valid(hidden, mask)
+    head = {'params': variables['heads']['score']}
+    return heads.ScalarHead().apply(head, last).reshape(batch, responses)
+
+  def score(
+    self,
+    variables: Variables,
+    prompt_tokens: Int[typing.Array, 'batch prompt_length'],
+    prompt_mask: Bool[typing.Array, 'batch prompt_length'],
+    response_tokens: Int[typing.Array, 'batch response_length'],
+    response_mask: Bool[typing.Array, 'batch response_length'],
+    *,
+    dropout_rng: jax.Array | None = None,
+  ) -> Float[jax.Array, ' batch']:
+    """Scores one response a prompt, `[batch, response_length]` to `[batch]`."""
+    return self.scores(
+      variables,
+      prompt_tokens,
+      prompt_mask,
+      response_tokens[:, None],
+      response_mask[:, None],
+      dropout_rng=dropout_rng,
+    )[:, 0]

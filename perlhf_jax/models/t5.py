@@ -1,0 +1,315 @@
+"""T5 encoder-decoders with T5X's parameter names.
+
+One module serves T5 v1.0, v1.1 (Flan, LM-adapted), mT5 and ByT5; UMT5 differs
+by one flag. Parameters are those of T5X's minimal T5: 2-D attention kernels,
+one relative position bias a stack. Dimension names are in `core.typing`.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+import numpy as np
+
+from perlhf_jax.core import tree_paths
+from perlhf_jax.core import typing
+from perlhf_jax.models import attention
+from perlhf_jax.models import layers
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import t5_config
+
+_ACTIVATION_AXES = ('batch', 'length', 'embed')
+_REMAT_POLICIES = {
+  'minimal': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'full': None,
+}
+
+
+class Layer(nn.Module):
+  """One encoder or decoder layer; the decoder's has cross-attention.
+
+  Attributes:
+    config: the model's configuration.
+    is_decoder: whether this is a decoder layer.
+    adapters: resolved LoRA adapters, or None.
+  """
+
+  config: t5_config.T5Config
+  is_decoder: bool
+  adapters: lora_lib.Adapters | None = None
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[jax.Array, 'rows length embed'],
+    self_mask_bias: Float[jax.Array, '_ 1 _ length'],
+    position_bias: Float[jax.Array, '1 heads length length'] | None,
+    encoded: Float[jax.Array, 'batch prompt_length embed'] | None,
+    encoded_mask_bias: Float[jax.Array, 'batch 1 1 prompt_length'] | None,
+    deterministic: bool,
+  ) -> tuple[Float[jax.Array, 'rows length embed'], None]:
+    """Maps `[batch, length, embed]` to the same; in `nn.scan`'s form."""
+    config = self.config
+
+    def norm(name, y):
+      return layers.RMSNorm(dtype=config.compute_dtype, name=name)(y)
+
+    def residual(x, y):
+      y = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(
+        y, deterministic=deterministic
+      )
+      return nn.with_logical_constraint(x + y, _ACTIVATION_AXES)
+
+    if config.relpos_bias_per_layer:
+      position_bias = attention.RelativePositionBias(
+        config, bidirectional=not self.is_decoder, name='relpos_bias'
+      )(x.shape[1], x.shape[1])
+    prefix = 'self_' if self.is_decoder else ''
+    y = norm(f'pre_{prefix}attention_layer_norm', x)
+    y = attention.Attention(config, self.adapters, name=f'{prefix}attention')(
+      y,
+      y,
+      mask_bias=self_mask_bias,
+      position_bias=position_bias,
+      deterministic=deterministic,
+    )
+    x = residual(x, y)
+    if self.is_decoder:
+      y = norm('pre_cross_attention_layer_norm', x)
+      y = attention.Attention(
+        config, self.adapters, name='encoder_decoder_attention'
+      )(y, encoded, mask_bias=encoded_mask_bias, deterministic=deterministic)
+      x = residual(x, y)
+    y = norm('pre_mlp_layer_norm', x)
+    y = layers.Mlp(config, self.adapters, name='mlp')(
+      y, deterministic=deterministic
+    )
+    return residual(x, y), None
+
+
+class Stack(nn.Module):
+  """The layers of the encoder or of the decoder, and their final norm.
+
+  Attributes:
+    config: the model's configuration.
+    is_decoder: which of the two.
+    adapters: resolved LoRA adapters, or None.
+  """
+
+  config: t5_config.T5Config
+  is_decoder: bool
+  adapters: lora_lib.Adapters | None = None
+
+  def setup(self):
+    config = self.config
+    layer = Layer
+    if config.remat_policy != 'none':
+      layer = nn.remat(
+        Layer,
+        policy=_REMAT_POLICIES[config.remat_policy],
+        prevent_cse=not config.scan_layers,
+        static_argnums=(6,),
+      )
+    num_layers = (
+      config.num_decoder_layers
+      if self.is_decoder
+      else config.num_encoder_layers
+    )
+    arguments = dict(
+      config=config, is_decoder=self.is_decoder, adapters=self.adapters
+    )
+    if config.scan_layers:
+      self.layers = nn.scan(
+        layer,
+        variable_axes={'params': 0, 'lora': 0},
+        split_rngs={'params': True, 'lora': True, 'dropout': True},
+        in_axes=(nn.broadcast,) * 5,
+        length=num_layers,
+        metadata_params={nn.PARTITION_NAME: 'layers'},
+      )(**arguments)
+    else:
+      self.layers = [layer(**arguments) for _ in range(num_layers)]
+    if not config.relpos_bias_per_layer:
+      self.relpos_bias = attention.RelativePositionBias(
+        config, bidirectional=not self.is_decoder
+      )
+    norm = layers.RMSNorm(dtype=config.compute_dtype)
+    if self.is_decoder:
+      self.decoder_norm = norm
+      if not config.logits_via_embedding:
+        self.logits_dense = layers.Dense(
+          features=config.vocab_size,
+          kernel_axes=('embed', 'vocab'),
+          dtype=jnp.float32,
+          adapters=self.adapters,
+        )
+    else:
+      self.encoder_norm = norm
+    self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+  def __call__(
+    self,
+    x: Float[jax.Array, 'rows length embed'],
+    mask_bias: Float[jax.Array, '_ 1 _ length'],
+    *,
+    encoded: Float[jax.Array, 'batch prompt_length embed'] | None = None,
+    encoded_mask_bias: Float[jax.Array, 'batch 1 1 prompt_length']
+    | None = None,
+    deterministic: bool,
+  ) -> Float[jax.Array, 'rows length embed']:
+    """Maps embeddings `[batch, length, embed]` to final hidden states."""
+    config = self.config
+    x = self.dropout(x, deterministic=deterministic)
+    x = nn.with_logical_constraint(
+      x.astype(config.compute_dtype), _ACTIVATION_AXES
+    )
+    position_bias = None
+    if not config.relpos_bias_per_layer:
+      position_bias = self.relpos_bias(x.shape[1], x.shape[1])
+    rest = (mask_bias, position_bias, encoded, encoded_mask_bias, deterministic)
+    if config.scan_layers:
+      x, _ = self.layers(x, *rest)
+    else:
+      for layer in self.layers:
+        x, _ = layer(x, *rest)
+    x = self.decoder_norm(x) if self.is_decoder else self.encoder_norm(x)
+    return self.dropout(x, deterministic=deterministic)
+
+
+class T5(nn.Module):
+  """A T5 encoder-decoder.
+
+  Attributes:
+    config: architecture and numerics.
+    adapters: resolved LoRA adapters, or None for the bare backbone.
+  """
+
+  config: t5_config.T5Config
+  adapters: lora_lib.Adapters | None = None
+
+  def setup(self):
+    config = self.config
+    self.token_embedder = layers.Embed(
+      config.vocab_size, config.emb_dim, dtype=config.compute_dtype
+    )
+    self.encoder = Stack(config, is_decoder=False, adapters=self.adapters)
+    self.decoder = Stack(config, is_decoder=True, adapters=self.adapters)
+
+  def encode(
+    self,
+    encoder_input_tokens: Int[typing.Array, 'batch prompt_length'],
+    encoder_mask: Bool[typing.Array, 'batch prompt_length'],
+    *,
+    deterministic: bool = True,
+  ) -> Float[jax.Array, 'batch prompt_length embed']:
+    """Encodes prompts.
+
+    Args:
+      encoder_input_tokens: int32 `[batch, prompt_length]`.
+      encoder_mask: bool `[batch, prompt_length]`, True on real tokens.
+      deterministic: whether dropout is off.
+
+    Returns:
+      `[batch, prompt_length, embed]`; rows at masked positions mean nothing.
+    """
+    return self.encoder(
+      self.token_embedder(encoder_input_tokens),
+      attention.mask_to_bias(encoder_mask[:, None, None, :]),
+      deterministic=deterministic,
+    )
+
+  def decode(
+    self,
+    encoded: Float[typing.Array, 'batch prompt_length embed'],
+    encoder_mask: Bool[typing.Array, 'batch prompt_length'],
+    decoder_input_tokens: Int[typing.Array, 'rows response_length'],
+    *,
+    deterministic: bool = True,
+  ) -> Float[jax.Array, 'rows response_length embed']:
+    """Runs the decoder with teacher forcing.
+
+    The causal mask alone keeps padding at the end of a response from any real
+    position, so the decoder takes no mask of its own.
+
+    Args:
+      encoded: `[batch, prompt_length, embed]`, of `encode`.
+      encoder_mask: bool `[batch, prompt_length]`.
+      decoder_input_tokens: int32 `[batch * responses, response_length]`; the
+        responses of a prompt are consecutive.
+      deterministic: whether dropout is off.
+
+    Returns:
+      Final hidden states `[batch * responses, response_length, embed]`.
+    """
+    length = decoder_input_tokens.shape[1]
+    causal = np.tril(np.ones((1, 1, length, length), bool))
+    return self.decoder(
+      self.token_embedder(decoder_input_tokens),
+      attention.mask_to_bias(causal),
+      encoded=encoded,
+      encoded_mask_bias=attention.mask_to_bias(encoder_mask[:, None, None, :]),
+      deterministic=deterministic,
+    )
+
+  def logits(
+    self, hidden: Float[typing.Array, '*shape embed']
+  ) -> Float[jax.Array, '*shape vocab']:
+    """Maps hidden states `[..., embed]` to float32 logits `[..., vocab]`."""
+    if self.config.logits_via_embedding:
+      logits = self.token_embedder.attend(hidden)
+    else:
+      logits = self.decoder.logits_dense(hidden)
+    return jnp.asarray(logits, jnp.float32)
+
+  def __call__(
+    self,
+    encoder_input_tokens: Int[typing.Array, 'batch prompt_length'],
+    decoder_input_tokens: Int[typing.Array, 'rows response_length'],
+    encoder_mask: Bool[typing.Array, 'batch prompt_length'] | None = None,
+    *,
+    deterministic: bool = True,
+  ) -> Float[jax.Array, 'rows response_length vocab']:
+    """Returns logits of the next token at each response position.
+
+    Args:
+      encoder_input_tokens: int32 `[batch, prompt_length]`.
+      decoder_input_tokens: int32 `[batch * responses, response_length]`.
+      encoder_mask: bool `[batch, prompt_length]`; where the token is not 0 if
+        None.
+      deterministic: whether dropout is off.
+
+    Returns:
+      float32 `[batch * responses, response_length, vocab]`.
+    """
+    if encoder_mask is None:
+      encoder_mask = encoder_input_tokens != 0
+    encoded = self.encode(
+      encoder_input_tokens, encoder_mask, deterministic=deterministic
+    )
+    hidden = self.decode(
+      encoded, encoder_mask, decoder_input_tokens, deterministic=deterministic
+    )
+    return self.logits(hidden)
+
+
+def init_variables(model: T5, rng: jax.Array) -> dict[str, Any]:
+  """Returns boxed `params` (and `lora`, if adapted) of a model.
+
+  The random numbers of `params` do not depend on the adapters.
+  """
+  params_rng, lora_rng = jax.random.split(rng)
+  tokens = jnp.zeros((1, 1), jnp.int32)
+  return model.init({'params': params_rng, 'lora': lora_rng}, tokens, tokens)
+
+
+def dense_module_paths(config: t5_config.T5Config) -> tuple[str, ...]:
+  """Returns the path of every dense layer, computed from shapes alone."""
+  variables = jax.eval_shape(
+    lambda: nn.meta.unbox(init_variables(T5(config), jax.random.key(0)))
+  )
+  paths = tree_paths.flatten(variables['params'])
+  return tuple(
+    p.removesuffix('/kernel') for p in paths if p.endswith('/kernel')
+  )

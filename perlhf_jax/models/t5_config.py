@@ -1,0 +1,107 @@
+"""The shape of a T5 model."""
+
+from collections.abc import Sequence
+import dataclasses
+
+import jax.numpy as jnp
+
+from perlhf_jax.core import errors
+
+REMAT_POLICIES = ('none', 'minimal', 'full')
+ACTIVATIONS = ('relu', 'gelu', 'silu', 'linear')
+DTYPES = ('float32', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+  """Architecture and numerics of a T5 encoder-decoder.
+
+  Defaults are T5X's `T5Config`. v1.0 models use `mlp_activations=('relu',)`
+  and `logits_via_embedding=True`; v1.1 ones `('gelu', 'linear')` and False.
+
+  Attributes:
+    vocab_size: rows of the embedding; may exceed the tokenizer's vocabulary.
+    emb_dim: width of the residual stream.
+    num_heads: attention heads.
+    num_encoder_layers: encoder layers.
+    num_decoder_layers: decoder layers.
+    head_dim: width of one head.
+    mlp_dim: hidden width of the feed-forward blocks.
+    mlp_activations: one name, or two for a gated block; the first of two is
+      applied to `wi_0`, the second to `wi_1`.
+    dropout_rate: of embeddings, attention weights, and block outputs.
+    logits_via_embedding: whether the output layer is the embedding matrix
+      (its logits are divided by sqrt(emb_dim)).
+    relative_attention_num_buckets: relative position buckets.
+    relative_attention_max_distance: distance from which all positions share
+      the last bucket.
+    relpos_bias_per_layer: whether each layer has a position bias of its own
+      (UMT5), not one per stack.
+    dtype: of activations and matrix products; norms, softmax, logits and
+      losses are in float32 whatever it is.
+    scan_layers: whether layers are stacked and run by `nn.scan` (one layer
+      compiled, for deep models). Outputs are the same either way.
+    remat_policy: what the backward pass recomputes: `none`, `minimal` (all
+      but matrix products) or `full`.
+  """
+
+  vocab_size: int
+  emb_dim: int = 512
+  num_heads: int = 8
+  num_encoder_layers: int = 6
+  num_decoder_layers: int = 6
+  head_dim: int = 64
+  mlp_dim: int = 2048
+  mlp_activations: Sequence[str] = ('relu',)
+  dropout_rate: float = 0.1
+  logits_via_embedding: bool = False
+  relative_attention_num_buckets: int = 32
+  relative_attention_max_distance: int = 128
+  relpos_bias_per_layer: bool = False
+  dtype: str = 'float32'
+  scan_layers: bool = False
+  remat_policy: str = 'none'
+
+  def __post_init__(self):
+    if isinstance(self.mlp_activations, str):
+      object.__setattr__(self, 'mlp_activations', (self.mlp_activations,))
+    object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
+    if len(self.mlp_activations) not in (1, 2):
+      raise errors.ConfigError(
+        f'T5Config.mlp_activations is {self.mlp_activations}; give one name, '
+        'or two for a gated block.'
+      )
+    if self.dtype not in DTYPES:
+      raise errors.ConfigError(
+        f'T5Config.dtype is {self.dtype!r}; choose one of {", ".join(DTYPES)}.'
+      )
+    if self.remat_policy not in REMAT_POLICIES:
+      raise errors.ConfigError(
+        f'T5Config.remat_policy is {self.remat_policy!r}; choose one of '
+        f'{", ".join(REMAT_POLICIES)}.'
+      )
+    for name in self.mlp_activations:
+      if name not in ACTIVATIONS:
+        raise errors.ConfigError(
+          f'T5Config.mlp_activations has {name!r}; known ones are '
+          f'{", ".join(ACTIVATIONS)}.'
+        )
+    if not 0.0 <= self.dropout_rate < 1.0:
+      raise errors.ConfigError(
+        f'T5Config.dropout_rate is {self.dropout_rate}; it must be in [0, 1).'
+      )
+
+  @property
+  def compute_dtype(self) -> jnp.dtype:
+    """The dtype of activations."""
+    return jnp.dtype(self.dtype)
+
+
+# What may differ between two runs of one model without changing its weights.
+RUN_FIELDS = frozenset(('dropout_rate', 'dtype', 'scan_layers', 'remat_policy'))
+
+
+def architecture(config: T5Config) -> dict:
+  """Returns the fields that decide parameter shapes and the function."""
+  fields = dataclasses.asdict(config)
+  return {k: v for k, v in fields.items() if k not in RUN_FIELDS}

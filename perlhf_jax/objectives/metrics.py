@@ -1,0 +1,244 @@
+"""Metrics of reward models over whole evaluation sets.
+
+Plain numpy in float64: an evaluation set is small and its figures are compared
+to the last digit. Each metric takes an optional mask, which is false at the
+examples that only pad the last batch.
+
+A metric that the examples do not define is NaN: any metric of no examples,
+balanced accuracy and ROC-AUC of a single class, a correlation with a constant.
+A NaN score makes the metric NaN too, instead of counting as a wrong answer.
+"""
+
+import jax
+from jaxtyping import Bool, Float, Int
+import numpy as np
+
+# Evaluation collects numpy arrays; device arrays are copied over.
+Array = jax.Array | np.ndarray
+Values = Float[Array, ' examples']
+Labels = Float[Array, ' examples']
+Lengths = Int[Array, ' examples']
+Mask = Bool[Array, ' examples'] | None
+
+
+def mean(values: Values, mask: Mask = None) -> float:
+  """Averages one number an example, for example a loss.
+
+  Args:
+    values: [examples].
+    mask: [examples] true where an example counts; all by default.
+
+  Returns:
+    The mean; NaN of no examples.
+  """
+  (values,) = _select(mask, values)
+  return float(np.mean(values)) if values.size else float('nan')
+
+
+def pairwise_accuracy(
+  chosen_scores: Values, rejected_scores: Values, mask: Mask = None
+) -> float:
+  """Computes the share of pairs whose chosen response scores higher.
+
+  A tie counts one half, so that a constant score is worth a coin's 0.5.
+
+  Args:
+    chosen_scores: [examples] scores of the preferred responses.
+    rejected_scores: [examples] scores of the others.
+    mask: [examples] true where an example counts; all by default.
+
+  Returns:
+    The accuracy in [0, 1]; NaN of no examples.
+  """
+  chosen, rejected = _select(mask, chosen_scores, rejected_scores)
+  return mean(np.heaviside(chosen - rejected, 0.5))
+
+
+def pairwise_accuracy_by_length(
+  chosen_scores: Values,
+  rejected_scores: Values,
+  chosen_lengths: Lengths,
+  rejected_lengths: Lengths,
+  mask: Mask = None,
+) -> dict[str, float]:
+  """Splits the pairwise accuracy by which response is longer.
+
+  A reward model that mostly counts tokens shows here: it is good where the
+  chosen response is the longer one and bad where it is the shorter.
+
+  Args:
+    chosen_scores: [examples] scores of the preferred responses.
+    rejected_scores: [examples] scores of the others.
+    chosen_lengths: [examples] tokens of the preferred responses.
+    rejected_lengths: [examples] tokens of the others.
+    mask: [examples] true where an example counts; all by default.
+
+  Returns:
+    The accuracies `chosen_longer`, `chosen_shorter` and `equal_length`; NaN
+    where there is no such pair.
+  """
+  chosen, rejected, chosen_lengths, rejected_lengths = _select(
+    mask, chosen_scores, rejected_scores, chosen_lengths, rejected_lengths
+  )
+  groups = {
+    'chosen_longer': chosen_lengths > rejected_lengths,
+    'chosen_shorter': chosen_lengths < rejected_lengths,
+    'equal_length': chosen_lengths == rejected_lengths,
+  }
+  return {
+    name: pairwise_accuracy(chosen, rejected, group)
+    for name, group in groups.items()
+  }
+
+
+def accuracy(scores: Values, labels: Labels, mask: Mask = None) -> float:
+  """Computes the share of responses on the right side of probability 0.5.
+
+  A response is called good if its score (a logit) is above 0; a score of
+  exactly 0 calls it bad.
+
+  Args:
+    scores: [examples] logits of "this response is good".
+    labels: [examples] good above 0.5, bad otherwise.
+    mask: [examples] true where an example counts; all by default.
+
+  Returns:
+    The accuracy in [0, 1]; NaN of no examples.
+  """
+  scores, labels = _select(mask, scores, labels)
+  return mean(_is_right(scores, labels))
+
+
+def balanced_accuracy(
+  scores: Values, labels: Labels, mask: Mask = None
+) -> float:
+  """Averages the accuracy on good and on bad responses.
+
+  Unlike plain accuracy it gives a model that calls everything good, or
+  everything bad, 0.5 whatever the classes' sizes.
+
+  Args:
+    scores: [examples] logits of "this response is good".
+    labels: [examples] good above 0.5, bad otherwise.
+    mask: [examples] true where an example counts; all by default.
+
+  Returns:
+    The balanced accuracy in [0, 1]; NaN where a class has no examples.
+  """
+  scores, labels = _select(mask, scores, labels)
+  is_right = _is_right(scores, labels)
+  is_good = labels > 0.5
+  return (mean(is_right, is_good) + mean(is_right, ~is_good)) / 2
+
+
+def roc_auc(scores: Values, labels: Labels, mask: Mask = None) -> float:
+  """Computes the area under the receiver operating characteristic.
+
+  That is the probability that a good response drawn at random scores higher
+  than a bad one, ties counting one half; it is computed from ranks.
+
+  Args:
+    scores: [examples] scores; only their order matters.
+    labels: [examples] good above 0.5, bad otherwise.
+    mask: [examples] true where an example counts; all by default.
+
+  Returns:
+    The area in [0, 1]; NaN where a class has no examples.
+  """
+  scores, labels = _select(mask, scores, labels)
+  is_good = labels > 0.5
+  num_good = int(is_good.sum())
+  num_bad = is_good.size - num_good
+  if not num_good or not num_bad or np.isnan(scores).any():
+    return float('nan')
+  # The ranks of the good responses among themselves add up to n(n+1)/2; every
+  # rank above that is a bad response beaten.
+  beaten = _ranks(scores)[is_good].sum() - num_good * (num_good + 1) / 2
+  return float(beaten / (num_good * num_bad))
+
+
+def expected_calibration_error(
+  scores: Values, labels: Labels, mask: Mask = None, num_bins: int = 10
+) -> float:
+  """Measures how far predicted probabilities are from observed frequencies.
+
+  The probabilities σ(score) are sorted into bins of equal width; the error is
+  the mean over examples of |mean probability - mean label| of their bin.
+
+  Args:
+    scores: [examples] logits of "this response is good".
+    labels: [examples] 1 for good, 0 for bad.
+    mask: [examples] true where an example counts; all by default.
+    num_bins: number of bins between 0 and 1.
+
+  Returns:
+    The error in [0, 1]; NaN of no examples.
+  """
+  scores, labels = _select(mask, scores, labels)
+  if not scores.size or np.isnan(scores).any():
+    return float('nan')
+  probabilities = np.exp(-np.logaddexp(0, -scores))
+  bins = np.minimum((probabilities * num_bins).astype(int), num_bins - 1)
+  gaps = np.bincount(bins, weights=probabilities - labels, minlength=num_bins)
+  return float(np.abs(gaps).sum() / scores.size)
+
+
+def pearson_correlation(x: Array, y: Array, mask: Mask = None) -> float:
+  """Computes the linear correlation, for example of score and length.
+
+  Args:
+    x: [examples] numbers.
+    y: [examples] numbers.
+    mask: [examples] true where an example counts; all by default.
+
+  Returns:
+    The correlation in [-1, 1]; NaN where `x` or `y` does not vary.
+  """
+  x, y = _select(mask, x, y)
+  # Compared exactly: rounding can give a constant a tiny variance.
+  if not x.size or np.all(x == x[0]) or np.all(y == y[0]):
+    return float('nan')
+  x = (x - x.mean()) / np.abs(x - x.mean()).max()
+  y = (y - y.mean()) / np.abs(y - y.mean()).max()
+  return float((x @ y) / np.sqrt((x @ x) * (y @ y)))
+
+
+def spearman_correlation(x: Array, y: Array, mask: Mask = None) -> float:
+  """Computes the correlation of ranks, tied values sharing their mean rank.
+
+  Args:
+    x: [examples] numbers.
+    y: [examples] numbers.
+    mask: [examples] true where an example counts; all by default.
+
+  Returns:
+    The correlation in [-1, 1]; NaN where `x` or `y` does not vary.
+  """
+  x, y = _select(mask, x, y)
+  if np.isnan(x).any() or np.isnan(y).any():
+    return float('nan')
+  return pearson_correlation(_ranks(x), _ranks(y))
+
+
+def _select(mask: Mask, *arrays: Array) -> list[np.ndarray]:
+  """Copies the examples that count to float64."""
+  arrays = [np.asarray(array, np.float64) for array in arrays]
+  if mask is None:
+    return arrays
+  mask = np.asarray(mask)
+  return [array[mask] for array in arrays]
+
+
+def _is_right(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Gives 1 for a right call, 0 for a wrong one, NaN for a NaN score."""
+  is_right = ((scores > 0) == (labels > 0.5)).astype(np.float64)
+  return np.where(np.isnan(scores), np.nan, is_right)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+  """Ranks from 1 upwards; tied values share the mean of their ranks."""
+  _, inverse, counts = np.unique(
+    values, return_inverse=True, return_counts=True
+  )
+  highest = np.cumsum(counts)
+  return (highest - (counts - 1) / 2)[inverse]

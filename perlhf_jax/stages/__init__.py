@@ -1,0 +1,1 @@
+"""The commands, each readable from top to bottom."""

@@ -1,0 +1,179 @@
+"""Backbones to start from: ours or Hugging Face's, LoRA ones merged."""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from perlhf_jax.core import errors
+from perlhf_jax.data import vocabularies
+from perlhf_jax.interop import hf
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import t5_config
+from perlhf_jax.stages import run_metadata
+from perlhf_jax.training import checkpoints
+from perlhf_jax.training import fingerprint as fingerprint_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """Weights on the host, with what is needed to use them.
+
+  Attributes:
+    path: where they come from.
+    config: the architecture.
+    params: unrolled tree of numpy arrays.
+    vocabulary: the tokenizer.
+    fingerprint: identifies the content; see `training.fingerprint`.
+    metadata: of the checkpoint; None for a Hugging Face directory.
+  """
+
+  path: str
+  config: t5_config.T5Config
+  params: Mapping[str, Any]
+  vocabulary: Any
+  fingerprint: str
+  metadata: run_metadata.RunMetadata | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A trained step: a backbone, and what was trained on it.
+
+  Attributes:
+    backbone: the frozen base for LoRA, the tuned weights for full tuning.
+    metadata: of the step.
+    lora: unrolled adapters, or None.
+    heads: heads by name, empty where there are none.
+    step_path: folder of the step.
+  """
+
+  backbone: Backbone
+  metadata: run_metadata.RunMetadata
+  lora: Mapping[str, Any] | None
+  heads: Mapping[str, Any]
+  step_path: str
+
+
+def load_checkpoint(
+  path: str, base_checkpoint: str | None = None
+) -> Checkpoint | Backbone:
+  """Loads a checkpoint of ours, or a Hugging Face T5 directory.
+
+  Args:
+    path: MODEL_DIR (newest step), MODEL_DIR/checkpoints/<step or 'best'>, or
+      a Hugging Face directory.
+    base_checkpoint: where the base of an adapter lies now, if it has moved.
+
+  Returns:
+    A `Checkpoint`, or a bare `Backbone` for a Hugging Face directory.
+
+  Raises:
+    CheckpointError: nothing usable there, or an adapter without its base.
+  """
+  step = checkpoints.find_step(path)
+  if step is None:
+    if hf.is_hf_directory(path):
+      return _load_hf(path)
+    if not epath.Path(path).is_dir():
+      raise errors.CheckpointError(
+        f'No checkpoint at {path}: there is no such folder. Give a MODEL_DIR, '
+        'one of its checkpoints/<step> folders, or a Hugging Face T5 directory.'
+      )
+    raise errors.CheckpointError(
+      f'{path} is no checkpoint: it has neither checkpoints/<step>/ of '
+      'perlhf_jax nor the config.json of a Hugging Face model.'
+    )
+  metadata = run_metadata.from_json(checkpoints.read_metadata(step), str(step))
+  trainable = checkpoints.read_trainable(step)
+  if metadata.tuning == 'lora':
+    backbone = _load_base(step, metadata, base_checkpoint)
+  else:
+    backbone = Backbone(
+      path=str(step),
+      config=metadata.model,
+      params=trainable['params'],
+      vocabulary=metadata.vocabulary,
+      fingerprint=fingerprint_lib.fingerprint(trainable['params']),
+      metadata=metadata,
+    )
+  return Checkpoint(
+    backbone=backbone,
+    metadata=metadata,
+    lora=trainable.get('lora'),
+    heads=trainable.get('heads', {}),
+    step_path=str(step),
+  )
+
+
+def load_backbone(path: str) -> Backbone:
+  """Loads weights to start a stage from; SFT adapters are merged.
+
+  Raises:
+    CheckpointError: as `load_checkpoint`, or the checkpoint is a reward model.
+  """
+  loaded = load_checkpoint(path)
+  if isinstance(loaded, Backbone):
+    return loaded
+  if loaded.metadata.kind == run_metadata.REWARD:
+    raise errors.CheckpointError(
+      f'{path} is a reward model. A stage starts from a language model: give '
+      'an SFT checkpoint or a Hugging Face T5 directory as '
+      'INITIAL_CHECKPOINT_PATH.'
+    )
+  if loaded.lora is None:
+    return loaded.backbone
+  config = loaded.metadata.lora
+  logging.info('Merging the adapters of %s into their base.', path)
+  # Named by its parts: the sum's last bits depend on the machine that adds.
+  parts = (
+    loaded.backbone.fingerprint,
+    fingerprint_lib.fingerprint(loaded.lora),
+    repr(config.scale),
+  )
+  return dataclasses.replace(
+    loaded.backbone,
+    path=loaded.step_path,
+    params=lora_lib.merge_lora(loaded.backbone.params, loaded.lora, config),
+    fingerprint=hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16],
+    metadata=loaded.metadata,
+  )
+
+
+def _load_hf(path: str) -> Backbone:
+  config = hf.load_config(path)
+  params = hf.load_params(path, config)
+  return Backbone(
+    path=path,
+    config=config,
+    params=params,
+    vocabulary=vocabularies.load_from_hf_directory(path),
+    fingerprint=fingerprint_lib.fingerprint(params),
+  )
+
+
+def _load_base(
+  step: epath.Path,
+  metadata: run_metadata.RunMetadata,
+  base_checkpoint: str | None,
+) -> Backbone:
+  recorded = metadata.base
+  where = base_checkpoint or recorded['path']
+  wanted = f'{recorded["path"]} (fingerprint {recorded["fingerprint"]})'
+  try:
+    base = load_backbone(where)
+  except errors.CheckpointError as error:
+    raise errors.CheckpointError(
+      f'The adapter {step} needs its base {wanted}, which cannot be loaded: '
+      f'{error} If it has moved, say where with --base_checkpoint=DIR.'
+    ) from error
+  if base.fingerprint != recorded['fingerprint']:
+    raise errors.CheckpointError(
+      f'The adapter {step} was trained on the base {wanted}, but {where} has '
+      f'fingerprint {base.fingerprint}. Give the right one with '
+      '--base_checkpoint=DIR.'
+    )
+  return base

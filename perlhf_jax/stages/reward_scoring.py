@@ -1,0 +1,138 @@
+"""Scores of whole data sets, and the metrics of a reward model on them."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perlhf_jax.core import typing
+from perlhf_jax.models import reward_model
+from perlhf_jax.objectives import metrics
+from perlhf_jax.training import compiled_step
+from perlhf_jax.training import partitioning
+
+PAIRWISE = 'pairwise'
+POINTWISE = 'pointwise'
+
+# (trainable, frozen, host batch) -> {name: host array, first axis batch}
+Scorer = Callable[
+  [Mapping[str, Any], Mapping[str, Any], Mapping[str, np.ndarray]],
+  dict[str, np.ndarray],
+]
+
+
+def pair_scores(
+  model: reward_model.RewardModel,
+  variables: Mapping[str, Any],
+  batch: typing.Batch,
+  dropout_rng: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns chosen and rejected scores `[batch]`; prompts are encoded once."""
+  scores = model.scores(
+    variables,
+    batch['prompt_tokens'],
+    batch['prompt_mask'],
+    jnp.stack([batch['chosen_tokens'], batch['rejected_tokens']], axis=1),
+    jnp.stack([batch['chosen_mask'], batch['rejected_mask']], axis=1),
+    dropout_rng=dropout_rng,
+  )
+  return scores[:, 0], scores[:, 1]
+
+
+def point_scores(
+  model: reward_model.RewardModel,
+  variables: Mapping[str, Any],
+  batch: typing.Batch,
+  dropout_rng: jax.Array | None = None,
+) -> jax.Array:
+  """Returns scores `[batch]` of single responses."""
+  return model.score(
+    variables,
+    batch['prompt_tokens'],
+    batch['prompt_mask'],
+    batch['response_tokens'],
+    batch['response_mask'],
+    dropout_rng=dropout_rng,
+  )
+
+
+def make_scorer(
+  model: reward_model.RewardModel, mesh: jax.sharding.Mesh, objective: str
+) -> Scorer:
+  """Returns a compiled function that scores batches of an objective."""
+
+  def function(trainable, frozen, batch):
+    variables = {**frozen, **trainable}
+    if objective == PAIRWISE:
+      chosen, rejected = pair_scores(model, variables, batch)
+      return {'chosen_scores': chosen, 'rejected_scores': rejected}
+    return {'scores': point_scores(model, variables, batch)}
+
+  compiled = compiled_step.CompiledStep(
+    function,
+    mesh,
+    name=f'{objective} scoring',
+    out_shardings=partitioning.batch_sharding(mesh),
+  )
+
+  def scorer(trainable, frozen, batch):
+    scores = compiled(trainable, frozen, partitioning.shard_batch(batch, mesh))
+    return {k: partitioning.to_host(v) for k, v in scores.items()}
+
+  return scorer
+
+
+def collect(
+  scorer: Scorer,
+  trainable: Mapping[str, Any],
+  frozen: Mapping[str, Any],
+  batches: Iterable[Mapping[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+  """Scores every batch; returns arrays over all real examples, in order.
+
+  Beside the scores: `labels`, and the `*_lengths` of responses in tokens.
+  """
+  collected: dict[str, list[np.ndarray]] = {}
+  for batch in batches:
+    columns = scorer(trainable, frozen, batch)
+    if 'labels' in batch:
+      columns['labels'] = batch['labels']
+    for name in ('chosen', 'rejected', 'response'):
+      if f'{name}_mask' in batch:
+        columns[f'{name}_lengths'] = batch[f'{name}_mask'].sum(axis=1)
+    for name, column in columns.items():
+      collected.setdefault(name, []).append(column[batch['example_mask']])
+  return {name: np.concatenate(parts) for name, parts in collected.items()}
+
+
+def reward_metrics(
+  columns: Mapping[str, np.ndarray], objective: str
+) -> dict[str, float]:
+  """Returns the metrics of an objective from `collect`'s columns."""
+  if objective == PAIRWISE:
+    chosen, rejected = columns['chosen_scores'], columns['rejected_scores']
+    lengths = columns['chosen_lengths'], columns['rejected_lengths']
+    scores = np.concatenate([chosen, rejected])
+    by_length = metrics.pairwise_accuracy_by_length(chosen, rejected, *lengths)
+    return {
+      'pairwise_accuracy': metrics.pairwise_accuracy(chosen, rejected),
+      'loss': float(np.mean(np.logaddexp(0.0, -(chosen - rejected)))),
+      'margin': float(np.mean(chosen - rejected)),
+      **{f'pairwise_accuracy/{k}': v for k, v in by_length.items()},
+      'score_length_correlation': metrics.pearson_correlation(
+        scores, np.concatenate(lengths)
+      ),
+    }
+  scores, labels = columns['scores'], columns['labels']
+  return {
+    'roc_auc': metrics.roc_auc(scores, labels),
+    'accuracy': metrics.accuracy(scores, labels),
+    'balanced_accuracy': metrics.balanced_accuracy(scores, labels),
+    'loss': float(np.mean(np.logaddexp(0.0, scores) - labels * scores)),
+    'calibration_error': metrics.expected_calibration_error(scores, labels),
+    'score_length_correlation': metrics.pearson_correlation(
+      scores, columns['response_lengths']
+    ),
+  }

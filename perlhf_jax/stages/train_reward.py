@@ -1,0 +1,188 @@
+"""Trains a reward model, pairwise or pointwise, with LoRA or in full.
+
+Paper sections 2.1 and 4: adapters on every attention projection of a frozen
+backbone and a scalar head, the checkpoint chosen by the validation metric.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from perlhf_jax.core import errors
+from perlhf_jax.core import masking
+from perlhf_jax.data import examples as examples_lib
+from perlhf_jax.data import input_pipeline
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import reward_model
+from perlhf_jax.models import t5_config
+from perlhf_jax.objectives import losses
+from perlhf_jax.stages import reward_scoring
+from perlhf_jax.stages import run_metadata
+from perlhf_jax.stages import setup_run
+from perlhf_jax.training import checkpoints
+from perlhf_jax.training import optimizers
+from perlhf_jax.training import partitioning
+from perlhf_jax.training import train_loop
+from perlhf_jax.training import train_state
+from perlhf_jax.training import train_step
+
+SELECTION = {
+  reward_scoring.PAIRWISE: train_loop.Selection('pairwise_accuracy'),
+  reward_scoring.POINTWISE: train_loop.Selection('roc_auc'),
+}
+
+
+def make_loss(
+  model: reward_model.RewardModel, objective: str, centering: float
+) -> train_step.LossFn:
+  """Returns the loss of an objective, as sums over real examples.
+
+  Args:
+    model: the reward model.
+    objective: `pairwise` or `pointwise`.
+    centering: coefficient of the centring term of the pairwise loss.
+  """
+
+  def pairwise(trainable, frozen, batch, rng):
+    chosen, rejected = reward_scoring.pair_scores(
+      model, {**frozen, **trainable}, batch, rng
+    )
+    per_example = losses.pairwise_loss(
+      chosen, rejected, batch['margins'], centering
+    )
+    return _sums(
+      per_example,
+      batch['example_mask'],
+      pairwise_accuracy=chosen > rejected,
+      margin=chosen - rejected,
+    )
+
+  def pointwise(trainable, frozen, batch, rng):
+    scores = reward_scoring.point_scores(
+      model, {**frozen, **trainable}, batch, rng
+    )
+    labels = batch['labels']
+    return _sums(
+      losses.pointwise_loss(scores, labels),
+      batch['example_mask'],
+      accuracy=(scores > 0) == (labels > 0.5),
+    )
+
+  return pairwise if objective == reward_scoring.PAIRWISE else pointwise
+
+
+def _sums(per_example, mask, **metrics) -> train_step.LossOutput:
+  return train_step.LossOutput(
+    loss_sum=masking.masked_sum(per_example, mask),
+    weight_sum=jnp.sum(mask, dtype=jnp.float32),
+    metric_sums={
+      name: masking.masked_sum(jnp.asarray(value, jnp.float32), mask)
+      for name, value in metrics.items()
+    },
+  )
+
+
+def train_reward(
+  *,
+  model_dir: str,
+  dataset: input_pipeline.DatasetConfig,
+  eval_dataset: input_pipeline.DatasetConfig,
+  loop: train_loop.LoopConfig,
+  optimizer: optimizers.Optimizer,
+  lora: lora_lib.LoraConfig | None,
+  initial_checkpoint_path: str | None,
+  model: t5_config.T5Config | None = None,
+  vocabulary: Any = None,
+  mesh_shape: Sequence[int] = (-1, 1, 1),
+  centering: float = 0.0,
+) -> train_state.TrainState:
+  """Trains a reward model into MODEL_DIR, resuming what it finds there.
+
+  Whether pairs or single judged responses are learned from is the task's
+  matter: features `chosen` and `rejected`, or `targets` and `label`.
+
+  Args:
+    model_dir: where checkpoints and metrics go.
+    dataset: training examples.
+    eval_dataset: validation examples, by which the best checkpoint is chosen.
+    loop: lengths and periods.
+    optimizer: optimizer and schedule.
+    lora: adapters; None for full tuning.
+    initial_checkpoint_path: SFT checkpoint or Hugging Face T5 directory;
+      None to train from random weights (full tuning only).
+    model: architecture; that of the initial checkpoint if None.
+    vocabulary: tokenizer; that of the initial checkpoint if None.
+    mesh_shape: sizes of (data, fsdp, tensor).
+    centering: coefficient of the pairwise loss's centring term.
+
+  Returns:
+    The last state.
+
+  Raises:
+    UserError: any input that cannot be used; raised before training starts.
+  """
+  mesh = partitioning.make_mesh(mesh_shape)
+  partitioning.check_batch_size(
+    dataset.batch_size, mesh, loop.accumulation_steps
+  )
+  partitioning.check_batch_size(eval_dataset.batch_size, mesh)
+  directory = checkpoints.prepare_model_dir(model_dir)
+  start = setup_run.resolve_start(
+    model, vocabulary, lora, initial_checkpoint_path
+  )
+  examples = input_pipeline.load_examples(dataset, start.vocabulary)
+  eval_examples = input_pipeline.load_examples(eval_dataset, start.vocabulary)
+  objective = check_objective(examples, dataset.mixture_or_task_name)
+
+  run = setup_run.make_run(
+    start,
+    lora,
+    mesh,
+    loop.seed,
+    init_heads=lambda rng: reward_model.init_heads(start.config, rng),
+  )
+  rewards = reward_model.RewardModel(run.model)
+  scorer = reward_scoring.make_scorer(rewards, mesh, objective)
+
+  def evaluate(trainable):
+    columns = reward_scoring.collect(
+      scorer,
+      trainable,
+      run.frozen,
+      input_pipeline.eval_batches(eval_examples, eval_dataset.batch_size),
+    )
+    return reward_scoring.reward_metrics(columns, objective)
+
+  return setup_run.train(
+    run,
+    make_loss(rewards, objective, centering),
+    model_dir=directory,
+    metadata=setup_run.describe_run(
+      run,
+      dataset,
+      kind=run_metadata.REWARD,
+      objective=objective,
+      seed=loop.seed,
+    ),
+    examples=examples,
+    optimizer=optimizer,
+    loop=loop,
+    evaluate=evaluate,
+    selection=SELECTION[objective],
+  )
+
+
+def check_objective(examples: examples_lib.Examples, task: str) -> str:
+  """Returns the objective of a data set for reward models.
+
+  Raises:
+    ConfigError: the task has neither pairs nor judged responses.
+  """
+  if examples.kind not in SELECTION:
+    raise errors.ConfigError(
+      f'The task {task!r} is of the kind {examples.kind!r}; a reward model '
+      'needs pairs (features inputs, chosen, rejected) or judged responses '
+      '(inputs, targets, label), as in tasks named *_rm.'
+    )
+  return examples.kind

@@ -1,0 +1,153 @@
+"""Supervised tuning: next-token cross-entropy on demonstrations."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from perlhf_jax.core import errors
+from perlhf_jax.data import input_pipeline
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import t5
+from perlhf_jax.models import t5_config
+from perlhf_jax.objectives import losses
+from perlhf_jax.stages import run_metadata
+from perlhf_jax.stages import setup_run
+from perlhf_jax.training import checkpoints
+from perlhf_jax.training import compiled_step
+from perlhf_jax.training import optimizers
+from perlhf_jax.training import partitioning
+from perlhf_jax.training import train_loop
+from perlhf_jax.training import train_state
+from perlhf_jax.training import train_step
+
+SELECTION = train_loop.Selection('loss', maximize=False)
+
+
+def make_loss(
+  model: t5.T5, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> train_step.LossFn:
+  """Returns the cross-entropy of a batch, as sums over target tokens."""
+
+  def loss(trainable, frozen, batch, rng):
+    logits = model.apply(
+      {**frozen, **trainable},
+      batch['encoder_input_tokens'],
+      batch['decoder_input_tokens'],
+      deterministic=rng is None,
+      rngs=None if rng is None else {'dropout': rng},
+    )
+    sums = losses.token_cross_entropy(
+      logits,
+      batch['decoder_target_tokens'],
+      batch['decoder_loss_weights'],
+      label_smoothing,
+      z_loss,
+    )
+    return train_step.LossOutput(
+      loss_sum=sums.loss_sum,
+      weight_sum=sums.weight_sum,
+      metric_sums={'token_accuracy': sums.correct_sum},
+    )
+
+  return loss
+
+
+def train_sft(
+  *,
+  model_dir: str,
+  dataset: input_pipeline.DatasetConfig,
+  eval_dataset: input_pipeline.DatasetConfig,
+  loop: train_loop.LoopConfig,
+  optimizer: optimizers.Optimizer,
+  lora: lora_lib.LoraConfig | None = None,
+  initial_checkpoint_path: str | None = None,
+  model: t5_config.T5Config | None = None,
+  vocabulary: Any = None,
+  mesh_shape: Sequence[int] = (-1, 1, 1),
+  label_smoothing: float = 0.0,
+  z_loss: float = 0.0,
+) -> train_state.TrainState:
+  """Tunes a model on demonstrations into MODEL_DIR, resuming what is there.
+
+  Args:
+    model_dir: where checkpoints and metrics go.
+    dataset: training examples, features `inputs` and `targets`.
+    eval_dataset: validation examples; the best checkpoint has the least loss.
+    loop: lengths and periods.
+    optimizer: optimizer and schedule.
+    lora: adapters; None for full tuning.
+    initial_checkpoint_path: checkpoint or Hugging Face T5 directory; None to
+      train from random weights.
+    model: architecture; that of the initial checkpoint if None.
+    vocabulary: tokenizer; that of the initial checkpoint if None.
+    mesh_shape: sizes of (data, fsdp, tensor).
+    label_smoothing: of the targets, in the training loss.
+    z_loss: coefficient of log(Z)² in the training loss.
+
+  Returns:
+    The last state.
+
+  Raises:
+    UserError: any input that cannot be used; raised before training starts.
+  """
+  mesh = partitioning.make_mesh(mesh_shape)
+  partitioning.check_batch_size(
+    dataset.batch_size, mesh, loop.accumulation_steps
+  )
+  partitioning.check_batch_size(eval_dataset.batch_size, mesh)
+  directory = checkpoints.prepare_model_dir(model_dir)
+  start = setup_run.resolve_start(
+    model, vocabulary, lora, initial_checkpoint_path
+  )
+  examples = input_pipeline.load_examples(dataset, start.vocabulary)
+  eval_examples = input_pipeline.load_examples(eval_dataset, start.vocabulary)
+  if examples.kind != run_metadata.SFT:
+    raise errors.ConfigError(
+      f'The task {dataset.mixture_or_task_name!r} is of the kind '
+      f'{examples.kind!r}; supervised tuning needs the features inputs and '
+      'targets, as in tasks named *_sft.'
+    )
+  run = setup_run.make_run(start, lora, mesh, loop.seed)
+  eval_loss = make_loss(run.model)
+  eval_step = compiled_step.CompiledStep(
+    lambda trainable, frozen, batch: eval_loss(trainable, frozen, batch, None),
+    mesh,
+    name='evaluation',
+    out_shardings=partitioning.replicated(mesh),
+  )
+
+  def evaluate(trainable):
+    totals = None
+    for batch in input_pipeline.eval_batches(
+      eval_examples, eval_dataset.batch_size
+    ):
+      sums = eval_step(
+        trainable, run.frozen, partitioning.shard_batch(batch, mesh)
+      )
+      flat = {
+        'loss': float(sums.loss_sum),
+        'weight': float(sums.weight_sum),
+        **{name: float(value) for name, value in sums.metric_sums.items()},
+      }
+      totals = (
+        flat if totals is None else {k: totals[k] + flat[k] for k in flat}
+      )
+    weight = totals.pop('weight')
+    return {name: total / weight for name, total in totals.items()}
+
+  return setup_run.train(
+    run,
+    make_loss(run.model, label_smoothing, z_loss),
+    model_dir=directory,
+    metadata=setup_run.describe_run(
+      run,
+      dataset,
+      kind=run_metadata.SFT,
+      objective=run_metadata.SFT,
+      seed=loop.seed,
+    ),
+    examples=examples,
+    optimizer=optimizer,
+    loop=loop,
+    evaluate=evaluate,
+    selection=SELECTION,
+  )

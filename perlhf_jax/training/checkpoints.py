@@ -1,0 +1,232 @@
+"""Checkpoints of a run, by Orbax.
+
+MODEL_DIR/checkpoints/<step>/ holds the item `state` (the `TrainState`: for
+LoRA the adapter, heads and optimizer, never the frozen backbone) and the item
+`metadata` (JSON: everything that is needed to use the step without the
+configuration that made it, see `stages.model_metadata`). A step is complete
+or it does not exist: Orbax renames it into place last.
+"""
+
+from collections.abc import Mapping
+import os
+from typing import Any
+
+from etils import epath
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from perlhf_jax.core import errors
+from perlhf_jax.core import typing
+from perlhf_jax.training import train_state as train_state_lib
+
+_CHECKPOINTS = 'checkpoints'
+_METRIC = 'selection'
+BEST = 'best'
+_policy = ocp.checkpoint_managers
+
+
+def prepare_model_dir(model_dir: str) -> epath.Path:
+  """Makes MODEL_DIR and proves that it can be written to.
+
+  Raises:
+    CheckpointError: it cannot.
+  """
+  path = epath.Path(
+    model_dir if '://' in model_dir else os.path.abspath(model_dir)
+  )
+  probe = path / '.write_test'
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    probe.write_text('')
+    probe.unlink()
+  except OSError as error:
+    raise errors.CheckpointError(
+      f'MODEL_DIR {model_dir} cannot be written to: {error}. Choose a folder '
+      'that you may write to.'
+    ) from error
+  return path
+
+
+class CheckpointManager:
+  """Saves and restores the steps of one run.
+
+  The newest step is kept for resuming, and the best ones by the validation
+  metric, as the paper selects its reward models (section 4).
+  """
+
+  def __init__(
+    self,
+    model_dir: epath.Path,
+    metadata: Mapping[str, Any],
+    *,
+    keep_best: int = 1,
+    keep_latest: int = 1,
+  ):
+    """Opens MODEL_DIR/checkpoints, making it if need be.
+
+    Args:
+      model_dir: of the run.
+      metadata: JSON object to store in each step.
+      keep_best: steps to keep by the metric given to `save`, highest first.
+      keep_latest: steps to keep by age.
+    """
+    self._metadata = dict(metadata)
+    policies = [_policy.LatestN(keep_latest)]
+    if keep_best:
+      policies.append(
+        _policy.BestN(
+          get_metric_fn=lambda metrics: metrics[_METRIC],
+          n=keep_best,
+          keep_checkpoints_without_metrics=False,
+        )
+      )
+    self._manager = ocp.CheckpointManager(
+      model_dir / _CHECKPOINTS,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=_policy.AnyPreservationPolicy(policies),
+        # Orbax stores metrics only where a best step is asked for.
+        best_fn=lambda metrics: metrics[_METRIC],
+        cleanup_tmp_directories=True,
+      ),
+    )
+
+  def latest_step(self) -> int | None:
+    """The newest complete step, or None."""
+    return self._manager.latest_step()
+
+  def save(
+    self, state: train_state_lib.TrainState, metric: float | None
+  ) -> None:
+    """Saves a step, in the background.
+
+    Args:
+      state: what to save.
+      metric: higher is better; None if this step was not evaluated.
+    """
+    self._manager.save(
+      int(state.step),
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        metadata=ocp.args.JsonSave(self._metadata),
+      ),
+      metrics=None if metric is None else {_METRIC: metric},
+    )
+
+  def restore(
+    self,
+    step: int,
+    abstract_state: train_state_lib.TrainState,
+    check: Mapping[str, Any],
+  ) -> train_state_lib.TrainState:
+    """Restores a step onto the shardings of `abstract_state`.
+
+    Args:
+      step: a complete step.
+      abstract_state: shapes, dtypes and shardings.
+      check: metadata fields that must be as they were when it was saved.
+
+    Raises:
+      CheckpointError: another configuration wrote this MODEL_DIR.
+    """
+    saved = self._manager.restore(
+      step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
+    )['metadata']
+    for name, value in check.items():
+      if saved.get(name) != value:
+        raise errors.CheckpointError(
+          f'MODEL_DIR already holds step {step} of another run: its {name} is '
+          f'{_brief(saved.get(name))}, this run has {_brief(value)}. Give '
+          'another MODEL_DIR, or the configuration that began this one.'
+        )
+    return self._manager.restore(
+      step,
+      args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state)),
+    )['state']
+
+  def close(self) -> None:
+    """Waits for saves under way."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def _brief(value: Any) -> str:
+  text = str(value)
+  return text if len(text) <= 200 else text[:200] + '…'
+
+
+def find_step(path: str) -> epath.Path | None:
+  """Resolves a path to one step's folder.
+
+  Args:
+    path: MODEL_DIR (its newest step), MODEL_DIR/checkpoints/<step>, or
+      MODEL_DIR/checkpoints/best (the best by the validation metric).
+
+  Returns:
+    The step's folder; None if the path is no checkpoint of ours.
+
+  Raises:
+    CheckpointError: it is one, but has no such step.
+  """
+  folder = epath.Path(path)
+  if (folder / 'metadata').is_dir() and (folder / 'state').is_dir():
+    return folder
+  if folder.parent.name == _CHECKPOINTS and folder.name.isdigit():
+    if folder.parent.is_dir():
+      raise errors.CheckpointError(
+        f'{folder.parent} has no complete step {folder.name}.'
+      )
+  wants_best = folder.name == BEST and folder.parent.name == _CHECKPOINTS
+  root = folder.parent if wants_best else folder / _CHECKPOINTS
+  if not root.is_dir():
+    return None
+  steps = sorted(
+    int(p.name)
+    for p in root.iterdir()
+    if p.name.isdigit() and (p / 'state').is_dir()
+  )
+  if not steps:
+    raise errors.CheckpointError(f'{root} holds no complete step yet.')
+  if not wants_best:
+    return root / str(steps[-1])
+  metrics = {step: _selection_metric(root / str(step)) for step in steps}
+  metrics = {step: m for step, m in metrics.items() if m is not None}
+  if not metrics:
+    raise errors.CheckpointError(
+      f'No step in {root} was evaluated, so none is the best; name a step.'
+    )
+  return root / str(max(metrics, key=lambda step: (metrics[step], -step)))
+
+
+def _selection_metric(step: epath.Path) -> float | None:
+  if not (step / 'metrics').exists():
+    return None
+  return _read_json(step / 'metrics')[_METRIC]
+
+
+def read_metadata(step: epath.Path) -> dict[str, Any]:
+  """Reads the metadata of a step's folder."""
+  return _read_json(step / 'metadata')
+
+
+def _read_json(item: epath.Path) -> dict[str, Any]:
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler(item.name)) as reader:
+    return reader.restore(item)
+
+
+def read_trainable(step: epath.Path) -> typing.PyTree:
+  """Reads the trainable leaves of a step as numpy arrays, without optimizer."""
+  # The bare handler: a Checkpointer looks for metadata of a whole step here.
+  handler = ocp.PyTreeCheckpointHandler()
+  wanted = {'trainable': handler.metadata(step / 'state').tree['trainable']}
+  restore_args = jax.tree.map(
+    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
+  )
+  restored = handler.restore(
+    step / 'state',
+    args=ocp.args.PyTreeRestore(
+      item=wanted, restore_args=restore_args, partial_restore=True
+    ),
+  )
+  handler.close()
+  return restored['trainable']

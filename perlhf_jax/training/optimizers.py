@@ -1,0 +1,122 @@
+"""optax optimizers and schedules, as gin builds them."""
+
+from collections.abc import Callable
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from perlhf_jax.core import errors
+from perlhf_jax.core import typing
+
+SCHEDULES = ('constant', 'linear', 'cosine', 'rsqrt')
+OPTIMIZERS = ('adafactor', 'adamw')
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """An optimizer, its schedule and its clipping.
+
+  Attributes:
+    name: `adafactor` (the T5 default: second moments of large matrices as a
+      row and a column, no first moment) or `adamw`.
+    learning_rate: the peak.
+    schedule: after the warm-up: `constant`; `linear` or `cosine`, down to
+      `final_fraction` of the peak when training ends (so that even the last
+      of the steps has a rate above it); `rsqrt`, the peak times
+      sqrt(warmup_steps / step).
+    warmup_steps: steps in which the rate grows linearly to the peak; the
+      first of them has peak / warmup_steps.
+    final_fraction: see `schedule`.
+    clip_norm: global norm to which the gradient of the trainable leaves is
+      clipped; None to leave it.
+    weight_decay: decoupled decay per step, times the learning rate.
+    multiply_by_parameter_scale: Adafactor's relative step sizes. They suit
+      the full tuning of a pre-trained model; adapters start at zero and
+      would hardly move.
+    b1: AdamW's decay of the first moment.
+    b2: AdamW's decay of the second moment.
+  """
+
+  name: str = 'adafactor'
+  learning_rate: float = 1e-3
+  schedule: str = 'constant'
+  warmup_steps: int = 0
+  final_fraction: float = 0.0
+  clip_norm: float | None = 1.0
+  weight_decay: float = 0.0
+  multiply_by_parameter_scale: bool = False
+  b1: float = 0.9
+  b2: float = 0.999
+
+  def __post_init__(self):
+    for field, value, known in (
+      ('name', self.name, OPTIMIZERS),
+      ('schedule', self.schedule, SCHEDULES),
+    ):
+      if value not in known:
+        raise errors.ConfigError(
+          f'Optimizer.{field} is {value!r}; choose one of {", ".join(known)}.'
+        )
+    if self.schedule == 'rsqrt' and self.warmup_steps < 1:
+      raise errors.ConfigError(
+        "Optimizer.schedule 'rsqrt' decays from the end of the warm-up; set "
+        'Optimizer.warmup_steps to at least 1.'
+      )
+
+
+def make_schedule(
+  config: Optimizer, train_steps: int
+) -> Callable[[typing.Array | int], jax.Array]:
+  """Returns the learning rate as a function of the step, from 0."""
+  peak, warmup = config.learning_rate, config.warmup_steps
+  decay_steps = max(train_steps - warmup, 1)
+  if config.schedule == 'linear':
+    after = optax.linear_schedule(
+      peak, peak * config.final_fraction, decay_steps
+    )
+  elif config.schedule == 'cosine':
+    after = optax.cosine_decay_schedule(
+      peak, decay_steps, alpha=config.final_fraction
+    )
+  elif config.schedule == 'rsqrt':
+
+    def after(step):
+      return peak * jnp.sqrt(warmup / (step + warmup))
+
+  else:
+    after = optax.constant_schedule(peak)
+  if not warmup:
+    return after
+  # The first step is not wasted on a rate of 0.
+  start = peak / warmup
+  ramp = optax.linear_schedule(start, peak, max(warmup - 1, 1))
+  return optax.join_schedules([ramp, after], [warmup])
+
+
+def make_optimizer(
+  config: Optimizer, train_steps: int
+) -> optax.GradientTransformation:
+  """Returns the gradient transformation of a configuration."""
+  schedule = make_schedule(config, train_steps)
+  if config.name == 'adafactor':
+    update = optax.adafactor(
+      schedule,
+      multiply_by_parameter_scale=config.multiply_by_parameter_scale,
+    )
+    if config.weight_decay:
+      # optax's own option would not multiply it by the learning rate.
+      update = optax.chain(
+        update,
+        optax.add_decayed_weights(
+          lambda step: -config.weight_decay * schedule(step)
+        ),
+      )
+  else:
+    update = optax.adamw(
+      schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay
+    )
+  if config.clip_norm is None:
+    return update
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)

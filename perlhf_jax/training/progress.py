@@ -1,0 +1,79 @@
+"""Progress of a long run: a bar on a terminal, plain lines in a log."""
+
+from collections.abc import Mapping
+import sys
+import time
+
+from absl import logging
+import tqdm
+
+
+class Progress:
+  """Counts steps and measures throughput without compilation and evaluation.
+
+  Attributes:
+    examples_per_second: over the timed steps so far; 0 before the second.
+  """
+
+  def __init__(self, start_step: int, total_steps: int, batch_size: int):
+    """Starts at a step.
+
+    Args:
+      start_step: step that the run goes on from.
+      total_steps: step at which it ends.
+      batch_size: examples of a step, over all hosts.
+    """
+    self._total = total_steps
+    self._batch_size = batch_size
+    self._seconds = 0.0
+    self._steps = 0
+    self._since: float | None = None
+    self._counted_step = start_step
+    self._bar = None
+    if sys.stderr.isatty():
+      self._bar = tqdm.tqdm(
+        total=total_steps, initial=start_step, unit='step', dynamic_ncols=True
+      )
+
+  @property
+  def examples_per_second(self) -> float:
+    """Examples a second over the timed steps so far."""
+    if not self._seconds:
+      return 0.0
+    return self._steps * self._batch_size / self._seconds
+
+  def resume(self, step: int) -> None:
+    """Starts the clock; every step before `step` is done."""
+    self._since = time.perf_counter()
+    self._counted_step = step
+
+  def pause(self, step: int) -> None:
+    """Stops the clock; every step before `step` is done."""
+    if self._since is None:
+      return
+    self._seconds += time.perf_counter() - self._since
+    self._steps += step - self._counted_step
+    self._since = None
+
+  def report(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+    """Shows metrics of a step."""
+    shown = ' '.join(f'{name} {value:.4g}' for name, value in metrics.items())
+    if self._bar is not None:
+      self._bar.update(step - self._bar.n)
+      if split == 'train':
+        self._bar.set_postfix_str(f'loss {metrics["loss"]:.4g}')
+      else:
+        self._bar.write(f'{split} at step {step}: {shown}', file=sys.stderr)
+      return
+    rate = self.examples_per_second
+    timing = ''
+    if split == 'train' and rate:
+      left = (self._total - step) * self._batch_size / rate
+      minutes, seconds = divmod(round(left), 60)
+      timing = f' | {rate:.1f} examples/s, ETA {minutes}:{seconds:02d}'
+    logging.info('%s %d/%d: %s%s', split, step, self._total, shown, timing)
+
+  def close(self) -> None:
+    """Leaves the terminal as it was."""
+    if self._bar is not None:
+      self._bar.close()

@@ -1,0 +1,169 @@
+"""The loop: batches in, updates, metrics, evaluations and checkpoints out."""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import json
+import math
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+import numpy as np
+
+from perlhf_jax.core import errors
+from perlhf_jax.training import checkpoints
+from perlhf_jax.training import compiled_step
+from perlhf_jax.training import metric_writer
+from perlhf_jax.training import partitioning
+from perlhf_jax.training import progress as progress_lib
+from perlhf_jax.training import train_state
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  """How long to train and how often to look.
+
+  Attributes:
+    train_steps: updates in all, those before a resume included.
+    log_period: steps between two training records.
+    eval_period: steps between two evaluations.
+    checkpoint_period: steps between two checkpoints; each is evaluated, so
+      that the best can be chosen.
+    accumulation_steps: parts in which a batch is differentiated.
+    keep_best: checkpoints to keep by the validation metric, beside the newest.
+    seed: of initialisation and dropout.
+  """
+
+  train_steps: int
+  log_period: int = 20
+  eval_period: int = 100
+  checkpoint_period: int = 100
+  accumulation_steps: int = 1
+  keep_best: int = 1
+  seed: int = 0
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      least = 0 if field.name in ('keep_best', 'seed') else 1
+      if not isinstance(value, int) or value < least:
+        raise errors.ConfigError(
+          f'LoopConfig.{field.name} is {value!r}; it must be a whole number '
+          f'of at least {least}.'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+  """The validation metric that picks the best checkpoint.
+
+  Attributes:
+    metric: name of an evaluation metric.
+    maximize: whether more is better.
+  """
+
+  metric: str
+  maximize: bool = True
+
+  def value(self, metrics: Mapping[str, float]) -> float:
+    """Returns a number of which more is better; -inf where undefined."""
+    value = metrics[self.metric] * (1 if self.maximize else -1)
+    return value if math.isfinite(value) else -math.inf
+
+
+def train(
+  config: LoopConfig,
+  *,
+  model_dir: epath.Path,
+  manager: checkpoints.CheckpointManager,
+  step: compiled_step.CompiledStep,
+  state: train_state.TrainState,
+  frozen: Mapping[str, Any],
+  batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
+  batch_size: int,
+  evaluate: Callable[[Mapping[str, Any]], Mapping[str, float]],
+  selection: Selection,
+  mesh: jax.sharding.Mesh,
+  summary: Mapping[str, float],
+) -> train_state.TrainState:
+  """Trains until `train_steps`, from wherever `state` stands.
+
+  Args:
+    config: lengths and periods.
+    model_dir: where metrics and the summary go.
+    manager: saves checkpoints.
+    step: `(state, frozen, batch) -> (state, metrics)`.
+    state: fresh or restored.
+    frozen: weights that the step reads only.
+    batches: gives the endless stream of host batches from a step on.
+    batch_size: examples of a batch, over all hosts.
+    evaluate: metrics of trainable leaves on the evaluation data.
+    selection: what picks the best checkpoint.
+    mesh: the mesh.
+    summary: what MODEL_DIR/summary.json is to hold beside throughput and
+      memory.
+
+  Returns:
+    The last state.
+
+  Raises:
+    UserError: the loss is no longer finite; the last checkpoint is kept.
+  """
+  first = int(state.step)
+  writer = metric_writer.MetricWriter(model_dir, first)
+  progress = progress_lib.Progress(first, config.train_steps, batch_size)
+  stream = batches(first)
+  try:
+    for done in range(first + 1, config.train_steps + 1):
+      batch = partitioning.shard_batch(next(stream), mesh)
+      state, metrics = step(state, frozen, batch)
+      if step.newly_compiled:
+        jax.block_until_ready(metrics)
+        progress.pause(done - 1)
+        progress.resume(done)
+      is_last = done == config.train_steps
+      if done % config.log_period == 0 or is_last:
+        metrics = {name: float(value) for name, value in metrics.items()}
+        progress.pause(done)
+        writer.write(done, 'train', metrics)
+        progress.report(done, 'train', metrics)
+        _check_finite(metrics, done)
+        progress.resume(done)
+      saves = done % config.checkpoint_period == 0 or is_last
+      if saves or done % config.eval_period == 0:
+        _check_finite(metrics, done)
+        jax.block_until_ready(state)
+        progress.pause(done)
+        evaluated = evaluate(state.trainable)
+        writer.write(done, 'eval', evaluated)
+        progress.report(done, 'eval', evaluated)
+        if saves:
+          manager.save(state, selection.value(evaluated))
+        progress.resume(done)
+    progress.pause(config.train_steps)
+  finally:
+    progress.close()
+    writer.close()
+    manager.close()
+  summary = {
+    **summary,
+    'steps': config.train_steps,
+    'examples_per_second': progress.examples_per_second,
+    'step_memory_bytes': step.memory_bytes,
+  }
+  if jax.process_index() == 0 and first < config.train_steps:
+    (model_dir / 'summary.json').write_text(json.dumps(summary, indent=2))
+  logging.info('Finished step %d in %s.', config.train_steps, model_dir)
+  return state
+
+
+def _check_finite(metrics: Mapping[str, Any], step: int) -> None:
+  loss, grad_norm = float(metrics['loss']), float(metrics['grad_norm'])
+  if math.isfinite(loss) and math.isfinite(grad_norm):
+    return
+  raise errors.UserError(
+    f'The loss at step {step} is {loss} with gradient norm '
+    f'{grad_norm}. Checkpoints written before stay as they are. A '
+    'lower LEARNING_RATE, a warm-up, or float32 instead of bfloat16 helps.'
+  )

@@ -1,0 +1,115 @@
+"""One update, as a pure function of state and batch."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from perlhf_jax.core import typing
+from perlhf_jax.training import train_state as train_state_lib
+
+
+class LossOutput(NamedTuple):
+  """Sums over a batch, so that parts of a batch can be added exactly.
+
+  Attributes:
+    loss_sum: what is differentiated, before division by `weight_sum`.
+    weight_sum: what the sums are divided by (tokens, pairs, examples).
+    metric_sums: further sums to report as means under the same weight.
+  """
+
+  loss_sum: jax.Array
+  weight_sum: jax.Array
+  metric_sums: Mapping[str, jax.Array]
+
+
+# (trainable, frozen, batch, dropout rng or None) -> LossOutput
+LossFn = Callable[
+  [Mapping[str, Any], Mapping[str, Any], typing.Batch, jax.Array | None],
+  LossOutput,
+]
+TrainStep = Callable[
+  [train_state_lib.TrainState, Mapping[str, Any], typing.Batch],
+  tuple[train_state_lib.TrainState, dict[str, jax.Array]],
+]
+
+
+def make_train_step(
+  loss_fn: LossFn,
+  optimizer: optax.GradientTransformation,
+  schedule: Callable[[jax.Array], jax.Array],
+  *,
+  seed: int,
+  accumulation_steps: int = 1,
+) -> TrainStep:
+  """Returns `(state, frozen, batch) -> (state, metrics)`.
+
+  Only `state.trainable` is differentiated: no gradient of a frozen weight
+  exists, not even for a norm. With `accumulation_steps` parts the update is
+  that of the whole batch, whatever the weight of each part.
+
+  Args:
+    loss_fn: the loss of a batch, as sums.
+    optimizer: its learning rate is that of `schedule`.
+    schedule: for reporting the rate.
+    seed: of dropout; the key of a step is a function of seed and step alone.
+    accumulation_steps: parts in which the batch is differentiated.
+  """
+
+  def sums(trainable, frozen, batch, rng):
+    def loss(trainable):
+      output = loss_fn(trainable, frozen, batch, rng)
+      return output.loss_sum, output
+
+    gradients, output = jax.grad(loss, has_aux=True)(trainable)
+    return gradients, output
+
+  def accumulate(trainable, frozen, batch, rng):
+    if accumulation_steps == 1:
+      return sums(trainable, frozen, batch, rng)
+
+    def split(x):
+      # Every device keeps its own rows: part i takes rows i, i + parts, ….
+      parts = x.reshape(-1, accumulation_steps, *x.shape[1:])
+      return jnp.swapaxes(parts, 0, 1)
+
+    def body(total, inputs):
+      part, part_rng = inputs
+      return jax.tree.map(
+        jnp.add, total, sums(trainable, frozen, part, part_rng)
+      ), None
+
+    parts = jax.tree.map(split, dict(batch))
+    rngs = jax.random.split(rng, accumulation_steps)
+    first = jax.tree.map(lambda x: x[0], (parts, rngs))
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(sums, trainable, frozen, *first),
+    )
+    total, _ = jax.lax.scan(body, zeros, (parts, rngs))
+    return total
+
+  def train_step(state, frozen, batch):
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    gradients, output = accumulate(state.trainable, frozen, batch, rng)
+    weight = jnp.maximum(output.weight_sum, 1e-9)
+    gradients = jax.tree.map(lambda g: g / weight, gradients)
+    updates, opt_state = optimizer.update(
+      gradients, state.opt_state, state.trainable
+    )
+    metrics = {
+      'loss': output.loss_sum / weight,
+      **{k: v / weight for k, v in output.metric_sums.items()},
+      'grad_norm': optax.global_norm(gradients),
+      'learning_rate': schedule(state.step),
+    }
+    state = train_state_lib.TrainState(
+      step=state.step + 1,
+      trainable=optax.apply_updates(state.trainable, updates),
+      opt_state=opt_state,
+    )
+    return state, metrics
+
+  return train_step

@@ -1,0 +1,53 @@
+"""Describes the package: `pip install -e ".[test]" -c constraints.txt`."""
+
+import setuptools
+
+# The gin files live at the top level, where people edit them, and are carried
+# in a wheel as data beside main.py, where gin_loading.py looks for them.
+GIN_FILES = 'perlhf_jax.gin'
+
+setuptools.setup(
+  name='perlhf-jax',
+  version='0.1.0',
+  description=(
+    'Parameter-efficient RLHF for encoder-decoder models in JAX and Flax'
+  ),
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=[
+    *setuptools.find_packages(
+      include=['perlhf_jax', 'perlhf_jax.*', 'tasks', 'tasks.*']
+    ),
+    GIN_FILES,
+  ],
+  package_dir={GIN_FILES: 'gin'},
+  package_data={GIN_FILES: ['**/*.gin']},
+  entry_points={'console_scripts': ['perlhf = perlhf_jax.main:cli']},
+  install_requires=[
+    'absl-py',
+    'clu',
+    'etils[epath]',
+    'flax>=0.12',
+    'gin-config',
+    'jax>=0.10',
+    'jaxtyping',
+    'numpy',
+    'optax',
+    'orbax-checkpoint',
+    'safetensors',
+    'seqio',
+    'tensorboard',  # clu's TensorBoard writer imports it and does not say so.
+    'tensorflow',
+    'tensorflow-datasets',
+    'tqdm',
+  ],
+  extras_require={
+    'test': [
+      'beartype',
+      'hypothesis',
+      'pytest',
+      'pytest-xdist',
+      'ruff',
+    ],
+  },
+)

@@ -1,0 +1,230 @@
+"""Tests that the code keeps to its own plan: floors, sizes, imports."""
+
+import ast
+import pathlib
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# A file imports from lower floors and from its own folder only.
+FLOORS = {
+  'core': 0,
+  'objectives': 1,
+  'data': 1,
+  'models': 2,
+  'training': 3,
+  'sampling': 3,
+  'interop': 3,
+  'rl': 4,
+  'stages': 5,
+}
+TOP_FLOOR = 6  # The files of perlhf_jax/ itself: main.py and what it needs.
+
+TENSORFLOW = {
+  'seqio',
+  'tensorflow',
+  'tensorflow_datasets',
+  'tensorflow_text',
+  'tensorboard',
+  't5',
+  'clu',
+}
+# clu imports TensorFlow: allowed inside a function of this file only.
+LAZY_CLU = {'perlhf_jax/training/metric_writer.py'}
+LINEN_OUTSIDE_MODELS = {'perlhf_jax/training/partitioning.py'}
+
+
+def _files(*folders):
+  return sorted(
+    path for folder in folders for path in (ROOT / folder).glob('**/*.py')
+  )
+
+
+LIBRARY = _files('perlhf_jax')
+TASKS = _files('tasks')
+EVERYTHING = [*LIBRARY, *TASKS, *_files('tests', 'launch'), ROOT / 'setup.py']
+NAMES = {
+  '.'.join(path.relative_to(ROOT).with_suffix('').parts): path
+  for path in [*LIBRARY, *TASKS]
+}
+
+
+def _name(path):
+  return path.relative_to(ROOT).as_posix()
+
+
+def _floor(path):
+  folder = path.relative_to(ROOT / 'perlhf_jax').parts[0]
+  if folder.endswith('.py'):
+    return TOP_FLOOR
+  assert folder in FLOORS, f'{_name(path)}: on which floor is {folder}/?'
+  return FLOORS[folder]
+
+
+def _imports(path):
+  """Yields (module or module.name, whether inside a function, line)."""
+  tree = ast.parse(path.read_text(encoding='utf-8'))
+  in_functions = {
+    id(node)
+    for function in ast.walk(tree)
+    if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+    for node in ast.walk(function)
+  }
+  for node in ast.walk(tree):
+    is_lazy = id(node) in in_functions
+    if isinstance(node, ast.Import):
+      for alias in node.names:
+        yield alias.name, is_lazy, node.lineno
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f'{_name(path)}:{node.lineno}: relative import'
+      for alias in node.names:
+        yield f'{node.module}.{alias.name}', is_lazy, node.lineno
+
+
+def _own_imports(path):
+  """Yields (imported file of ours, line)."""
+  for module, _, line in _imports(path):
+    # `from perlhf_jax.core.typing import Array` names something in a module.
+    for name in module, module.rpartition('.')[0]:
+      if name in NAMES:
+        yield NAMES[name], line
+        break
+    else:
+      assert module.split('.')[0] not in ('perlhf_jax', 'tasks'), (
+        f'{_name(path)}:{line}: there is no {module}'
+      )
+
+
+@pytest.mark.parametrize('path', LIBRARY, ids=_name)
+def test_imports_go_down_the_floors(path):
+  for imported, line in _own_imports(path):
+    where = f'{_name(path)}:{line} imports {_name(imported)}'
+    assert imported.is_relative_to(ROOT / 'perlhf_jax'), where
+    is_same_folder = imported.parent == path.parent
+    assert is_same_folder or _floor(imported) < _floor(path), where
+
+
+def test_no_cycle():
+  graph = {
+    path: {imported for imported, _ in _own_imports(path)}
+    for path in [*LIBRARY, *TASKS]
+  }
+  done = set()
+
+  def visit(path, trail):
+    cycle = ' -> '.join(map(_name, [*trail, path]))
+    assert path not in trail, f'cycle: {cycle}'
+    if path not in done:
+      for imported in graph[path]:
+        visit(imported, [*trail, path])
+      done.add(path)
+
+  for path in graph:
+    visit(path, [])
+
+
+@pytest.mark.parametrize('path', LIBRARY, ids=_name)
+def test_tensorflow_stays_in_data(path):
+  if path.is_relative_to(ROOT / 'perlhf_jax/data'):
+    return
+  for module, is_lazy, line in _imports(path):
+    package = module.split('.')[0]
+    if package == 'clu' and is_lazy and _name(path) in LAZY_CLU:
+      continue
+    assert package not in TENSORFLOW, f'{_name(path)}:{line}: {module}'
+
+
+@pytest.mark.parametrize('path', LIBRARY, ids=_name)
+def test_linen_stays_in_models(path):
+  if path.is_relative_to(ROOT / 'perlhf_jax/models'):
+    return
+  if _name(path) in LINEN_OUTSIDE_MODELS:
+    return
+  for module, _, line in _imports(path):
+    assert not f'{module}.'.startswith('flax.linen.'), f'{_name(path)}:{line}'
+
+
+@pytest.mark.parametrize('path', TASKS, ids=_name)
+def test_tasks_import_core_and_data_only(path):
+  allowed = [ROOT / 'perlhf_jax/core', ROOT / 'perlhf_jax/data', ROOT / 'tasks']
+  for imported, line in _own_imports(path):
+    assert any(map(imported.is_relative_to, allowed)), f'{_name(path)}:{line}'
+
+
+@pytest.mark.parametrize('path', LIBRARY, ids=_name)
+def test_absl_parses_the_only_flags(path):
+  is_top = _floor(path) == TOP_FLOOR
+  for module, _, line in _imports(path):
+    where = f'{_name(path)}:{line}'
+    assert module.split('.')[0] not in ('argparse', 'getopt', 'fire'), where
+    assert is_top or module not in ('absl.flags', 'absl.app'), where
+
+
+@pytest.mark.parametrize('path', EVERYTHING, ids=_name)
+def test_file_is_short_and_says_what_it_is(path):
+  num_lines = len(path.read_text(encoding='utf-8').splitlines())
+  assert num_lines <= 500
+  assert path.stem not in ('utils', 'util', 'common', 'helpers', 'misc')
+
+
+def test_half_of_the_files_are_shorter_than_200_lines():
+  lengths = [len(path.read_text('utf-8').splitlines()) for path in LIBRARY]
+  assert statistics.median(lengths) < 200
+
+
+@pytest.mark.parametrize('path', LIBRARY, ids=_name)
+def test_package_files_hold_a_docstring_only(path):
+  if path.name == '__init__.py':
+    body = ast.parse(path.read_text(encoding='utf-8')).body
+    assert len(body) == 1
+    assert isinstance(body[0], ast.Expr)
+
+
+def test_every_folder_is_a_package():
+  for path in [*LIBRARY, *TASKS]:
+    assert (path.parent / '__init__.py').exists(), _name(path)
+
+
+def test_gin_is_no_package():
+  # `import gin` must find the library, not our folder of gin files.
+  assert not list((ROOT / 'gin').glob('**/*.py'))
+
+
+def _modules_after_importing(modules):
+  code = ';'.join(
+    [
+      'import sys',
+      *(f'import {name}' for name in modules),
+      'print(*sys.modules)',
+    ]
+  )
+  result = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  return {name.split('.')[0] for name in result.stdout.split()}
+
+
+def test_core_runs_without_tensorflow():
+  core = [
+    name
+    for name, path in NAMES.items()
+    if path in LIBRARY
+    and _floor(path) < FLOORS['stages']
+    and path.parent.name not in ('data', 'interop')
+    and path.name != '__init__.py'
+  ]
+  assert 'perlhf_jax.objectives.losses' in core
+  assert not _modules_after_importing(core) & TENSORFLOW
+
+
+def test_the_command_line_is_instant():
+  loaded = _modules_after_importing(['perlhf_jax', 'perlhf_jax.main'])
+  assert not loaded & {*TENSORFLOW, 'jax', 'flax', 'optax', 'orbax', 'numpy'}

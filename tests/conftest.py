@@ -1,0 +1,31 @@
+"""Set-up of every test: the CPU, quiet libraries, checked shapes and types."""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+# The suite compiles hundreds of tiny programs and runs each a few times.
+os.environ.setdefault(
+  'XLA_FLAGS',
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
+)
+
+import hypothesis
+import jaxtyping
+
+# Before anything of ours is imported, or it would be imported unchecked.
+jaxtyping.install_import_hook(
+  ['perlhf_jax', 'tasks'], typechecker='typechecking.checked'
+)
+
+# The first call of a jitted function compiles, which is slow and no fault.
+# Derandomised, so that a green commit stays green.
+hypothesis.settings.register_profile(
+  'perlhf',
+  deadline=None,
+  derandomize=True,
+  max_examples=50,
+  database=None,
+  suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile('perlhf')

@@ -1,0 +1,114 @@
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from perlhf_jax.core import errors
+from perlhf_jax.data import example_order
+from perlhf_jax.data import examples as examples_lib
+from perlhf_jax.data import feature_converters
+from perlhf_jax.data import vocabularies
+
+VOCABULARY = vocabularies.byte_vocabulary()
+
+
+def make(count, batch_size=4, **kwargs):
+  prompts = [
+    feature_converters.tokenize_prompt(VOCABULARY, f'p{i}' * (i % 3))
+    for i in range(count)
+  ]
+  responses = [
+    feature_converters.tokenize_response(VOCABULARY, f'r{i}')
+    for i in range(count)
+  ]
+  return examples_lib.Examples(
+    name='toy',
+    split='train',
+    kind='pointwise',
+    columns={
+      'inputs': examples_lib.TokenColumn(prompts),
+      'targets': examples_lib.TokenColumn(responses),
+      'label': np.arange(count, dtype=np.float32) % 2,
+    },
+    origins=[f'toy#{i}' for i in range(count)],
+    converter=feature_converters.PointwiseConverter(8, 6),
+    order=example_order.ExampleOrder([count], [1.0], **kwargs),
+    batch_size=batch_size,
+    vocabulary=VOCABULARY,
+  )
+
+
+@hypothesis.given(st.lists(st.lists(st.integers(0, 99), max_size=5)))
+def test_token_columns_keep_rows(rows):
+  column = examples_lib.TokenColumn([np.array(r, np.int32) for r in rows])
+  assert len(column) == len(rows)
+  assert [column[i].tolist() for i in range(len(rows))] == rows
+
+
+@hypothesis.given(
+  count=st.integers(1, 9),
+  step=st.integers(0, 7),
+  hosts=st.sampled_from([1, 2, 4]),
+)
+def test_hosts_together_hold_the_global_batch(count, step, hosts):
+  examples = make(count)
+  whole = examples.batch_at(step)
+  parts = [examples.batch_at(step, host, hosts) for host in range(hosts)]
+  for name, array in whole.items():
+    joined = np.concatenate([part[name] for part in parts])
+    np.testing.assert_array_equal(joined, array)
+
+
+def test_batches_follow_the_order():
+  examples = make(10, seed=3)
+  rows = examples.order.rows(8, 12)
+  labels = examples.batch_at(2)['labels']
+  assert labels.tolist() == [float(row % 2) for row in rows]
+  np.testing.assert_array_equal(
+    examples.batch_at(2)['response_tokens'],
+    examples.converter([examples.example(int(r)) for r in rows])[
+      'response_tokens'
+    ],
+  )
+
+
+def test_a_data_set_smaller_than_a_batch_is_repeated():
+  batch = make(3, batch_size=7).batch_at(0)
+  assert batch['example_mask'].all()
+  assert len({tuple(row) for row in batch['response_tokens'].tolist()}) == 3
+
+
+def test_batch_that_hosts_cannot_share_is_an_error():
+  with pytest.raises(errors.ConfigError, match='divided among 3 hosts'):
+    make(5).batch_at(0, 0, 3)
+
+
+@pytest.mark.parametrize('hosts', [1, 2])
+def test_evaluation_holds_every_row_once_and_pads(hosts):
+  examples = make(6)
+  parts = [
+    [examples.eval_batch_at(i, 4, host, hosts) for host in range(hosts)]
+    for i in range(2)
+  ]
+  masks = [
+    np.concatenate([part['example_mask'] for part in batch]) for batch in parts
+  ]
+  assert [mask.tolist() for mask in masks] == [
+    [True] * 4,
+    [True, True, False, False],
+  ]
+  tokens = np.concatenate(
+    [part['response_tokens'] for batch in parts for part in batch]
+  )[np.concatenate(masks)]
+  texts = [VOCABULARY.decode(row[row > 1].tolist()) for row in tokens]
+  assert texts == [f'r{i}' for i in range(6)]
+
+
+def test_texts_are_for_people():
+  assert make(6).texts(5) == {'inputs': 'p5p5', 'targets': 'r5', 'label': 1.0}
+
+
+def test_strip_eos():
+  assert examples_lib.strip_eos(np.array([4, 1])).tolist() == [4]
+  assert examples_lib.strip_eos(np.array([4])).tolist() == [4]
+  assert examples_lib.strip_eos(np.array([], np.int32)).tolist() == []

@@ -1,0 +1,97 @@
+import json
+
+import pytest
+import seqio
+
+from perlhf_jax.core import errors
+from perlhf_jax.data import feature_converters
+from perlhf_jax.data import preference_tasks
+from perlhf_jax.data import row_checks
+from perlhf_jax.data import sources
+
+
+@pytest.fixture(autouse=True)
+def clean_registry():
+  before = set(seqio.TaskRegistry.names())
+  yield
+  for name in set(seqio.TaskRegistry.names()) - before:
+    seqio.TaskRegistry.remove(name)
+
+
+def parse(record):
+  return {
+    'inputs': record['q'],
+    'chosen': record['good'],
+    'rejected': record['bad'],
+  }
+
+
+def write(path, count):
+  rows = [{'q': f'q{i}', 'good': f'g{i}', 'bad': 'b'} for i in range(count)]
+  path.write_text('\n'.join(json.dumps(row) for row in rows))
+
+
+def rows(task, split):
+  dataset = task.get_dataset(None, split, shuffle=False)
+  return list(dataset.as_numpy_iterator())
+
+
+def test_one_file_is_split_by_hash(tmp_path):
+  write(tmp_path / 'pairs.jsonl', 50)
+  task = preference_tasks.add_preference_task(
+    'toy_rm',
+    'pairwise',
+    parse,
+    files='pairs.jsonl',
+    splits={'train': 0.5, 'test': 0.5},
+    base_dir=str(tmp_path),
+  )
+  assert seqio.get_mixture_or_task('toy_rm') is task
+  train, test = rows(task, 'train'), rows(task, 'test')
+  assert len(train) + len(test) == 50
+  assert min(len(train), len(test)) > 10
+  assert train[0]['chosen'].startswith(b'g')
+
+
+def test_a_file_for_each_split(tmp_path):
+  write(tmp_path / 'a.jsonl', 3)
+  write(tmp_path / 'b.jsonl', 2)
+  task = preference_tasks.add_preference_task(
+    'toy_rm',
+    'pairwise',
+    parse,
+    files={'train': 'a.jsonl', 'test': 'b.jsonl'},
+    base_dir=str(tmp_path),
+  )
+  assert (len(rows(task, 'train')), len(rows(task, 'test'))) == (3, 2)
+
+
+def test_default_splits():
+  task = preference_tasks.add_preference_task(
+    'toy_rm', 'pairwise', parse, files='pairs.jsonl'
+  )
+  assert list(task.splits) == ['train', 'validation']
+
+
+@pytest.mark.parametrize('kind', row_checks.TEXT_FEATURES)
+def test_kinds_are_recognised_by_their_features(kind):
+  features = preference_tasks.text_features(kind)
+  assert feature_converters.kind_of(list(features)) == kind
+
+
+def test_mistakes_are_named():
+  def add(name='toy', kind='sft', **kwargs):
+    preference_tasks.add_preference_task(name, kind, parse, **kwargs)
+
+  add(files='a.jsonl')
+  with pytest.raises(errors.ConfigError, match="already a task 'toy'"):
+    add(files='a.jsonl')
+  with pytest.raises(errors.ConfigError, match=r"kind 'pair'.*pairwise"):
+    add(name='other', kind='pair', files='a.jsonl')
+  with pytest.raises(errors.ConfigError, match='leave out splits'):
+    add(name='other', files={'train': 'a.jsonl'}, splits={'train': 1.0})
+  source = sources.PythonSource(
+    'sft', ['train'], lambda _: [], sources.DatasetInfo()
+  )
+  with pytest.raises(errors.ConfigError, match="already a task 'toy'"):
+    preference_tasks.add_text_task('toy', source)

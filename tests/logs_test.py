@@ -1,0 +1,67 @@
+import re
+import subprocess
+import sys
+
+CODE = """
+from absl import logging
+from perlhf_jax import logs
+
+logs.silence_native_libraries()
+logs.show()
+source = '''
+logging.info('info of {0}')
+logging.warning('warning of {0}')
+'''
+for path in (
+  logs.__file__,
+  '/home/me/my_tasks.py',
+  '/home/me/.venv/lib/site-packages/orbax/checkpoint.py',
+):
+  exec(compile(source.format(path), path, 'exec'))
+"""
+
+
+def test_our_lines_and_others_warnings_are_shown():
+  result = subprocess.run(
+    [sys.executable, '-c', CODE], capture_output=True, text=True, check=True
+  )
+  assert result.stdout == ''
+  ours, our_warning, users, users_warning, others_warning = (
+    result.stderr.splitlines()
+  )
+  assert re.fullmatch(r'\d\d:\d\d:\d\d info of .*logs\.py', ours)
+  assert re.fullmatch(r'[\d:]{8} WARNING: warning of .*logs\.py', our_warning)
+  assert users.endswith('info of /home/me/my_tasks.py')
+  assert users_warning.endswith('WARNING: warning of /home/me/my_tasks.py')
+  assert 'WARNING: warning of' in others_warning
+  assert 'orbax' in others_warning
+
+
+NOISE_CODE = """
+import os
+from perlhf_jax import logs
+
+try:
+  with logs.without_noise():
+    os.write(2, b'WARNING: All log messages before absl::InitializeLog() is\\n')
+    os.write(2, b'I0000 00:00:1795365783.2 1 port.cc:153] oneDNN is on\\n')
+    os.write(2, b'E0000 00:00:1795365783.2 1 port.cc:153] something broke\\n')
+    print('a line of ours', file=__import__('sys').stderr)
+    raise ValueError
+except ValueError:
+  os.write(2, b'I0000 after the block\\n')
+"""
+
+
+def test_what_tensorflow_prints_on_import_is_dropped_and_nothing_else():
+  result = subprocess.run(
+    [sys.executable, '-c', NOISE_CODE],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert result.stderr.splitlines() == [
+    'E0000 00:00:1795365783.2 1 port.cc:153] something broke',
+    'a line of ours',
+    'I0000 after the block',
+  ]

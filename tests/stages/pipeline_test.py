@@ -1,0 +1,210 @@
+"""SFT, reward models, evaluation and scoring, as a user runs them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import runs
+
+from perlhf_jax import main
+from perlhf_jax.core import errors
+from perlhf_jax.core import tree_paths
+from perlhf_jax.stages import backbones
+from perlhf_jax.training import checkpoints
+
+PROMPT = 'todo: gym Rent tea Call mail'
+ROWS = [
+  {'prompt': PROMPT, 'response': 'rent, call', 'id': 7},
+  {'prompt': PROMPT, 'response': 'gym'},
+  {'prompt': 'todo: Lamp', 'response': 'lamp, post, oil'},
+  {'prompt': 'x' * 60, 'response': 'é'},
+  {'prompt': '', 'response': 'rent, ' * 9},
+]
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  """Folders `sft`, `sft_lora`, `lora`, `full` and `point` of tiny runs."""
+  root = tmp_path_factory.mktemp('runs')
+  runs.train('train_sft', 'none', root / 'sft', 'demo_sft')
+  sft = root / 'sft'
+  runs.train('train_sft', 'attention', root / 'sft_lora', 'demo_sft', start=sft)
+  for tuning, name in (('attention', 'lora'), ('none', 'full')):
+    runs.train('train_reward', tuning, root / name, 'demo_rm', start=sft)
+  runs.train(
+    'train_reward',
+    'attention',
+    root / 'point',
+    'demo_rm_pointwise',
+    '--gin.LoopConfig.accumulation_steps=2',
+    start=root / 'sft_lora',
+  )
+  return root
+
+
+def test_a_run_leaves_what_is_promised(root):
+  records = runs.metrics(root / 'lora')
+  assert [r['step'] for r in records if r['split'] == 'train'] == [2, 4, 6]
+  assert [r['step'] for r in records if r['split'] == 'eval'] == [3, 6]
+  assert {'loss', 'pairwise_accuracy', 'grad_norm'} <= set(records[0])
+  assert list((root / 'lora' / 'events' / 'train').iterdir())
+  assert 'LORA_RANK = 8' in (root / 'lora' / 'config.gin').read_text()
+  summary = json.loads((root / 'lora' / 'summary.json').read_text())
+  assert summary['examples_per_second'] > 0
+  assert summary['step_memory_bytes'] > 0
+  full = json.loads((root / 'full' / 'summary.json').read_text())
+  assert full['trainable_fraction'] == 1.0
+  assert 0 < summary['trainable_fraction'] < 0.5
+
+
+def test_adapter_checkpoints_hold_no_backbone(root):
+  step = checkpoints.find_step(str(root / 'lora'))
+  assert set(checkpoints.read_trainable(step)) == {'lora', 'heads'}
+
+
+def test_frozen_weights_are_bit_identical_after_training(root):
+  before = backbones.load_backbone(str(root / 'sft'))
+  after = backbones.load_checkpoint(str(root / 'lora')).backbone
+  assert before.fingerprint == after.fingerprint
+  flat = tree_paths.flatten(after.params)
+  for path, leaf in tree_paths.flatten(before.params).items():
+    np.testing.assert_array_equal(leaf, flat[path])
+
+
+def test_full_tuning_changes_every_kernel(root):
+  before = tree_paths.flatten(backbones.load_backbone(str(root / 'sft')).params)
+  step = checkpoints.find_step(str(root / 'full'))
+  after = tree_paths.flatten(checkpoints.read_trainable(step)['params'])
+  assert set(before) == set(after)
+  for path, leaf in before.items():
+    assert (leaf != after[path]).any(), path
+
+
+@pytest.mark.parametrize('name', ['lora', 'full', 'point'])
+def test_scores_do_not_depend_on_batch_order_or_padding(root, tmp_path, name):
+  whole = runs.score(root / name, ROWS, tmp_path)
+  assert [{k: v for k, v in r.items() if k != 'score'} for r in whole] == ROWS
+  scores = np.array([row['score'] for row in whole])
+  assert np.ptp(scores) > 1e-3
+  for batch_size in (1, 2, 3):
+    again = runs.score(
+      root / name, ROWS, tmp_path, f'--batch_size={batch_size}'
+    )
+    got = [row['score'] for row in again]
+    np.testing.assert_allclose(got, scores, atol=1e-5, rtol=0)
+  backwards = runs.score(root / name, ROWS[::-1], tmp_path)
+  got = [row['score'] for row in backwards][::-1]
+  np.testing.assert_allclose(got, scores, atol=1e-5, rtol=0)
+  # Longer limits pad more, and cut nothing of the short rows.
+  padded = runs.score(root / name, ROWS[:3], tmp_path, '--prompt_length=500')
+  got = [row['score'] for row in padded]
+  np.testing.assert_allclose(got, scores[:3], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('name', ['sft', 'sft_lora'])
+def test_log_probabilities_sum_to_one_over_the_vocabulary(root, tmp_path, name):
+  rows = runs.score(root / name, ROWS, tmp_path, '--batch_size=2')
+  assert all(row['logprob'] < 0 for row in rows)
+  # The response 'ab' is the response 'a' with another ending.
+  ones = runs.score(
+    root / name,
+    [{'prompt': PROMPT, 'response': chr(c)} for c in range(32, 127)],
+    tmp_path,
+  )
+  assert sum(np.exp(row['logprob']) for row in ones) < 1
+
+
+def test_evaluate_writes_what_it_measured(root):
+  assert main.run(['evaluate', f'--checkpoint={root / "lora"}']) == 0
+  result = json.loads((root / 'lora' / 'eval.json').read_text())
+  assert result['task'] == 'demo_rm' and result['split'] == 'test'
+  assert result['examples'] == 1000 and result['step'] == 6
+  assert 0 <= result['pairwise_accuracy'] <= 1
+  best = f'--checkpoint={root / "point" / "checkpoints" / "best"}'
+  assert main.run(['evaluate', best, '--batch_size=100']) == 0
+  result = json.loads((root / 'point' / 'eval.json').read_text())
+  assert {'roc_auc', 'accuracy', 'balanced_accuracy'} <= set(result)
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(root):
+  results = []
+  for batch_size in (64, 7):
+    assert (
+      main.run(
+        [
+          'evaluate',
+          f'--checkpoint={root / "lora"}',
+          f'--batch_size={batch_size}',
+          '--gin.EVAL_EXAMPLES=100',
+        ]
+      )
+      == 0
+    )
+    results.append(json.loads((root / 'lora' / 'eval.json').read_text()))
+  assert results[0]['pairwise_accuracy'] == results[1]['pairwise_accuracy']
+  np.testing.assert_allclose(results[0]['loss'], results[1]['loss'], rtol=1e-5)
+
+
+def test_an_adapter_with_another_base_is_refused(root, tmp_path, capsys):
+  command = [
+    'score',
+    f'--checkpoint={root / "lora"}',
+    f'--base_checkpoint={root / "full"}',
+    f'--input={runs.write_rows(tmp_path / "in.jsonl", ROWS)}',
+    f'--output={tmp_path / "out.jsonl"}',
+  ]
+  assert main.run(command) == 2
+  assert 'is a reward model' in capsys.readouterr().err
+  runs.train('train_sft', 'none', tmp_path / 'other', 'demo_sft', steps=1)
+  command[2] = f'--base_checkpoint={tmp_path / "other"}'
+  assert main.run(command) == 2
+  message = capsys.readouterr().err
+  assert str(root / 'sft') in message and str(tmp_path / 'other') in message
+  assert message.count('fingerprint') == 2
+  assert not (tmp_path / 'out.jsonl').exists()
+
+
+def test_an_adapter_whose_base_has_moved(root, tmp_path):
+  shutil.copytree(root / 'sft', tmp_path / 'sft')
+  runs.train(
+    'train_reward',
+    'attention',
+    tmp_path / 'lora',
+    'demo_rm',
+    start=tmp_path / 'sft',
+    steps=1,
+  )
+  before = runs.score(tmp_path / 'lora', ROWS, tmp_path)
+  (tmp_path / 'sft').rename(tmp_path / 'moved')
+  with pytest.raises(errors.CheckpointError, match='--base_checkpoint'):
+    backbones.load_checkpoint(str(tmp_path / 'lora'))
+  after = runs.score(
+    tmp_path / 'lora',
+    ROWS,
+    tmp_path,
+    f'--base_checkpoint={tmp_path / "moved"}',
+  )
+  assert before == after
+
+
+def test_a_finished_run_is_not_trained_again(root, capsys):
+  before = (root / 'lora' / 'metrics.jsonl').read_bytes()
+  runs.train(
+    'train_reward', 'attention', root / 'lora', 'demo_rm', start=root / 'sft'
+  )
+  assert (root / 'lora' / 'metrics.jsonl').read_bytes() == before
+
+
+def test_a_model_dir_of_another_run_is_refused(root, capsys):
+  args = runs.arguments(
+    'train_reward',
+    'attention',
+    root / 'lora',
+    'demo_rm',
+    '--gin.LORA_RANK=4',
+    start=root / 'sft',
+  )
+  assert main.run(args) == 2
+  message = capsys.readouterr().err
+  assert 'MODEL_DIR already holds step 6' in message and 'lora' in message

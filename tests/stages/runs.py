@@ -1,0 +1,64 @@
+"""Command lines of tiny runs, shared by the tests of the stages."""
+
+import json
+
+from perlhf_jax import main
+
+TINY = (
+  '--gin_file=gin/models/t5_tiny.gin',
+  '--gin_file=gin/demo/tiny.gin',
+  '--gin.T5Config.emb_dim=16',
+  '--gin.T5Config.num_heads=2',
+  '--gin.T5Config.head_dim=8',
+  '--gin.T5Config.mlp_dim=32',
+  '--gin.T5Config.num_encoder_layers=1',
+  '--gin.T5Config.num_decoder_layers=1',
+  '--gin.DatasetConfig.max_examples=48',
+  '--gin.BATCH_SIZE=8',
+  '--gin.DROPOUT_RATE=0.1',
+  '--gin.EVAL_PERIOD=3',
+  '--gin.CHECKPOINT_PERIOD=3',
+  '--gin.LOG_PERIOD=2',
+  '--gin.WARMUP_STEPS=1',
+)
+
+
+def arguments(command, tuning, model_dir, task, *more, start=None, steps=6):
+  """The command line of a tiny run."""
+  return [
+    command,
+    f'--gin_file=gin/runs/{command}.gin',
+    *TINY,
+    f'--gin_file=gin/lora/{tuning}.gin',
+    f"--gin.MODEL_DIR='{model_dir}'",
+    f"--gin.MIXTURE_OR_TASK_NAME='{task}'",
+    f'--gin.TRAIN_STEPS={steps}',
+    *([f"--gin.INITIAL_CHECKPOINT_PATH='{start}'"] if start else []),
+    *more,
+  ]
+
+
+def train(*args, **kwargs):
+  """Trains, and expects no error."""
+  assert main.run(arguments(*args, **kwargs)) == 0
+
+
+def metrics(model_dir):
+  """Records of a run."""
+  lines = (model_dir / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def write_rows(path, rows):
+  """Writes JSON lines."""
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return path
+
+
+def score(checkpoint, rows, tmp_path, *more):
+  """Scores rows by `perlhf score`; returns what it wrote."""
+  source = write_rows(tmp_path / 'in.jsonl', rows)
+  target = tmp_path / 'out.jsonl'
+  command = ['score', f'--checkpoint={checkpoint}', f'--input={source}']
+  assert main.run([*command, f'--output={target}', *more]) == 0
+  return [json.loads(line) for line in target.read_text().splitlines()]

@@ -1,0 +1,75 @@
+"""Tiny T5s with random weights, made without compiling an initialiser."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from perlhf_jax.core import tree_paths
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import t5
+from perlhf_jax.models import t5_config
+
+# No two dimensions are equal, so that a swapped pair cannot go unseen; each
+# divides by 2, and the width by 4, for meshes.
+CONFIG = t5_config.T5Config(
+  vocab_size=40,
+  emb_dim=16,
+  num_heads=2,
+  num_encoder_layers=2,
+  num_decoder_layers=2,
+  head_dim=12,
+  mlp_dim=36,
+  mlp_activations=('gelu', 'linear'),
+  dropout_rate=0.0,
+  relative_attention_num_buckets=8,
+  relative_attention_max_distance=10,
+)
+
+
+@functools.cache
+def abstract_variables(config, adapters=None):
+  """Boxed shapes of `params`, and of `lora` if adapted."""
+  model = t5.T5(config, adapters)
+  return jax.eval_shape(lambda: t5.init_variables(model, jax.random.key(0)))
+
+
+def _draw(abstract, rng):
+  """Random leaves with outputs of order one; no leaf is zero or one."""
+  flat = tree_paths.flatten(nn.meta.unbox(abstract))
+  leaves = {}
+  for path, leaf in flat.items():
+    noise = rng.normal(size=leaf.shape)
+    if path.endswith('/scale'):
+      noise = 1 + 0.2 * noise
+    elif path.endswith(('kernel', 'lora_a', 'lora_b')):
+      noise = noise / np.sqrt(leaf.shape[-2])
+    leaves[path] = noise.astype(np.float32)
+  return tree_paths.unflatten(leaves)
+
+
+@functools.cache
+def params(config=CONFIG, seed=0):
+  """Random `params` in numpy."""
+  abstract = abstract_variables(config)['params']
+  return _draw(abstract, np.random.default_rng(seed))
+
+
+def adapted(lora_config, config=CONFIG, seed=1):
+  """Returns an adapted model and adapters of which no matrix is zero."""
+  paths = t5.dense_module_paths(config)
+  model = t5.T5(config, lora_lib.resolve(lora_config, paths))
+  abstract = abstract_variables(config, model.adapters)['lora']
+  return model, _draw(abstract, np.random.default_rng(seed))
+
+
+def ragged_tokens(seed, batch, length, vocab_size=CONFIG.vocab_size):
+  """Tokens ending with EOS and zeros after it, and their mask."""
+  rng = np.random.default_rng(seed)
+  lengths = rng.integers(2, length + 1, batch)
+  lengths[0] = length
+  mask = np.arange(length) < lengths[:, None]
+  tokens = rng.integers(2, vocab_size, (batch, length))
+  tokens[np.arange(batch), lengths - 1] = 1
+  return np.where(mask, tokens, 0).astype(np.int32), mask
