@@ -25,7 +25,8 @@ perlhf() {
 
 train() { # COMMAND NAME TASK TUNING, then more bindings
   perlhf "$1" --gin_file="gin/runs/$1.gin" --gin_file=gin/models/t5_tiny.gin \
-    --gin_file="gin/lora/$4.gin" --gin_file=gin/demo/tiny.gin \
+    --gin_file="gin/lora/$4.gin" --gin_file=gin/optimizers/adamw.gin \
+    --gin_file=gin/demo/world.gin \
     --gin.MODEL_DIR="'$output/$2'" --gin.MIXTURE_OR_TASK_NAME="'$3'" "${@:5}"
 }
 

@@ -12,10 +12,15 @@ from perlhf_jax.core import errors
 from perlhf_jax.data import vocabularies
 from perlhf_jax.interop import hf
 from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import merge
+from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.training import checkpoints
 from perlhf_jax.training import fingerprint as fingerprint_lib
+
+# Largest |Δlogit| that merging SFT adapters may make, in float32.
+_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,18 +131,27 @@ def load_backbone(path: str) -> Backbone:
     )
   if loaded.lora is None:
     return loaded.backbone
-  config = loaded.metadata.lora
-  logging.info('Merging the adapters of %s into their base.', path)
+  base, lora = loaded.backbone, loaded.metadata.lora
+  config = dataclasses.replace(base.config, dtype='float32', scan_layers=False)
+  adapters = lora_lib.resolve(lora, t5.dense_module_paths(config))
+  merged, report = merge.merge_and_check(
+    t5.T5(config, adapters), base.params, loaded.lora, tolerance=_TOLERANCE
+  )
+  logging.info(
+    'Merged the adapters of %s into their base: logits change by at most %.2g.',
+    path,
+    report.max_logit_difference,
+  )
   # Named by its parts: the sum's last bits depend on the machine that adds.
   parts = (
-    loaded.backbone.fingerprint,
+    base.fingerprint,
     fingerprint_lib.fingerprint(loaded.lora),
-    repr(config.scale),
+    repr(lora.scale),
   )
   return dataclasses.replace(
-    loaded.backbone,
+    base,
     path=loaded.step_path,
-    params=lora_lib.merge_lora(loaded.backbone.params, loaded.lora, config),
+    params=merged,
     fingerprint=hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16],
     metadata=loaded.metadata,
   )

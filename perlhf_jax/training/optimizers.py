@@ -83,7 +83,8 @@ def make_schedule(
   elif config.schedule == 'rsqrt':
 
     def after(step):
-      return peak * jnp.sqrt(warmup / (step + warmup))
+      # Evaluated during the warm-up too, where the step counts from below 0.
+      return peak * jnp.sqrt(warmup / (jnp.maximum(step, 0) + warmup))
 
   else:
     after = optax.constant_schedule(peak)

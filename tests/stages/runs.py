@@ -6,7 +6,8 @@ from perlhf_jax import main
 
 TINY = (
   '--gin_file=gin/models/t5_tiny.gin',
-  '--gin_file=gin/demo/tiny.gin',
+  '--gin_file=gin/optimizers/adamw.gin',
+  '--gin_file=gin/demo/world.gin',
   '--gin.T5Config.emb_dim=16',
   '--gin.T5Config.num_heads=2',
   '--gin.T5Config.head_dim=8',

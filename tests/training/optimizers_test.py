@@ -1,0 +1,181 @@
+import math
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from perlhf_jax.core import errors
+from perlhf_jax.training import optimizers
+
+STEPS = 20
+PEAK = 0.5
+
+
+def _reference_rate(schedule, warmup, final, step):
+  """The learning rate of update `step`, counted from 0, in plain Python."""
+  if step < warmup:
+    return PEAK * (step + 1) / warmup
+  share = (step - warmup) / (STEPS - warmup)
+  if schedule == 'linear':
+    return PEAK * (1 - share * (1 - final))
+  if schedule == 'cosine':
+    return PEAK * (final + (1 - final) * (1 + math.cos(math.pi * share)) / 2)
+  if schedule == 'rsqrt':
+    return PEAK * math.sqrt(warmup / step)
+  return PEAK
+
+
+@pytest.mark.parametrize(
+  ('schedule', 'warmup'),
+  [
+    (schedule, warmup)
+    for schedule in optimizers.SCHEDULES
+    for warmup in (0, 1, 5)
+    if warmup or schedule != 'rsqrt'  # Refused, see below.
+  ],
+)
+@pytest.mark.parametrize('final', [0.0, 0.1])
+def test_schedules_match_their_formulas(schedule, warmup, final):
+  config = optimizers.Optimizer(
+    learning_rate=PEAK,
+    schedule=schedule,
+    warmup_steps=warmup,
+    final_fraction=final,
+  )
+  rate = optimizers.make_schedule(config, STEPS)
+  for step in (0, 1, 3, 4, 5, 6, 12, STEPS - 1, STEPS):
+    expected = _reference_rate(schedule, warmup, final, step)
+    np.testing.assert_allclose(rate(step), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_warm_up_longer_than_training():
+  config = optimizers.Optimizer(
+    learning_rate=PEAK, schedule='linear', warmup_steps=50
+  )
+  rate = optimizers.make_schedule(config, STEPS)
+  np.testing.assert_allclose(rate(19), PEAK * 20 / 50, rtol=1e-5)
+
+
+def _run(config, params, gradients):
+  """Returns parameters after each of several updates."""
+  optimizer = optimizers.make_optimizer(config, STEPS)
+  state = optimizer.init(params)
+  update = jax.jit(optimizer.update)
+  history = []
+  for gradient in gradients:
+    updates, state = update(gradient, state, params)
+    params = optax.apply_updates(params, updates)
+    history.append(params)
+  return history
+
+
+def _problem(shapes, steps=4):
+  rng = np.random.default_rng(0)
+
+  def tree(scale):
+    return {
+      name: (scale * rng.normal(size=shape)).astype(np.float32)
+      for name, shape in shapes.items()
+    }
+
+  return tree(1.0), [tree(0.1 * (1 + i)) for i in range(steps)]
+
+
+def _clip(gradient, norm):
+  total = math.sqrt(sum(float(np.sum(g**2)) for g in gradient.values()))
+  factor = 1.0 if norm is None or total < norm else norm / total
+  return {name: np.float64(g) * factor for name, g in gradient.items()}
+
+
+@pytest.mark.parametrize('clip_norm', [None, 0.05])
+def test_adamw_matches_reference(clip_norm):
+  config = optimizers.Optimizer(
+    name='adamw',
+    learning_rate=0.1,
+    schedule='linear',
+    warmup_steps=2,
+    clip_norm=clip_norm,
+    weight_decay=0.3,
+    b1=0.8,
+    b2=0.9,
+  )
+  params, gradients = _problem({'a': (3, 4), 'b': (5,)})
+  history = _run(config, params, gradients)
+  rates = [0.05, 0.1, 0.1, 0.1 * (1 - 1 / 18)]
+  expected = {k: np.float64(v) for k, v in params.items()}
+  first = {k: np.zeros_like(v) for k, v in expected.items()}
+  second = {k: np.zeros_like(v) for k, v in expected.items()}
+  for step, gradient in enumerate(gradients):
+    for name, g in _clip(gradient, clip_norm).items():
+      first[name] = 0.8 * first[name] + 0.2 * g
+      second[name] = 0.9 * second[name] + 0.1 * g**2
+      mean = first[name] / (1 - 0.8 ** (step + 1))
+      square = second[name] / (1 - 0.9 ** (step + 1))
+      direction = mean / (np.sqrt(square) + 1e-8) + 0.3 * expected[name]
+      expected[name] = expected[name] - rates[step] * direction
+      np.testing.assert_allclose(
+        history[step][name], expected[name], rtol=1e-4, atol=1e-5
+      )
+
+
+def _rms(x):
+  return math.sqrt(float(np.mean(np.square(x))))
+
+
+@pytest.mark.parametrize('relative', [False, True])
+@pytest.mark.parametrize('weight_decay', [0.0, 0.3])
+def test_adafactor_matches_reference(relative, weight_decay):
+  """Shazeer & Stern 2018 (arXiv:1804.04235), algorithms 4 and 5."""
+  config = optimizers.Optimizer(
+    learning_rate=0.1,
+    clip_norm=1.0,
+    weight_decay=weight_decay,
+    multiply_by_parameter_scale=relative,
+  )
+  params, gradients = _problem({'small': (3, 4), 'large': (128, 130)})
+  history = _run(config, params, gradients)
+  expected = {k: np.float64(v) for k, v in params.items()}
+  full = np.zeros((3, 4))
+  rows, columns = np.zeros((128, 1)), np.zeros((1, 130))
+  for step, gradient in enumerate(gradients):
+    gradient = _clip(gradient, 1.0)
+    decay = 1 - (step + 1) ** -0.8
+    squares = {name: g**2 + 1e-30 for name, g in gradient.items()}
+    full = decay * full + (1 - decay) * squares['small']
+    rows = decay * rows + (1 - decay) * squares['large'].mean(1, keepdims=True)
+    columns = decay * columns + (1 - decay) * squares['large'].mean(
+      0, keepdims=True
+    )
+    moments = {'small': full, 'large': rows * columns / rows.mean()}
+    for name, g in gradient.items():
+      direction = g / np.sqrt(moments[name])
+      direction = direction / max(1.0, _rms(direction))
+      if relative:
+        direction = direction * max(_rms(expected[name]), 1e-3)
+      direction = direction + weight_decay * expected[name]
+      expected[name] = expected[name] - 0.1 * direction
+      np.testing.assert_allclose(
+        history[step][name], expected[name], rtol=1e-4, atol=1e-5
+      )
+
+
+def test_adafactor_holds_rows_and_columns_of_large_matrices():
+  optimizer = optimizers.make_optimizer(optimizers.Optimizer(), STEPS)
+  state = jax.eval_shape(
+    optimizer.init, {'large': np.zeros((512, 256), np.float32)}
+  )
+  assert sum(math.prod(x.shape) for x in jax.tree.leaves(state)) < 1000
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'name': 'sgd'}, "Optimizer.name is 'sgd'; choose one of adafactor, ad"),
+    ({'schedule': 'poly'}, "Optimizer.schedule is 'poly'; choose one of con"),
+    ({'schedule': 'rsqrt'}, 'Optimizer.warmup_steps to at least 1'),
+  ],
+)
+def test_bad_configurations(fields, message):
+  with pytest.raises(errors.ConfigError, match=message):
+    optimizers.Optimizer(**fields)

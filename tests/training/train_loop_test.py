@@ -1,0 +1,220 @@
+import json
+import math
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from perlhf_jax.core import errors
+from perlhf_jax.training import checkpoints
+from perlhf_jax.training import compiled_step
+from perlhf_jax.training import optimizers
+from perlhf_jax.training import partitioning
+from perlhf_jax.training import train_loop
+from perlhf_jax.training import train_state
+from perlhf_jax.training import train_step
+
+METADATA = {'kind': 'test'}
+
+
+@pytest.fixture(scope='module')
+def compiled():
+  """A linear regression's training step, compiled once for all tests."""
+  optimizer = optimizers.make_optimizer(
+    optimizers.Optimizer(name='adamw', learning_rate=0.1), 10
+  )
+
+  def loss(trainable, frozen, batch, rng):
+    noise = 0.01 * jax.random.normal(rng, ())
+    error = batch['x'] @ trainable['w'] + frozen['b'] + noise - batch['y']
+    return train_step.LossOutput(jnp.sum(error**2), jnp.float32(error.size), {})
+
+  mesh = partitioning.make_mesh()
+  step = compiled_step.CompiledStep(
+    train_step.make_train_step(
+      loss, optimizer, lambda step: 0.1 + 0 * step, seed=0
+    ),
+    mesh,
+    name='a step',
+    donate_argnums=(0,),
+  )
+  return optimizer, step, mesh
+
+
+def _batches(first, bad_step=None):
+  """Batches are a function of the step; `bad_step` holds a NaN."""
+  step = first
+  while True:
+    rng = np.random.default_rng(step)
+    step += 1
+    x = rng.normal(size=(4, 3)).astype(np.float32)
+    y = x @ np.array([1, 2, 3], np.float32)
+    if step == bad_step:
+      y[0] = np.nan
+    yield {'x': x, 'y': y}
+
+
+def _evaluate(trainable):
+  error = np.asarray(trainable['w']) - np.array([1, 2, 3])
+  return {'distance': float(np.linalg.norm(error)), 'undefined': math.nan}
+
+
+def _train(folder, compiled, config, batches=_batches):
+  optimizer, step, mesh = compiled
+  state = train_state.create({'w': jnp.zeros(3)}, optimizer)
+  manager = checkpoints.CheckpointManager(
+    folder, METADATA, keep_best=config.keep_best
+  )
+  latest = manager.latest_step()
+  if latest is not None:
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      state,
+    )
+    state = manager.restore(latest, abstract, check=METADATA)
+  return train_loop.train(
+    config,
+    model_dir=folder,
+    manager=manager,
+    step=step,
+    state=state,
+    frozen={'b': jnp.zeros(())},
+    batches=batches,
+    batch_size=4,
+    evaluate=_evaluate,
+    selection=train_loop.Selection('distance', maximize=False),
+    mesh=mesh,
+    summary={'trainable_fraction': 0.25},
+  )
+
+
+CONFIG = train_loop.LoopConfig(
+  train_steps=9, log_period=2, eval_period=3, checkpoint_period=4
+)
+
+
+@pytest.fixture(scope='module')
+def whole(compiled, tmp_path_factory):
+  folder = epath.Path(tmp_path_factory.mktemp('whole'))
+  state = _train(folder, compiled, CONFIG)
+  return folder, np.asarray(state.trainable['w'])
+
+
+def _records(folder):
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_periods(whole):
+  folder, _ = whole
+  steps = {'train': [], 'eval': []}
+  for record in _records(folder):
+    steps[record['split']].append(record['step'])
+  assert steps == {'train': [2, 4, 6, 8, 9], 'eval': [3, 4, 6, 8, 9]}
+  saved = {p.name for p in (folder / 'checkpoints').iterdir() if p.is_dir()}
+  assert saved == {'9'}  # It is the newest and the best.
+
+
+def test_records(whole):
+  folder, _ = whole
+  train, evaluation = _records(folder)[:2]
+  assert set(train) == {'step', 'split', 'loss', 'grad_norm', 'learning_rate'}
+  assert evaluation['undefined'] is None
+  distances = [r['distance'] for r in _records(folder) if r['split'] == 'eval']
+  assert distances == sorted(distances, reverse=True)
+
+
+def test_summary(whole, compiled):
+  folder, _ = whole
+  summary = json.loads((folder / 'summary.json').read_text())
+  assert summary['steps'] == 9
+  assert summary['trainable_fraction'] == 0.25
+  assert summary['examples_per_second'] > 0
+  assert summary['step_memory_bytes'] == compiled[1].memory_bytes > 0
+
+
+class _Killed(Exception):
+  pass
+
+
+@pytest.mark.parametrize('killed_at', [3, 7])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+  killed_at, whole, compiled, tmp_path
+):
+  def dying(first):
+    for index, batch in enumerate(_batches(first), start=first):
+      if index == killed_at:
+        raise _Killed
+      yield batch
+
+  folder = epath.Path(tmp_path)
+  with pytest.raises(_Killed):
+    _train(folder, compiled, CONFIG, dying)
+  state = _train(folder, compiled, CONFIG)
+  expected_folder, expected = whole
+  np.testing.assert_array_equal(state.trainable['w'], expected)
+  assert (folder / 'metrics.jsonl').read_bytes() == (
+    expected_folder / 'metrics.jsonl'
+  ).read_bytes()
+
+
+def test_a_finished_run_is_left_as_it_is(whole, compiled):
+  folder, expected = whole
+  before = {
+    name: (folder / name).read_bytes()
+    for name in ('metrics.jsonl', 'summary.json')
+  }
+  state = _train(folder, compiled, CONFIG)
+  np.testing.assert_array_equal(state.trainable['w'], expected)
+  for name, content in before.items():
+    assert (folder / name).read_bytes() == content
+
+
+def test_a_loss_that_is_no_number_stops(compiled, tmp_path):
+  folder = epath.Path(tmp_path)
+  with pytest.raises(errors.UserError) as error:
+    _train(folder, compiled, CONFIG, lambda first: _batches(first, bad_step=6))
+  message = str(error.value)
+  assert message.startswith('The loss at step 6 is nan')
+  assert 'LEARNING_RATE' in message
+  assert checkpoints.find_step(str(folder)).name == '4'
+  assert _records(folder)[-1]['loss'] is None
+
+
+def test_a_diverged_step_is_never_saved(compiled, tmp_path):
+  # Step 4 is saved and not logged.
+  config = train_loop.LoopConfig(
+    train_steps=9, log_period=9, eval_period=9, checkpoint_period=2
+  )
+  folder = epath.Path(tmp_path)
+  with pytest.raises(errors.UserError, match='The loss at step 4 is nan'):
+    _train(folder, compiled, config, lambda first: _batches(first, bad_step=4))
+  assert checkpoints.find_step(str(folder)).name == '2'
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('train_steps', 0),
+    ('log_period', 0),
+    ('eval_period', -1),
+    ('checkpoint_period', 0),
+    ('accumulation_steps', 0),
+    ('keep_best', -1),
+  ],
+)
+def test_bad_lengths(field, value):
+  with pytest.raises(errors.ConfigError) as error:
+    train_loop.LoopConfig(**{'train_steps': 1, field: value})
+  assert f'LoopConfig.{field} is {value}; it must be' in str(error.value)
+
+
+def test_selection():
+  more = train_loop.Selection('auc')
+  less = train_loop.Selection('loss', maximize=False)
+  assert more.value({'auc': 0.5}) == 0.5
+  assert less.value({'loss': 0.5}) == -0.5
+  assert more.value({'auc': math.nan}) == -math.inf
+  assert less.value({'loss': math.inf}) == -math.inf
