@@ -38,13 +38,13 @@ train() { # COMMAND NAME TASK TUNING, then more bindings
     --gin_file=gin/optimizers/adamw.gin \
     --gin.VOCABULARY_PATH="'$output/spiece.model'" \
     --gin.MODEL_DIR="'$output/$2'" --gin.MIXTURE_OR_TASK_NAME="'$3'" \
-    --gin.TASK_FEATURE_LENGTHS="{'inputs': 256, 'targets': 64}" \
+    --gin.TASK_FEATURE_LENGTHS="{'inputs': 192, 'targets': 48}" \
     --gin.BATCH_SIZE=32 --gin.EVAL_PERIOD=50 --gin.CHECKPOINT_PERIOD=50 \
     --gin.SKIP_BAD_ROWS=True "${@:5}"
 }
 
 reward() { # NAME TUNING LEARNING_RATE
-  train train_reward "$1" "${task}_rm" "$2" --gin.TRAIN_STEPS=500 \
+  train train_reward "$1" "${task}_rm" "$2" --gin.TRAIN_STEPS=300 \
     --gin.INITIAL_CHECKPOINT_PATH="'$output/sft/checkpoints/best'" \
     --gin.LEARNING_RATE="$3"
   perlhf evaluate --checkpoint="$output/$1/checkpoints/best" \
@@ -55,6 +55,6 @@ reward() { # NAME TUNING LEARNING_RATE
   perlhf train_vocabulary --task="${task}_rm" \
     --output="$output/spiece.model" --vocab_size=4000
 train train_sft sft "${task}_sft" none \
-  --gin.TRAIN_STEPS=1000 --gin.LEARNING_RATE=2e-3
+  --gin.TRAIN_STEPS=400 --gin.LEARNING_RATE=2e-3
 reward reward_lora attention 2e-3
 reward reward_full none 5e-4
