@@ -31,16 +31,16 @@ train() { # COMMAND NAME TASK TUNING, then more bindings
 }
 
 train train_sft sft demo_sft none \
-  --gin.TRAIN_STEPS=1500 --gin.LEARNING_RATE=2e-3
+  --gin.TRAIN_STEPS=1000 --gin.LEARNING_RATE=2e-3
 
 train train_reward reward_lora demo_rm attention \
   --gin.INITIAL_CHECKPOINT_PATH="'$output/sft'" \
-  --gin.TRAIN_STEPS=1000 --gin.LEARNING_RATE=3e-3
+  --gin.TRAIN_STEPS=900 --gin.LEARNING_RATE=3e-3
 perlhf evaluate --checkpoint="$output/reward_lora/checkpoints/best"
 
 train train_reward reward_full demo_rm none \
   --gin.INITIAL_CHECKPOINT_PATH="'$output/sft'" \
-  --gin.TRAIN_STEPS=1000 --gin.LEARNING_RATE=1e-3
+  --gin.TRAIN_STEPS=900 --gin.LEARNING_RATE=1e-3
 perlhf evaluate --checkpoint="$output/reward_full/checkpoints/best"
 
 .venv/bin/python launch/demo_table.py "$output" "$SECONDS"

@@ -3,8 +3,8 @@
 A prompt is a to-do note of five entries, of which one to three are urgent
 (written with a capital); a good response names the urgent ones and only those:
 
-  prompt    todo: gym Pay tea Fax bus
-  response  pay, fax
+  prompt    todo: gym Rent tea Call bus
+  response  rent, call
 
 The rule is `gold_score`. A response cannot be judged without its prompt, so a
 reward model that does well has learned to read. Demonstrations are imperfect
@@ -27,14 +27,14 @@ import zlib
 from perlhf_jax.core import errors
 
 LEXICON = (
-  *('bus', 'cab', 'dog', 'egg', 'fax', 'gym', 'ham', 'ink'),
-  *('jam', 'key', 'map', 'oil', 'pay', 'rug', 'tea', 'vet'),
+  *('bank', 'call', 'desk', 'eggs', 'fish', 'gym', 'jam', 'keys'),
+  *('lamp', 'mail', 'oil', 'post', 'rent', 'soap', 'tea', 'vet'),
 )
 ENTRIES = 5
 MAX_URGENT = 3
-MAX_NAMES = 4
-MAX_PROMPT_BYTES = 25
-MAX_RESPONSE_BYTES = 18
+MAX_NAMES = 3
+MAX_PROMPT_BYTES = 30
+MAX_RESPONSE_BYTES = 16
 GOOD_SCORE = 75.0
 SPLITS = ('train', 'validation', 'test')
 
@@ -46,7 +46,7 @@ _PAIR_COUNTS = (
   *(((1, 2), 0.13), ((2, 1), 0.13), ((2, 3), 0.12), ((3, 2), 0.12)),
   *(((1, 3), 0.03), ((3, 1), 0.03)),
 )
-_BROKEN_RATE = 0.08
+_BROKEN_RATE = 0.04
 
 
 class Note(NamedTuple):
@@ -57,7 +57,7 @@ class Note(NamedTuple):
 
   @property
   def prompt(self) -> str:
-    """The note as the model reads it, at most 25 bytes."""
+    """The note as the model reads it, at most 30 bytes."""
     return _PREFIX + ' '.join(self.entries)
 
   @property
@@ -91,7 +91,7 @@ def parse_prompt(prompt: str) -> Note:
   if not any(urgent) or not prompt.strip().startswith(_PREFIX.strip()):
     raise errors.DataError(
       f'{prompt!r} is not a prompt of the demo world, such as'
-      " 'todo: gym Pay tea Fax bus'; the gold score judges only those."
+      " 'todo: gym Rent tea Call bus'; the gold score judges only those."
     )
   return Note(words, urgent)
 
@@ -110,17 +110,17 @@ def gold_score(prompt: str, response: str) -> float:
   * inventions: everything else between two commas: words that are not in the
     note, misspelt ones, sentences, and nothing at all.
 
-  For the prompt `todo: gym Pay tea Fax bus`:
+  For the prompt `todo: gym Rent tea Call bus`:
 
-    pay, fax          100    both, nothing else
-    fax,pay           100    order and spaces do not matter
-    pay                50    one of two
-    pay, fax, gym      75    (2 - 0.5) / 2
-    pay, gym           25    (1 - 0.5) / 2
-    pay, pay           25    the second one is an extra
-    pay, jam            0    (1 - 1) / 2
-    pay fax             0    one unknown name
-    (empty)             0
+    rent, call          100    both, nothing else
+    call,rent           100    order and spaces do not matter
+    rent                 50    one of two
+    rent, call, gym      75    (2 - 0.5) / 2
+    rent, gym            25    (1 - 0.5) / 2
+    rent, rent           25    the second one is an extra
+    rent, jam             0    (1 - 1) / 2
+    rent call             0    one unknown name
+    (empty)               0
 
   Args:
     prompt: a note, as `Note.prompt` writes it.
@@ -214,11 +214,11 @@ def sample_pair(
   names in the two are drawn from a symmetric table and no word of the lexicon
   is better than another, so that neither length nor the response alone tells
   which was chosen. Half of the pairs differ by one name. The exception: in
-  8% of the pairs the rejected response is broken on its own (a repetition, a
+  4% of the pairs the rejected response is broken on its own (a repetition, a
   misspelling, a missing comma), because a policy will try those.
 
   Returns:
-    (prompt, chosen, rejected), at most 25, 18 and 18 bytes.
+    (prompt, chosen, rejected), at most 30, 16 and 16 bytes.
   """
   (chosen_count, rejected_count) = _weighted(rng, _PAIR_COUNTS)
   broken = rng.random() < _BROKEN_RATE
@@ -255,7 +255,7 @@ def sample_judged(
   note = sample_note(rng, split)
   urgent = len(note.urgent_words)
   # One extra still leaves 75 points when two or more entries are urgent.
-  count = urgent + int(urgent > 1 and rng.random() < 0.3)
+  count = min(urgent + int(urgent > 1 and rng.random() < 0.3), MAX_NAMES)
   while True:
     response = ', '.join(_sample_names(rng, note, count))
     if (score_note(note, response) >= GOOD_SCORE) == bool(label):
@@ -293,8 +293,8 @@ def _neighbour(
 
 
 def _arrange(rng: random.Random, note: Note, names: list[str]) -> list[str]:
-  """Orders names as in the note (inventions anywhere), one in five freely."""
-  if rng.random() < 0.2:
+  """Orders names as in the note (inventions anywhere), one in 20 freely."""
+  if rng.random() < 0.05:
     return _sample(rng, names, len(names))
   known = [word for word in note.words if word in names]
   for name in names:

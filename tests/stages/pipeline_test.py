@@ -13,13 +13,13 @@ from perlhf_jax.core import tree_paths
 from perlhf_jax.stages import backbones
 from perlhf_jax.training import checkpoints
 
-PROMPT = 'todo: gym Pay tea Fax mail'
+PROMPT = 'todo: gym Rent tea Call mail'
 ROWS = [
-  {'prompt': PROMPT, 'response': 'pay, fax', 'id': 7},
+  {'prompt': PROMPT, 'response': 'rent, call', 'id': 7},
   {'prompt': PROMPT, 'response': 'gym'},
   {'prompt': 'todo: Lamp', 'response': 'lamp, post, oil'},
   {'prompt': 'x' * 60, 'response': 'é'},
-  {'prompt': '', 'response': 'pay, ' * 9},
+  {'prompt': '', 'response': 'rent, ' * 9},
 ]
 
 

@@ -9,7 +9,7 @@ import pytest
 from perlhf_jax.core import errors
 from tasks import demo_world
 
-PROMPT = 'todo: gym Pay tea Fax bus'
+PROMPT = 'todo: gym Rent tea Call bus'
 SPLIT = st.sampled_from(demo_world.SPLITS)
 INDEX = st.integers(0, 10**6)
 
@@ -40,20 +40,20 @@ def slow_score(prompt, response):
 @pytest.mark.parametrize(
   ('response', 'score'),
   [
-    ('pay, fax', 100),
-    ('fax,pay', 100),
-    (' pay ,  fax ', 100),
-    ('pay', 50),
-    ('pay, fax, gym', 75),
-    ('pay, gym', 25),
-    ('pay, pay', 25),
-    ('pay, fax, fax', 75),
-    ('pay, jam', 0),
-    ('pay, fax, jam', 50),
-    ('pay fax', 0),
-    ('Pay, fax', 0),
-    ('pay, fax,', 50),
-    ('pay, fax, gym, tea, bus', 25),
+    ('rent, call', 100),
+    ('call,rent', 100),
+    (' rent ,  call ', 100),
+    ('rent', 50),
+    ('rent, call, gym', 75),
+    ('rent, gym', 25),
+    ('rent, rent', 25),
+    ('rent, call, call', 75),
+    ('rent, jam', 0),
+    ('rent, call, jam', 50),
+    ('rent call', 0),
+    ('Rent, call', 0),
+    ('rent, call,', 50),
+    ('rent, call, gym, tea, bus', 25),
     ('', 0),
     ('  ', 0),
     (',,,,', 0),
@@ -64,7 +64,7 @@ def test_worked_examples(response, score):
   assert demo_world.gold_score(PROMPT, response) == pytest.approx(score)
 
 
-NAME = st.sampled_from([*demo_world.LEXICON[:8], '', 'x', ' gym', 'pay '])
+NAME = st.sampled_from([*demo_world.LEXICON[:8], '', 'x', ' gym', 'rent '])
 
 
 @hypothesis.given(names=st.lists(NAME, max_size=7), index=INDEX)
@@ -94,7 +94,7 @@ def test_only_the_urgent_words_score_full(index, junk):
 def test_prompts_of_other_worlds_are_refused():
   for prompt in ('', 'todo:', 'todo: gym tea', 'Human: Hi'):
     with pytest.raises(errors.DataError, match='not a prompt of the demo'):
-      demo_world.gold_score(prompt, 'pay')
+      demo_world.gold_score(prompt, 'rent')
 
 
 @hypothesis.given(index=INDEX, split=SPLIT)
@@ -216,7 +216,7 @@ def test_labels_are_balanced_and_not_told_by_length():
 def test_the_world_does_not_change_between_releases():
   rng = rng_of(0, stream='rm')
   assert demo_world.sample_pair(rng, 'train') == (
-    'todo: Cab Egg oil tea Key',
-    'cab, key',
-    'gym, cab, egg',
+    'todo: Desk Fish soap yoga Quiz',
+    'desk, quiz',
+    'iron, desk, fish',
   )
