@@ -216,7 +216,7 @@ def test_labels_are_balanced_and_not_told_by_length():
 def test_the_world_does_not_change_between_releases():
   rng = rng_of(0, stream='rm')
   assert demo_world.sample_pair(rng, 'train') == (
-    'todo: Desk Fish soap yoga Quiz',
-    'desk, quiz',
-    'iron, desk, fish',
+    'todo: desk bank Keys fish tea',
+    'keys, tea',
+    'desk, keys, tea',
   )
