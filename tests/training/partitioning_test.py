@@ -146,13 +146,15 @@ def test_too_many_devices_are_asked_for():
 def test_constraints_are_traced_only_under_a_mesh():
   model = t5.T5(tiny_models.CONFIG)
   tokens = jnp.ones((1, 3), jnp.int32)
+  # Drawn here: shapes cannot be unboxed where a mesh is current.
+  params = tiny_models.params()
 
   def trace():
     # A new function each time: jax would remember the other trace.
     def apply(params):
       return model.apply({'params': params}, tokens, tokens)
 
-    return str(jax.make_jaxpr(apply)(tiny_models.params()))
+    return str(jax.make_jaxpr(apply)(params))
 
   with partitioning.use_mesh(partitioning.make_mesh()):
     assert trace().count('sharding_constraint') > 20
