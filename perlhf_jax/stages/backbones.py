@@ -86,7 +86,9 @@ def load_checkpoint(
     if not epath.Path(path).is_dir():
       raise errors.CheckpointError(
         f'No checkpoint at {path}: there is no such folder. Give a MODEL_DIR, '
-        'one of its checkpoints/<step> folders, or a Hugging Face T5 directory.'
+        'one of its checkpoints/<step> folders, or a Hugging Face T5 directory '
+        '(a model of the Hub is downloaded first: hf download NAME '
+        '--local-dir=DIR).'
       )
     raise errors.CheckpointError(
       f'{path} is no checkpoint: it has neither checkpoints/<step>/ of '

@@ -66,6 +66,12 @@ def resolve_start(
         'No model: give a gin/models/*.gin file to train from scratch, or '
         'INITIAL_CHECKPOINT_PATH.'
       )
+    # A token beyond the embedding would be NaN from the first step on.
+    if vocabulary.vocab_size > model.vocab_size:
+      raise errors.ConfigError(
+        f'VOCABULARY has {vocabulary.vocab_size} ids, but '
+        f'T5Config.vocab_size is {model.vocab_size}; make it at least as large.'
+      )
     return Start(model, vocabulary, None)
   backbone = backbones.load_backbone(initial_checkpoint_path)
   if model is None:

@@ -166,6 +166,18 @@ def test_lora_from_random_weights(tmp_path, capsys):
   assert 'INITIAL_CHECKPOINT_PATH' in fails(capsys, arguments)
 
 
+def test_vocabulary_larger_than_the_embedding(tmp_path, capsys):
+  arguments = runs.arguments(
+    'train_sft',
+    'none',
+    tmp_path / 'sft',
+    'demo_sft',
+    '--gin.byte_vocabulary.extra_ids=200',
+  )
+  message = fails(capsys, arguments)
+  assert '459 ids' in message and 'vocab_size is 384' in message
+
+
 def test_unbound_required_macro(capsys):
   message = fails(
     capsys,

@@ -1,0 +1,46 @@
+"""Every gin file that we ship can be parsed, and every model be built."""
+
+import pathlib
+
+import gin
+import pytest
+
+from perlhf_jax.models import t5_config
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODELS = sorted((ROOT / 'gin' / 'models').glob('*.gin'))
+OTHERS = sorted(set((ROOT / 'gin').rglob('*.gin')) - set(MODELS))
+
+
+@pytest.fixture(autouse=True)
+def no_configuration():
+  gin.clear_config()
+  yield
+  gin.clear_config()
+
+
+def parse(path, *bindings):
+  # Not finalised: what is required has not been given.
+  gin.parse_config_files_and_bindings(
+    [str(path)], list(bindings), finalize_config=False
+  )
+
+
+@pytest.mark.parametrize('path', MODELS, ids=lambda path: path.stem)
+def test_model(path):
+  parse(path, 'DROPOUT_RATE = 0.25')
+  config = gin.get_configurable(t5_config.T5Config)()
+  assert config.dropout_rate == 0.25
+  assert config.mlp_activations == ('gelu', 'linear')
+  # Whether the file says which vocabulary it goes with.
+  assert 'VOCABULARY = ' in path.read_text()
+
+
+@pytest.mark.parametrize('path', OTHERS, ids=lambda path: path.stem)
+def test_other_file(path):
+  parse(path)
+  # What a header tells to type must name things that exist.
+  for line in path.read_text().splitlines():
+    for word in line.split():
+      if line.startswith('#') and word.startswith('--gin_file='):
+        assert (ROOT / word.removeprefix('--gin_file=')).exists(), word
