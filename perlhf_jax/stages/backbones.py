@@ -18,6 +18,7 @@ from perlhf_jax.models import t5_config
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.training import checkpoints
 from perlhf_jax.training import fingerprint as fingerprint_lib
+from perlhf_jax.training import layer_layout
 
 # Largest |Δlogit| that merging SFT adapters may make, in float32.
 _TOLERANCE = 1e-3
@@ -95,7 +96,10 @@ def load_checkpoint(
       'perlhf_jax nor the config.json of a Hugging Face model.'
     )
   metadata = run_metadata.from_json(checkpoints.read_metadata(step), str(step))
-  trainable = checkpoints.read_trainable(step)
+  trainable = {
+    name: layer_layout.to_layout(tree, scan_layers=False)
+    for name, tree in checkpoints.read_trainable(step).items()
+  }
   if metadata.tuning == 'lora':
     backbone = _load_base(step, metadata, base_checkpoint)
   else:
@@ -134,10 +138,14 @@ def load_backbone(path: str) -> Backbone:
   if loaded.lora is None:
     return loaded.backbone
   base, lora = loaded.backbone, loaded.metadata.lora
-  config = dataclasses.replace(base.config, dtype='float32', scan_layers=False)
+  # In the layout it was trained in, which its target_modules may name.
+  config = dataclasses.replace(loaded.metadata.model, dtype='float32')
   adapters = lora_lib.resolve(lora, t5.dense_module_paths(config))
   merged, report = merge.merge_and_check(
-    t5.T5(config, adapters), base.params, loaded.lora, tolerance=_TOLERANCE
+    t5.T5(config, adapters),
+    layer_layout.to_layout(base.params, config.scan_layers),
+    layer_layout.to_layout(loaded.lora, config.scan_layers),
+    tolerance=_TOLERANCE,
   )
   logging.info(
     'Merged the adapters of %s into their base: logits change by at most %.2g.',
@@ -153,7 +161,7 @@ def load_backbone(path: str) -> Backbone:
   return dataclasses.replace(
     base,
     path=loaded.step_path,
-    params=merged,
+    params=layer_layout.to_layout(merged, scan_layers=False),
     fingerprint=hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16],
     metadata=loaded.metadata,
   )

@@ -208,3 +208,23 @@ def test_a_model_dir_of_another_run_is_refused(root, capsys):
   assert main.run(args) == 2
   message = capsys.readouterr().err
   assert 'MODEL_DIR already holds step 6' in message and 'lora' in message
+
+
+def test_scanned_and_unrolled_stages_follow_each_other(tmp_path):
+  scan = '--gin.T5Config.scan_layers=True'
+  sft, lora = tmp_path / 'sft', tmp_path / 'sft_lora'
+  runs.train('train_sft', 'none', sft, 'demo_sft', scan, steps=1)
+  runs.train(
+    'train_sft', 'attention', lora, 'demo_sft', scan, start=sft, steps=1
+  )
+  runs.train(
+    'train_reward', 'attention', tmp_path / 'rm', 'demo_rm', start=lora, steps=1
+  )
+  for name in (sft, lora, tmp_path / 'rm'):
+    paths = tree_paths.flatten(
+      backbones.load_checkpoint(str(name)).backbone.params
+    )
+    assert any('/layers_0/' in path for path in paths)
+    rows = runs.score(name, ROWS[:2], tmp_path)
+    key = 'score' if name.name == 'rm' else 'logprob'
+    assert np.isfinite([row[key] for row in rows]).all()
