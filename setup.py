@@ -34,6 +34,7 @@ setuptools.setup(
     'numpy',
     'optax',
     'orbax-checkpoint',
+    'rouge-score',
     'safetensors',
     'seqio',
     'tensorboard',  # clu's TensorBoard writer imports it and does not say so.

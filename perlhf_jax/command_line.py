@@ -9,6 +9,7 @@ another command is an error.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
+import math
 from typing import Any
 
 from absl import flags as absl_flags
@@ -23,6 +24,12 @@ _GIN_HELP = """\
   --gin.NAME=VALUE        sets a macro, or a parameter, after the files
   --gin_search_paths=A,B  more folders in which to look for gin files"""
 
+_DEFINITIONS = {
+  str: absl_flags.DEFINE_string,
+  int: absl_flags.DEFINE_integer,
+  float: absl_flags.DEFINE_float,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
@@ -31,11 +38,13 @@ class Flag:
   Attributes:
     name: without the dashes.
     help: one line; starts in lower case.
-    kind: str or int; an int is at least 1.
+    kind: str, int or float.
     default: value if the flag is not given.
     required: whether it must be given.
     argument: argument of the command's function; the flag's name if None.
     macro: gin macro that the flag sets instead of an argument, if any.
+    minimum: the least number allowed; None for 1 if an int, and for any
+      number if a float.
   """
 
   name: str
@@ -45,6 +54,7 @@ class Flag:
   required: bool = False
   argument: str | None = None
   macro: str | None = None
+  minimum: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +132,11 @@ def parse(name: str, command: Command, args: Sequence[str]) -> Arguments:
       raise errors.ConfigError(
         f'perlhf {name}: give --{flag.name}, {flag.help}'
       )
+    if flag.kind is float and not _is_finite(values[flag.name].value):
+      raise errors.ConfigError(
+        f'perlhf {name}: --{flag.name}={values[flag.name].value} is not a '
+        'finite number'
+      )
   return _arguments(command, values)
 
 
@@ -172,14 +187,12 @@ def _define(command: Command) -> absl_flags.FlagValues:
   values = absl_flags.FlagValues()
   values.set_gnu_getopt(True)
   for flag in command.flags:
-    if flag.kind is int:
-      absl_flags.DEFINE_integer(
-        flag.name, flag.default, flag.help, lower_bound=1, flag_values=values
-      )
-    else:
-      absl_flags.DEFINE_string(
-        flag.name, flag.default, flag.help, flag_values=values
-      )
+    limits = {}
+    if flag.minimum is not None or flag.kind is int:
+      limits['lower_bound'] = 1 if flag.minimum is None else flag.minimum
+    _DEFINITIONS[flag.kind](
+      flag.name, flag.default, flag.help, flag_values=values, **limits
+    )
   if command.gin_file:
     for gin_flag in 'gin_file', 'gin_bindings':
       absl_flags.DEFINE_multi_string(gin_flag, [], '', flag_values=values)
@@ -246,6 +259,11 @@ def _without_required(command: Command) -> Command:
       dataclasses.replace(flag, required=False) for flag in command.flags
     ),
   )
+
+
+def _is_finite(value: float | None) -> bool:
+  """Whether a number, if given, is neither infinite nor NaN."""
+  return value is None or math.isfinite(value)
 
 
 def _describe_default(flag: Flag) -> str:

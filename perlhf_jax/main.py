@@ -53,6 +53,18 @@ COMMANDS: Mapping[str, Command] = {
     + ' --gin.INITIAL_CHECKPOINT_PATH="\'runs/train_sft\'"',
     gin_file='gin/runs/train_reward.gin',
   ),
+  'train_policy': Command(
+    help='reinforcement learning of a policy against a reward',
+    module='perlhf_jax.stages.train_policy',
+    function='train_policy',
+    example=_TRAIN_EXAMPLE.format(
+      name='train_policy', task='demo_prompts', lora='attention'
+    )
+    + ' --gin_file=gin/rl/reinforce.gin'
+    ' --gin.INITIAL_CHECKPOINT_PATH="\'runs/train_sft\'"'
+    ' --gin.REWARD_CHECKPOINT="\'runs/train_reward\'"',
+    gin_file='gin/runs/train_policy.gin',
+  ),
   'evaluate': Command(
     help='the metrics of a checkpoint on a task, into eval.json',
     module='perlhf_jax.stages.evaluate',
@@ -94,6 +106,56 @@ COMMANDS: Mapping[str, Command] = {
       Flag('base_checkpoint', _BASE),
       Flag('prompt_length', "longest prompt; default: the training's", int),
       Flag('response_length', "longest response; default: the training's", int),
+    ),
+  ),
+  'generate': Command(
+    help='a response, or several, to each line of a file',
+    module='perlhf_jax.stages.generate',
+    function='generate',
+    example=(
+      'perlhf generate --checkpoint=runs/train_sft --input=prompts.jsonl'
+      ' --output=responses.jsonl --temperature=0'
+    ),
+    flags=(
+      Flag('checkpoint', _CHECKPOINT, required=True),
+      Flag(
+        'input',
+        'a .jsonl file of lines {"prompt": ...}',
+        required=True,
+        argument='input_path',
+      ),
+      Flag(
+        'output',
+        'the file to write: the same lines with "response"',
+        required=True,
+        argument='output_path',
+      ),
+      Flag(
+        'temperature',
+        'randomness: 0 takes the likeliest token, 1 samples the model as it'
+        ' is; default: 1',
+        float,
+        minimum=0,
+      ),
+      Flag('top_k', 'samples from the k likeliest tokens; default: all', int),
+      Flag(
+        'top_p',
+        'samples from the likeliest tokens of this probability; default: 1',
+        float,
+        minimum=0,
+      ),
+      Flag('num_beams', 'beam search of this width instead of sampling', int),
+      Flag(
+        'num_samples',
+        'responses to a prompt; "response" is a list if several',
+        int,
+        default=1,
+      ),
+      Flag('max_length', "longest response; default: the training's", int),
+      Flag('seed', 'of the sampling', int, default=0, minimum=0),
+      Flag('batch_size', 'prompts a step', int, default=32),
+      Flag('base_checkpoint', _BASE),
+      Flag('prompt_length', "longest prompt; default: the training's", int),
     ),
   ),
   'tasks': Command(

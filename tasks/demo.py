@@ -5,7 +5,7 @@ responses. demo_prompts: notes to be answered. `gold_score` judges answers.
 Made by our own code, so without a licence of others.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from perlhf_jax.data import preference_tasks
@@ -35,6 +35,14 @@ def to_prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
   """Prompt and response of a record of any demo task (of a pair, chosen)."""
   response = record['chosen'] if 'chosen' in record else record['targets']
   return record['inputs'], response
+
+
+def gold_scores(
+  prompts: Sequence[str], responses: Sequence[str]
+) -> list[float]:
+  """The gold score of each response, as a reward function or a judge."""
+  pairs = zip(prompts, responses, strict=True)
+  return [gold_score(prompt, response) for prompt, response in pairs]
 
 
 def make_sft(split: str) -> Iterator[dict[str, Any]]:

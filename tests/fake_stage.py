@@ -31,13 +31,16 @@ def train(model_dir, train_steps, model=None, rank=4, checkpoint=None):
     raise ValueError('a fault of ours')
 
 
-def score(input_path, output_path, batch_size, base=None):
+def score(input_path, output_path, batch_size, base, seed, scale, heat):
   calls.append(
     {
       'input_path': input_path,
       'output_path': output_path,
       'batch_size': batch_size,
       'base': base,
+      'seed': seed,
+      'scale': scale,
+      'heat': heat,
     }
   )
 

@@ -61,6 +61,9 @@ COMMANDS = {
       ),
       command_line.Flag('batch_size', 'lines a step', int, default=32),
       command_line.Flag('base', 'its base'),
+      command_line.Flag('seed', 'of the dice', int, default=0, minimum=0),
+      command_line.Flag('scale', 'how much', float),
+      command_line.Flag('heat', 'how hot', float, default=1.0, minimum=0),
     ),
   ),
 }
@@ -176,7 +179,26 @@ def test_flags_of_a_command_without_gin():
     'output_path': 'b.jsonl',
     'batch_size': 32,
     'base': None,
+    'seed': 0,
+    'scale': None,
+    'heat': 1.0,
   }
+
+
+@pytest.mark.parametrize(
+  ('flag', 'value'),
+  [
+    ('--seed=0', 0),
+    ('--heat=0', 0.0),
+    ('--heat=0.25', 0.25),
+    ('--scale=-1e-3', -0.001),
+    ('--scale=7', 7.0),
+  ],
+)
+def test_numbers(flag, value):
+  call = _call('score', '--input=a', '--output=b', flag)
+  got = call[flag[2:].split('=')[0]]
+  assert got == value and type(got) is type(value)
 
 
 def test_help_lists_the_commands(capsys):
@@ -190,6 +212,9 @@ def test_help_of_a_command(capsys):
   page = capsys.readouterr().out
   assert 'what to read (required)' in page
   assert 'lines a step (default 32)' in page
+  assert 'of the dice (default 0)' in page
+  assert 'how hot (default 1.0)' in page
+  assert 'how much\n' in page
   assert 'perlhf score --input=a --output=b' in page
   assert 'gin' not in page
 
@@ -235,13 +260,26 @@ def test_missing_flag(capsys):
   assert 'give --output, what to write' in message
 
 
-@pytest.mark.parametrize('size', ['many', '0', '-3'])
-def test_bad_number(capsys, size):
-  message = _error(
-    capsys, 'score', '--input=a', '--output=b', f'--batch_size={size}'
-  )
-  assert 'batch_size' in message
-  assert size in message
+@pytest.mark.parametrize(
+  'flag',
+  [
+    '--batch_size=many',
+    '--batch_size=0',
+    '--batch_size=-3',
+    '--batch_size=2.5',
+    '--seed=-1',
+    '--heat=-0.1',
+    '--heat=warm',
+    '--heat=nan',
+    '--heat=inf',
+    '--scale=-inf',
+  ],
+)
+def test_bad_number(capsys, flag):
+  message = _error(capsys, 'score', '--input=a', '--output=b', flag)
+  name, value = flag.removeprefix('--').split('=')
+  assert name in message
+  assert value in message
 
 
 def test_stray_argument(capsys):

@@ -97,6 +97,27 @@ class Examples:
       for name, value in self.example(index).items()
     }
 
+  def prompts(self) -> 'Examples':
+    """The same rows as prompts alone, whatever the task has beside them."""
+    if self.kind == 'prompts':
+      return self
+    return Examples(
+      name=self.name,
+      split=self.split,
+      kind='prompts',
+      columns={'inputs': self.columns['inputs']},
+      origins=self.origins,
+      converter=feature_converters.PromptConverter(
+        self.converter.prompt_length,
+        truncate_prompt=self.converter.truncate_prompt,
+      ),
+      order=self.order,
+      batch_size=self.batch_size,
+      vocabulary=self.vocabulary,
+      num_skipped=self.num_skipped,
+      num_truncated=self.num_truncated,
+    )
+
   def batch_at(
     self, step: int, process_index: int = 0, process_count: int = 1
   ) -> feature_converters.Batch:

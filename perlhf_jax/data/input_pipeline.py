@@ -51,6 +51,7 @@ class DatasetConfig:
     skip_bad_rows: leave out unusable rows, counted and reported, instead of
       stopping at the first.
     truncate_prompt: `keep_end` (the default, for dialogues) or `keep_start`.
+    refuse_long_prompts: stop at a prompt that is too long and do not cut it.
   """
 
   mixture_or_task_name: str
@@ -64,6 +65,7 @@ class DatasetConfig:
   max_examples: int | None = None
   skip_bad_rows: bool = False
   truncate_prompt: str = 'keep_end'
+  refuse_long_prompts: bool = False
 
 
 def load_examples(
@@ -277,6 +279,13 @@ class _Reader:
 
   def _add(self, example: dict, origin: str):
     cut = self._converter.truncate(example)
+    prompt, limit = len(example['inputs']), len(cut['inputs'])
+    if self._config.refuse_long_prompts and prompt > limit:
+      raise errors.DataError(
+        f'{origin}: the prompt has {prompt} tokens, and TASK_FEATURE_LENGTHS'
+        f"['inputs'] is {limit}. Raise it, or set REFUSE_LONG_PROMPTS to False"
+        ' to have prompts cut.'
+      )
     for name, rows in self._tokens.items():
       rows.append(cut[name])
       if len(cut[name]) < len(example[name]):

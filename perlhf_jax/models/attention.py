@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 import numpy as np
 
 from perlhf_jax.core import typing
+from perlhf_jax.models import kv_cache
 from perlhf_jax.models import layers
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
@@ -78,9 +79,18 @@ class RelativePositionBias(nn.Module):
 
   @nn.compact
   def __call__(
-    self, query_length: int, key_length: int
+    self,
+    query_length: int,
+    key_length: int,
+    position: kv_cache.CachePosition | None = None,
   ) -> Float[jax.Array, '1 heads {query_length} {key_length}']:
-    """Returns the bias `[1, heads, query_length, key_length]`, float32."""
+    """Returns the bias `[1, heads, query_length, key_length]`, float32.
+
+    Args:
+      query_length: number of queries, the first of them at position 0.
+      key_length: number of keys.
+      position: where the only query is, when decoding token by token.
+    """
     config = self.config
     table = self.param(
       'rel_embedding',
@@ -91,16 +101,22 @@ class RelativePositionBias(nn.Module):
       (config.num_heads, config.relative_attention_num_buckets),
       jnp.float32,
     )
-    positions = (
-      np.arange(key_length, dtype=np.int32)[None, :]
-      - np.arange(query_length, dtype=np.int32)[:, None]
-    )
+    if position is None:
+      queries = np.arange(query_length, dtype=np.int32)
+      relative = np.arange(key_length, dtype=np.int32) - queries[:, None]
+    else:
+      # Those of all queries; the row of any one is a slice.
+      relative = np.arange(1 - key_length, key_length, dtype=np.int32)[None]
     buckets = relative_position_bucket(
-      positions,
+      relative,
       bidirectional=self.bidirectional,
       num_buckets=config.relative_attention_num_buckets,
       max_distance=config.relative_attention_max_distance,
     )
+    if position is not None:
+      buckets = jax.lax.dynamic_slice_in_dim(
+        buckets, key_length - 1 - position.index, key_length, axis=1
+      )
     return jnp.take(jnp.asarray(table, jnp.float32), buckets, axis=1)[None]
 
 
@@ -119,11 +135,13 @@ class Attention(nn.Module):
   def __call__(
     self,
     x: Float[typing.Array, 'rows query_length embed'],
-    memory: Float[typing.Array, 'batch key_length embed'],
+    memory: Float[typing.Array, 'batch memory_length embed'],
     *,
     mask_bias: Float[typing.Array, '_ 1 _ key_length'],
     position_bias: Float[typing.Array, '1 heads query_length key_length']
     | None = None,
+    position: kv_cache.CachePosition | None = None,
+    keep_memory: bool = False,
     deterministic: bool,
   ) -> Float[jax.Array, 'rows query_length embed']:
     """Attends from `x` to `memory`.
@@ -132,10 +150,16 @@ class Attention(nn.Module):
       x: queries, `[batch * responses, query_length, embed]`. With several
         responses a prompt they stand side by side on the query axis, so that
         keys and values of the prompt are computed and held once.
-      memory: `[batch, key_length, embed]`.
+      memory: `[batch, memory_length, embed]`; the keys are those of it
+        (key_length = memory_length) but for `position`.
       mask_bias: float32, broadcastable to
         `[batch, heads, query_length, key_length]`.
       position_bias: likewise, or None.
+      position: where the one token of `memory` is, when decoding token by
+        token: its key and value are appended to the cache, and the keys are
+        those of the whole cache, key_length = position.length.
+      keep_memory: whether keys and values of `memory` are computed on the
+        first call only and kept in the cache.
       deterministic: whether dropout is off.
 
     Returns:
@@ -163,8 +187,16 @@ class Attention(nn.Module):
       1.0 / config.head_dim, 'fan_in', 'truncated_normal'
     )
     query = project('query', x, query_init)
-    key = project('key', memory)
-    value = project('value', memory)
+
+    def cached(name):
+      if keep_memory:
+        return kv_cache.keep(self, name, lambda: project(name, memory))
+      y = project(name, memory)
+      if position is not None:
+        y = kv_cache.append(self, name, y, position)
+      return y
+
+    key, value = cached('key'), cached('value')
 
     logits = jnp.einsum(
       'bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32

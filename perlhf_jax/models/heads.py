@@ -1,5 +1,8 @@
 """Scalar heads on decoder states."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,14 @@ class ScalarHead(nn.Module):
   """A linear map to one number per state, in float32 whatever the backbone.
 
   The paper does not say how its scalar is read; this is the common choice.
+
+  Attributes:
+    kernel_init: initializer of the kernel.
   """
+
+  kernel_init: Callable[..., Any] = nn.initializers.variance_scaling(
+    1.0, 'fan_in', 'normal'
+  )
 
   @nn.compact
   def __call__(
@@ -22,10 +32,7 @@ class ScalarHead(nn.Module):
     hidden = jnp.asarray(hidden, jnp.float32)
     kernel = self.param(
       'kernel',
-      nn.with_logical_partitioning(
-        nn.initializers.variance_scaling(1.0, 'fan_in', 'normal'),
-        ('embed', None),
-      ),
+      nn.with_logical_partitioning(self.kernel_init, ('embed', None)),
       (hidden.shape[-1], 1),
       jnp.float32,
     )

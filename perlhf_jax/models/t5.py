@@ -16,6 +16,7 @@ import numpy as np
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
 from perlhf_jax.models import attention
+from perlhf_jax.models import kv_cache
 from perlhf_jax.models import layers
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
@@ -44,11 +45,12 @@ class Layer(nn.Module):
   def __call__(
     self,
     x: Float[jax.Array, 'rows length embed'],
-    self_mask_bias: Float[jax.Array, '_ 1 _ length'],
-    position_bias: Float[jax.Array, '1 heads length length'] | None,
+    self_mask_bias: Float[jax.Array, '_ 1 _ key_length'],
+    position_bias: Float[jax.Array, '1 heads length key_length'] | None,
     encoded: Float[jax.Array, 'batch prompt_length embed'] | None,
     encoded_mask_bias: Float[jax.Array, 'batch 1 1 prompt_length'] | None,
     deterministic: bool,
+    position: kv_cache.CachePosition | None,
   ) -> tuple[Float[jax.Array, 'rows length embed'], None]:
     """Maps `[batch, length, embed]` to the same; in `nn.scan`'s form."""
     config = self.config
@@ -65,7 +67,7 @@ class Layer(nn.Module):
     if config.relpos_bias_per_layer:
       position_bias = attention.RelativePositionBias(
         config, bidirectional=not self.is_decoder, name='relpos_bias'
-      )(x.shape[1], x.shape[1])
+      )(x.shape[1], self_mask_bias.shape[-1], position)
     prefix = 'self_' if self.is_decoder else ''
     y = norm(f'pre_{prefix}attention_layer_norm', x)
     y = attention.Attention(config, self.adapters, name=f'{prefix}attention')(
@@ -73,6 +75,7 @@ class Layer(nn.Module):
       y,
       mask_bias=self_mask_bias,
       position_bias=position_bias,
+      position=position,
       deterministic=deterministic,
     )
     x = residual(x, y)
@@ -80,7 +83,13 @@ class Layer(nn.Module):
       y = norm('pre_cross_attention_layer_norm', x)
       y = attention.Attention(
         config, self.adapters, name='encoder_decoder_attention'
-      )(y, encoded, mask_bias=encoded_mask_bias, deterministic=deterministic)
+      )(
+        y,
+        encoded,
+        mask_bias=encoded_mask_bias,
+        keep_memory=position is not None,
+        deterministic=deterministic,
+      )
       x = residual(x, y)
     y = norm('pre_mlp_layer_norm', x)
     y = layers.Mlp(config, self.adapters, name='mlp')(
@@ -123,9 +132,9 @@ class Stack(nn.Module):
     if config.scan_layers:
       self.layers = nn.scan(
         layer,
-        variable_axes={'params': 0, 'lora': 0},
+        variable_axes={'params': 0, 'lora': 0, 'cache': 0},
         split_rngs={'params': True, 'lora': True, 'dropout': True},
-        in_axes=(nn.broadcast,) * 5,
+        in_axes=(nn.broadcast,) * 6,
         length=num_layers,
         metadata_params={nn.PARTITION_NAME: 'layers'},
       )(**arguments)
@@ -152,11 +161,12 @@ class Stack(nn.Module):
   def __call__(
     self,
     x: Float[jax.Array, 'rows length embed'],
-    mask_bias: Float[jax.Array, '_ 1 _ length'],
+    mask_bias: Float[jax.Array, '_ 1 _ key_length'],
     *,
     encoded: Float[jax.Array, 'batch prompt_length embed'] | None = None,
     encoded_mask_bias: Float[jax.Array, 'batch 1 1 prompt_length']
     | None = None,
+    position: kv_cache.CachePosition | None = None,
     deterministic: bool,
   ) -> Float[jax.Array, 'rows length embed']:
     """Maps embeddings `[batch, length, embed]` to final hidden states."""
@@ -167,8 +177,17 @@ class Stack(nn.Module):
     )
     position_bias = None
     if not config.relpos_bias_per_layer:
-      position_bias = self.relpos_bias(x.shape[1], x.shape[1])
-    rest = (mask_bias, position_bias, encoded, encoded_mask_bias, deterministic)
+      position_bias = self.relpos_bias(
+        x.shape[1], mask_bias.shape[-1], position
+      )
+    rest = (
+      mask_bias,
+      position_bias,
+      encoded,
+      encoded_mask_bias,
+      deterministic,
+      position,
+    )
     if config.scan_layers:
       x, _ = self.layers(x, *rest)
     else:
@@ -251,6 +270,39 @@ class T5(nn.Module):
       encoded=encoded,
       encoded_mask_bias=attention.mask_to_bias(encoder_mask[:, None, None, :]),
       deterministic=deterministic,
+    )
+
+  def decode_one(
+    self,
+    encoded: Float[typing.Array, 'batch prompt_length embed'],
+    encoder_mask: Bool[typing.Array, 'batch prompt_length'],
+    tokens: Int[typing.Array, 'rows 1'],
+    position: kv_cache.CachePosition,
+  ) -> Float[jax.Array, 'rows 1 embed']:
+    """Runs the decoder on the next input token of each response.
+
+    Equals one position of `decode` without dropout, given that every earlier
+    position was decoded before. Apply it with `mutable=['cache']`: the first
+    call makes that collection, later calls are given what the last returned.
+    They read nothing of `encoded` but its shape, because keys and values of
+    the prompt are in the cache.
+
+    Args:
+      encoded: `[batch, prompt_length, embed]`, of `encode`.
+      encoder_mask: bool `[batch, prompt_length]`.
+      tokens: int32 `[batch * responses, 1]`, the input at `position`.
+      position: where the tokens are, and for how many there is room.
+
+    Returns:
+      Final hidden states `[batch * responses, 1, embed]`.
+    """
+    return self.decoder(
+      self.token_embedder(tokens),
+      attention.mask_to_bias(position.valid_keys()[None, None, None, :]),
+      encoded=encoded,
+      encoded_mask_bias=attention.mask_to_bias(encoder_mask[:, None, None, :]),
+      position=position,
+      deterministic=True,
     )
 
   def logits(

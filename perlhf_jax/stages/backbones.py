@@ -96,12 +96,18 @@ def load_checkpoint(
       'perlhf_jax nor the config.json of a Hugging Face model.'
     )
   metadata = run_metadata.from_json(checkpoints.read_metadata(step), str(step))
+  trainable = checkpoints.read_trainable(step)
+  if metadata.kind == run_metadata.POLICY:
+    # The value model is of use to training only.
+    trainable = trainable['policy']
   trainable = {
     name: layer_layout.to_layout(tree, scan_layers=False)
-    for name, tree in checkpoints.read_trainable(step).items()
+    for name, tree in trainable.items()
   }
   if metadata.tuning == 'lora':
-    backbone = _load_base(step, metadata, base_checkpoint)
+    backbone = load_recorded(
+      metadata.base, f'The adapter {step}', 'base', base_checkpoint
+    )
   else:
     backbone = Backbone(
       path=str(step),
@@ -179,24 +185,35 @@ def _load_hf(path: str) -> Backbone:
   )
 
 
-def _load_base(
-  step: epath.Path,
-  metadata: run_metadata.RunMetadata,
-  base_checkpoint: str | None,
+def load_recorded(
+  recorded: Mapping[str, str],
+  owner: str,
+  role: str,
+  moved_to: str | None = None,
 ) -> Backbone:
-  recorded = metadata.base
-  where = base_checkpoint or recorded['path']
+  """Loads a backbone that a checkpoint names by path and fingerprint.
+
+  Args:
+    recorded: `{'path', 'fingerprint'}`.
+    owner: what was trained on it, for messages.
+    role: what it is there, for messages.
+    moved_to: where it lies now.
+
+  Raises:
+    CheckpointError: it is not there, or is not what it was.
+  """
+  where = moved_to or recorded['path']
   wanted = f'{recorded["path"]} (fingerprint {recorded["fingerprint"]})'
   try:
     base = load_backbone(where)
   except errors.CheckpointError as error:
     raise errors.CheckpointError(
-      f'The adapter {step} needs its base {wanted}, which cannot be loaded: '
-      f'{error} If it has moved, say where with --base_checkpoint=DIR.'
+      f'{owner} needs its {role} {wanted}, which cannot be loaded: {error} '
+      'If it has moved, say where with --base_checkpoint=DIR.'
     ) from error
   if base.fingerprint != recorded['fingerprint']:
     raise errors.CheckpointError(
-      f'The adapter {step} was trained on the base {wanted}, but {where} has '
+      f'{owner} was trained on the {role} {wanted}, but {where} has '
       f'fingerprint {base.fingerprint}. Give the right one with '
       '--base_checkpoint=DIR.'
     )

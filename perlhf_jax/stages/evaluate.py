@@ -1,4 +1,4 @@
-"""Metrics of a trained reward model on a task, into MODEL_DIR/eval.json."""
+"""Metrics of a checkpoint on a task, into MODEL_DIR/eval.json."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -11,10 +11,14 @@ import jax
 from perlhf_jax.core import errors
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.stages import backbones
+from perlhf_jax.stages import evaluate_policy
 from perlhf_jax.stages import reward_scoring
+from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import train_reward
 from perlhf_jax.stages import trained_models
 from perlhf_jax.training import partitioning
+
+_HF_LENGTHS = {'inputs': 512, 'targets': 128}
 
 
 def evaluate(
@@ -29,26 +33,32 @@ def evaluate(
   use_cached: bool = False,
   skip_bad_rows: bool = False,
   base_checkpoint: str | None = None,
+  policy: evaluate_policy.PolicyEvaluation | None = None,
   mesh_shape: Sequence[int] = (-1, 1, 1),
 ) -> dict[str, Any]:
-  """Evaluates a reward model and writes eval.json beside its checkpoints.
+  """Evaluates a checkpoint and writes eval.json beside its checkpoints.
 
-  Pairs give pairwise accuracy (a tie counts one half), in all and where the
-  chosen response is the longer or the shorter one; judged responses give
-  ROC-AUC, accuracy and balanced accuracy at probability 0.5, and calibration.
+  Of reward models, pairs give pairwise accuracy (a tie counts one half), in
+  all and where the chosen response is the longer or the shorter one; judged
+  responses give ROC-AUC, accuracy and balanced accuracy at probability 0.5,
+  and calibration. Policies and SFT models answer the prompts of the task:
+  mean score, KL to the reference, lengths, what a judge says, the win rate
+  against a baseline, and exact match and ROUGE where the task has targets.
 
   Args:
-    checkpoint: MODEL_DIR (newest step), or one of its checkpoints/<step>,
-      checkpoints/best included.
+    checkpoint: MODEL_DIR (newest step), one of its checkpoints/<step>,
+      checkpoints/best included, or a Hugging Face T5 directory.
     mixture_or_task_name: the task; by default the one it was trained on.
     split: of the task.
-    batch_size: examples scored at once; the metrics do not depend on it.
+    batch_size: examples at once; the metrics of reward models do not depend
+      on it.
     max_examples: the first so many; all if None.
     task_feature_lengths: by default those of training.
     module: module that registers the task, if it is not one of ours.
     use_cached: whether to read SeqIO's offline cache of the task.
     skip_bad_rows: whether to leave out rows that cannot be used.
     base_checkpoint: where the adapter's base is, if it has been moved.
+    policy: how to evaluate a language model.
     mesh_shape: sizes of (data, fsdp, tensor).
 
   Returns:
@@ -59,13 +69,19 @@ def evaluate(
   """
   mesh = partitioning.make_mesh(mesh_shape)
   partitioning.check_batch_size(batch_size, mesh)
-  loaded = trained_models.require_reward_model(
-    backbones.load_checkpoint(checkpoint, base_checkpoint), checkpoint
-  )
+  loaded = backbones.load_checkpoint(checkpoint, base_checkpoint)
   metadata = loaded.metadata
+  if metadata is None and mixture_or_task_name is None:
+    raise errors.ConfigError(
+      f'{checkpoint} does not say on what to evaluate it; set '
+      'MIXTURE_OR_TASK_NAME.'
+    )
+  lengths = task_feature_lengths or (
+    _HF_LENGTHS if metadata is None else metadata.task_feature_lengths
+  )
   dataset = input_pipeline.DatasetConfig(
     mixture_or_task_name=mixture_or_task_name or metadata.task,
-    task_feature_lengths=task_feature_lengths or metadata.task_feature_lengths,
+    task_feature_lengths=lengths,
     split=split,
     batch_size=batch_size,
     shuffle=False,
@@ -73,12 +89,43 @@ def evaluate(
     module=module,
     max_examples=max_examples,
     skip_bad_rows=skip_bad_rows,
-    truncate_prompt=metadata.truncate_prompt,
+    truncate_prompt=(
+      'keep_end' if metadata is None else metadata.truncate_prompt
+    ),
   )
-  examples = input_pipeline.load_examples(dataset, metadata.vocabulary)
-  objective = train_reward.check_objective(
-    examples, dataset.mixture_or_task_name
-  )
+  vocabulary = getattr(loaded, 'backbone', loaded).vocabulary
+  examples = input_pipeline.load_examples(dataset, vocabulary)
+  if metadata is not None and metadata.kind == run_metadata.REWARD:
+    metrics = _evaluate_reward_model(loaded, examples, batch_size, mesh)
+  else:
+    metrics = evaluate_policy.evaluate_policy(
+      loaded,
+      policy or evaluate_policy.PolicyEvaluation(),
+      examples,
+      response_length=lengths['targets'],
+      batch_size=batch_size,
+      mesh=mesh,
+    )
+  step = getattr(loaded, 'step_path', None)
+  result = {
+    'checkpoint': step or checkpoint,
+    'step': None if step is None else int(epath.Path(step).name),
+    'task': dataset.mixture_or_task_name,
+    'split': split,
+    'examples': len(examples),
+    **metrics,
+  }
+  logging.info('%s', json.dumps(result, indent=2, ensure_ascii=False))
+  folder = epath.Path(checkpoint)
+  if step is not None:
+    folder = epath.Path(step).parent.parent
+  if jax.process_index() == 0:
+    _write(folder / 'eval.json', result)
+  return result
+
+
+def _evaluate_reward_model(loaded, examples, batch_size, mesh):
+  objective = train_reward.check_objective(examples, examples.name)
   model, variables = trained_models.place_reward_model(loaded, mesh)
   columns = reward_scoring.collect(
     reward_scoring.make_scorer(model, mesh, objective),
@@ -86,22 +133,14 @@ def evaluate(
     {},
     input_pipeline.eval_batches(examples, batch_size),
   )
-  step = epath.Path(loaded.step_path)
-  result = {
-    'checkpoint': str(step),
-    'step': int(step.name),
-    'task': dataset.mixture_or_task_name,
-    'split': split,
-    'examples': len(next(iter(columns.values()))),
-    **reward_scoring.reward_metrics(columns, objective),
-  }
-  logging.info('%s', json.dumps(result, indent=2))
-  if jax.process_index() == 0:
-    path = step.parent.parent / 'eval.json'
-    try:
-      path.write_text(json.dumps(result, indent=2) + '\n')
-    except OSError as error:
-      raise errors.CheckpointError(
-        f'Cannot write {path}: {error}. The figures are in the log above.'
-      ) from error
-  return result
+  return reward_scoring.reward_metrics(columns, objective)
+
+
+def _write(path: epath.Path, result: Mapping[str, Any]) -> None:
+  text = json.dumps(result, indent=2, ensure_ascii=False)
+  try:
+    path.write_text(text + '\n')
+  except OSError as error:
+    raise errors.CheckpointError(
+      f'Cannot write {path}: {error}. The figures are in the log above.'
+    ) from error

@@ -12,6 +12,7 @@ from perlhf_jax.models import t5_config
 FORMAT_VERSION = 1
 SFT = 'sft'
 REWARD = 'reward'
+POLICY = 'policy'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +20,9 @@ class RunMetadata:
   """Describes a trained model.
 
   Attributes:
-    kind: `sft` or `reward`.
-    objective: `sft`, `pairwise` or `pointwise`.
+    kind: `sft`, `reward` or `policy`.
+    objective: `sft`, `pairwise`, `pointwise` or the algorithm that tuned a
+      policy.
     tuning: `lora` or `full`.
     model: architecture and numerics.
     lora: the adapters' configuration, None for full tuning.
@@ -31,6 +33,8 @@ class RunMetadata:
     task_feature_lengths: tokens of `inputs` and `targets`.
     truncate_prompt: which end of a long prompt was kept.
     data_order: what decides which examples a step sees: batch size and seed.
+    policy: for policies, what else decides the run: `{'reference': {'path',
+      'fingerprint'}, 'reward_checkpoints', 'temperature', …}`.
   """
 
   kind: str
@@ -44,6 +48,7 @@ class RunMetadata:
   task_feature_lengths: Mapping[str, int]
   truncate_prompt: str
   data_order: Mapping[str, int]
+  policy: Mapping[str, Any] | None = None
 
 
 def to_json(metadata: RunMetadata) -> dict[str, Any]:
@@ -62,6 +67,7 @@ def to_json(metadata: RunMetadata) -> dict[str, Any]:
     'base': None if metadata.base is None else dict(metadata.base),
     'task_feature_lengths': dict(metadata.task_feature_lengths),
     'data_order': dict(metadata.data_order),
+    'policy': None if metadata.policy is None else _plain(metadata.policy),
   }
 
 
@@ -89,6 +95,6 @@ def from_json(fields: Mapping[str, Any], where: str) -> RunMetadata:
 
 def _plain(value: Any) -> Any:
   """Replaces tuples by lists, as JSON would."""
-  if isinstance(value, dict):
+  if isinstance(value, Mapping):
     return {k: _plain(v) for k, v in value.items()}
   return list(value) if isinstance(value, tuple) else value

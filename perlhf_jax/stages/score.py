@@ -1,28 +1,25 @@
 """Scores lines of text: rewards, or log-probabilities of responses."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
-from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters
+from perlhf_jax.data import length_buckets
 from perlhf_jax.models import t5
 from perlhf_jax.objectives import losses
 from perlhf_jax.stages import backbones
+from perlhf_jax.stages import line_files
 from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import trained_models
 from perlhf_jax.training import compiled_step
 from perlhf_jax.training import partitioning
-
-# Batches are padded to few lengths, so that few programs are compiled.
-_SHORTEST = 16
 
 # A host batch of SFT or pointwise features -> numbers [batch]
 BatchScorer = Callable[[Mapping[str, np.ndarray]], np.ndarray]
@@ -60,9 +57,8 @@ def score(
   """
   mesh = partitioning.make_mesh()
   partitioning.check_batch_size(batch_size, mesh)
-  rows = read_rows(input_path)
-  output = epath.Path(output_path)
-  _check_writable(output)
+  rows = line_files.read(input_path, ('prompt', 'response'))
+  line_files.check_output(output_path)
   loaded = backbones.load_checkpoint(checkpoint, base_checkpoint)
   is_reward = (
     isinstance(loaded, backbones.Checkpoint)
@@ -93,7 +89,11 @@ def score(
     }
     for row in rows
   ]
-  _report_cuts(examples, prompt_length, response_length)
+  for kind, feature, limit in (
+    ('prompt', 'inputs', prompt_length),
+    ('response', 'targets', response_length),
+  ):
+    line_files.report_cuts(kind, [len(e[feature]) for e in examples], limit)
   policy = loaded.metadata.truncate_prompt if is_reward else 'keep_end'
   scores = score_examples(
     examples,
@@ -106,46 +106,14 @@ def score(
     truncate_prompt=policy,
   )
   name = 'score' if is_reward else 'logprob'
-  temporary = output.with_name(output.name + '.tmp')
-  with temporary.open('w') as file:
-    for row, value in zip(rows, scores, strict=True):
-      line = json.dumps({**row, name: float(value)}, ensure_ascii=False)
-      file.write(line + '\n')
-  temporary.replace(output)
+  line_files.write(
+    output_path,
+    (
+      {**row, name: float(value)}
+      for row, value in zip(rows, scores, strict=True)
+    ),
+  )
   logging.info('Wrote %d lines with %r to %s.', len(rows), name, output_path)
-
-
-def read_rows(path: str) -> list[dict[str, Any]]:
-  """Reads JSON lines with the strings `prompt` and `response`.
-
-  Raises:
-    DataError: the file cannot be read, or a line is not such an object.
-  """
-  try:
-    lines = epath.Path(path).read_text().splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise errors.DataError(f'Cannot read --input={path}: {error}.') from error
-  rows = []
-  for number, line in enumerate(lines, start=1):
-    where = f'{path}:{number}'
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise errors.DataError(f'{where} is not JSON: {error}.') from error
-    if not isinstance(row, dict):
-      raise errors.DataError(
-        f'{where} is not an object with "prompt" and "response".'
-      )
-    for field in ('prompt', 'response'):
-      if not isinstance(row.get(field), str):
-        raise errors.DataError(
-          f'{where} has no string {field!r}; each line must be '
-          '{"prompt": "…", "response": "…"}.'
-        )
-    if not row['response']:
-      raise errors.DataError(f'{where} has an empty response; remove the line.')
-    rows.append(row)
-  return rows
 
 
 def score_examples(
@@ -171,31 +139,16 @@ def score_examples(
     float64 `[examples]`, in the order of `examples`.
   """
   scores = np.zeros(len(examples))
-  for indices in _batches_by_length(examples, batch_size):
+  totals = [len(e['inputs']) + len(e['targets']) for e in examples]
+  for indices in length_buckets.batches_by_length(totals, batch_size):
     part = [examples[i] for i in indices]
     lengths = [
-      _padded_length(max(len(e[name]) for e in part), limit)
+      length_buckets.padded_length(max(len(e[name]) for e in part), limit)
       for name, limit in zip(('inputs', 'targets'), limits, strict=True)
     ]
     converter = converter_class(*lengths, truncate_prompt=truncate_prompt)
     scores[indices] = scorer(converter(part, batch_size))[: len(indices)]
   return scores
-
-
-def _batches_by_length(examples, batch_size: int) -> Iterator[list[int]]:
-  order = sorted(
-    range(len(examples)),
-    key=lambda i: len(examples[i]['inputs']) + len(examples[i]['targets']),
-  )
-  for start in range(0, len(order), batch_size):
-    yield order[start : start + batch_size]
-
-
-def _padded_length(longest: int, limit: int | None) -> int:
-  length = _SHORTEST
-  while length < longest:
-    length *= 2
-  return length if limit is None else min(length, limit)
 
 
 def _reward_scorer(
@@ -238,32 +191,3 @@ def token_logprobs(
   )
   logprobs = losses.token_logprobs(logits, batch['decoder_target_tokens'])
   return jnp.where(batch['decoder_loss_weights'] > 0, logprobs, 0.0)
-
-
-def _report_cuts(
-  examples: Sequence[Mapping[str, Any]],
-  prompt_length: int | None,
-  response_length: int | None,
-) -> None:
-  for name, feature, limit in (
-    ('prompt', 'inputs', prompt_length),
-    ('response', 'targets', response_length),
-  ):
-    cut = sum(limit is not None and len(e[feature]) > limit for e in examples)
-    if cut:
-      logging.warning(
-        '%d of %d %ss are longer than %d tokens and are cut; '
-        '--%s_length sets another limit.',
-        cut,
-        len(examples),
-        name,
-        limit,
-        name,
-      )
-
-
-def _check_writable(output: epath.Path) -> None:
-  if not output.parent.exists():
-    raise errors.ConfigError(
-      f'The folder of --output={output} does not exist; make it first.'
-    )

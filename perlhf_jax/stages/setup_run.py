@@ -8,6 +8,7 @@ from absl import logging
 from etils import epath
 import flax
 import jax
+import numpy as np
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import operative_config
@@ -149,23 +150,12 @@ def make_run(
       variables['heads'] = init_heads(heads_rng)
     return variables
 
-  boxed = jax.eval_shape(init)
-  shardings = partitioning.shardings_of(boxed, mesh)
   given = {}
   if start.backbone is not None:
-    given['params'] = jax.device_put(
-      layer_layout.to_layout(start.backbone.params, start.config.scan_layers),
-      shardings['params'],
+    given['params'] = layer_layout.to_layout(
+      start.backbone.params, start.config.scan_layers
     )
-  drawn = {name: s for name, s in shardings.items() if name not in given}
-
-  def init_drawn():
-    # What is given is not computed: the compiler drops it.
-    variables = flax.core.meta.unbox(init())
-    return {name: variables[name] for name in drawn}
-
-  variables = jax.jit(init_drawn, out_shardings=drawn)() if drawn else {}
-  variables.update(given)
+  variables, shardings = place(init, given, mesh)
   frozen_names = {'params'} if lora is not None else set()
   frozen = {n: v for n, v in variables.items() if n in frozen_names}
   trainable = {n: v for n, v in variables.items() if n not in frozen_names}
@@ -192,6 +182,70 @@ def make_run(
   )
 
 
+def place(
+  init: Callable[[], Mapping[str, Any]],
+  given: Mapping[str, Any],
+  mesh: jax.sharding.Mesh,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Puts variables on the mesh, initialising those that are not given.
+
+  Args:
+    init: returns all variables, boxed, by name.
+    given: some of them, on the host.
+    mesh: the mesh.
+
+  Returns:
+    The variables, and their shardings.
+  """
+  shardings = partitioning.shardings_of(jax.eval_shape(init), mesh)
+  drawn = {name: s for name, s in shardings.items() if name not in given}
+
+  def init_drawn():
+    # What is given is not computed: the compiler drops it.
+    variables = flax.core.meta.unbox(init())
+    return {name: variables[name] for name in drawn}
+
+  variables = jax.jit(init_drawn, out_shardings=drawn)() if drawn else {}
+  for name, tree in given.items():
+    # What is put from a device (merged or stacked weights) may share its
+    # memory with what was put before, and be gone when that is donated.
+    tree = jax.tree.map(np.asarray, tree)
+    variables[name] = jax.device_put(tree, shardings[name])
+  return variables, shardings
+
+
+def resume(
+  manager: checkpoints.CheckpointManager,
+  state: Any,
+  shardings: Any,
+  fields: Mapping[str, Any],
+) -> Any:
+  """Returns the newest state of MODEL_DIR, or `state` if it has none.
+
+  Raises:
+    CheckpointError: MODEL_DIR holds another run.
+  """
+  latest = manager.latest_step()
+  if latest is None:
+    return state
+  abstract = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    state,
+    shardings,
+  )
+  state = manager.restore(latest, abstract, check=fields)
+  logging.info('Going on from step %d.', latest)
+  return state
+
+
+def write_config(model_dir: epath.Path) -> None:
+  """Writes the gin configuration to MODEL_DIR/config.gin."""
+  if jax.process_index() == 0:
+    (model_dir / 'config.gin').write_text(operative_config.config_text())
+
+
 def describe_run(
   run: Run,
   dataset: input_pipeline.DatasetConfig,
@@ -205,7 +259,7 @@ def describe_run(
   base = None
   if adapters is not None:
     base = {
-      'path': _absolute(backbone.path),
+      'path': absolute(backbone.path),
       'fingerprint': backbone.fingerprint,
     }
   return run_metadata.RunMetadata(
@@ -227,7 +281,8 @@ def describe_run(
   )
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+  """Makes a path independent of the current folder."""
   return path if '://' in path else str(epath.Path(path).resolve())
 
 
@@ -240,7 +295,7 @@ def train(
   examples: examples_lib.Examples,
   optimizer: optimizers.Optimizer,
   loop: train_loop.LoopConfig,
-  evaluate: Callable[[Mapping[str, Any]], Mapping[str, float]],
+  evaluate: Callable[[train_state.TrainState], Mapping[str, float]],
   selection: train_loop.Selection,
 ) -> train_state.TrainState:
   """Trains a run, from its newest checkpoint if MODEL_DIR has one.
@@ -258,21 +313,11 @@ def train(
   )
   state = jax.jit(
     lambda trainable: train_state.create(trainable, transformation),
+    donate_argnums=0,  # Or `run` would hold a second copy to the end.
     out_shardings=shardings,
   )(run.trainable)
-  latest = manager.latest_step()
-  if latest is not None:
-    abstract = jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=sharding
-      ),
-      state,
-      shardings,
-    )
-    state = manager.restore(latest, abstract, check=fields)
-    logging.info('Going on from step %d of %s.', latest, model_dir)
-  if jax.process_index() == 0:
-    (model_dir / 'config.gin').write_text(operative_config.config_text())
+  state = resume(manager, state, shardings, fields)
+  write_config(model_dir)
   step = compiled_step.CompiledStep(
     train_step.make_train_step(
       loss_fn,

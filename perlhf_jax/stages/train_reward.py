@@ -145,10 +145,10 @@ def train_reward(
   rewards = reward_model.RewardModel(run.model)
   scorer = reward_scoring.make_scorer(rewards, mesh, objective)
 
-  def evaluate(trainable):
+  def evaluate(state):
     columns = reward_scoring.collect(
       scorer,
-      trainable,
+      state.trainable,
       run.frozen,
       input_pipeline.eval_batches(eval_examples, eval_dataset.batch_size),
     )

@@ -115,13 +115,13 @@ def train_sft(
     out_shardings=partitioning.replicated(mesh),
   )
 
-  def evaluate(trainable):
+  def evaluate(state):
     totals = None
     for batch in input_pipeline.eval_batches(
       eval_examples, eval_dataset.batch_size
     ):
       sums = eval_step(
-        trainable, run.frozen, partitioning.shard_batch(batch, mesh)
+        state.trainable, run.frozen, partitioning.shard_batch(batch, mesh)
       )
       flat = {
         'loss': float(sums.loss_sum),

@@ -37,8 +37,15 @@ def require_reward_model(
 def place_backbone(
   checkpoint: backbones.Checkpoint | backbones.Backbone,
   mesh: jax.sharding.Mesh,
+  *,
+  share_params: bool = False,
 ) -> tuple[t5.T5, dict[str, Any]]:
   """Puts a backbone, and adapters if there are any, on the mesh.
+
+  Args:
+    checkpoint: what to place.
+    mesh: the mesh.
+    share_params: whether `params` are on the mesh already, and are left out.
 
   Returns:
     The model, and its variables `params` and perhaps `lora`.
@@ -55,21 +62,24 @@ def place_backbone(
     )
   model = t5.T5(config, adapters)
   boxed = jax.eval_shape(lambda: t5.init_variables(model, jax.random.key(0)))
-  shardings = partitioning.shardings_of(boxed, mesh)
-  host = {'params': backbone.params}
+  host = {} if share_params else {'params': backbone.params}
   if lora is not None:
     host['lora'] = lora
   host = {
     name: layer_layout.to_layout(tree, config.scan_layers)
     for name, tree in host.items()
   }
-  return model, jax.device_put(host, shardings)
+  boxed = {name: boxed[name] for name in host}
+  return model, jax.device_put(host, partitioning.shardings_of(boxed, mesh))
 
 
 def place_reward_model(
-  checkpoint: backbones.Checkpoint, mesh: jax.sharding.Mesh
+  checkpoint: backbones.Checkpoint,
+  mesh: jax.sharding.Mesh,
+  *,
+  share_params: bool = False,
 ) -> tuple[reward_model.RewardModel, Mapping[str, Any]]:
-  """Puts a reward model on the mesh; returns it with all its variables."""
-  model, variables = place_backbone(checkpoint, mesh)
+  """Puts a reward model on the mesh; returns it with its variables."""
+  model, variables = place_backbone(checkpoint, mesh, share_params=share_params)
   heads = jax.device_put(checkpoint.heads, partitioning.replicated(mesh))
   return reward_model.RewardModel(model), {**variables, 'heads': heads}

@@ -7,11 +7,12 @@ writes the file that it would have written.
 """
 
 from collections.abc import Mapping
-import json
 import math
 
 from etils import epath
 import jax
+
+from perlhf_jax.training import step_log
 
 FILE_NAME = 'metrics.jsonl'
 
@@ -32,13 +33,7 @@ class MetricWriter:
     # Imports TensorFlow, which the rest of training does without.
     from clu import metric_writers
 
-    self._path = model_dir / FILE_NAME
-    self._lines = [
-      line
-      for line in read_lines(self._path)
-      if json.loads(line)['step'] <= start_step
-    ]
-    self._rewrite()
+    self._log = step_log.StepLog(model_dir / FILE_NAME, start_step)
     self._writers = {
       split: metric_writers.SummaryWriter(str(model_dir / 'events' / split))
       for split in ('train', 'eval')
@@ -58,33 +53,14 @@ class MetricWriter:
       name: float(value) if math.isfinite(value) else None
       for name, value in metrics.items()
     }
-    line = json.dumps({'step': step, 'split': split, **clean})
-    self._lines.append(line)
-    if '://' in str(self._path):
-      self._rewrite()  # Objects in a bucket cannot be appended to.
-    else:
-      with self._path.open('a') as file:
-        file.write(line + '\n')
+    self._log.append([{'step': step, 'split': split, **clean}])
     self._writers[split].write_scalars(
       step, {name: v for name, v in clean.items() if v is not None}
     )
     self._writers[split].flush()
-
-  def _rewrite(self) -> None:
-    temporary = self._path.with_suffix('.jsonl.tmp')
-    temporary.write_text(''.join(line + '\n' for line in self._lines))
-    temporary.replace(self._path)
 
   def close(self) -> None:
     """Closes the event files."""
     if self._active:
       for writer in self._writers.values():
         writer.close()
-
-
-def read_lines(path: epath.Path) -> list[str]:
-  """Reads whole lines; a last one that a kill cut short is left out."""
-  if not path.exists():
-    return []
-  lines = path.read_text().split('\n')
-  return [line for line in lines[:-1] if line]

@@ -1,6 +1,6 @@
 """optax optimizers and schedules, as gin builds them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 
 import jax
@@ -121,3 +121,27 @@ def make_optimizer(
   if config.clip_norm is None:
     return update
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def by_name(
+  optimizers: Mapping[str, optax.GradientTransformation],
+) -> optax.GradientTransformation:
+  """Gives each subtree of a dict an optimizer of its own, clipping included.
+
+  The state is a dict of their states, so that each can be sharded like its
+  subtree.
+  """
+
+  def init(params):
+    return {name: o.init(params[name]) for name, o in optimizers.items()}
+
+  def update(updates, state, params):
+    new = {
+      name: o.update(updates[name], state[name], params[name])
+      for name, o in optimizers.items()
+    }
+    return {n: u for n, (u, _) in new.items()}, {
+      n: s for n, (_, s) in new.items()
+    }
+
+  return optax.GradientTransformation(init, update)

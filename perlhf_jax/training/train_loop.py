@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import json
 import math
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from absl import logging
 from etils import epath
@@ -12,12 +12,32 @@ import jax
 import numpy as np
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import typing
 from perlhf_jax.training import checkpoints
-from perlhf_jax.training import compiled_step
 from perlhf_jax.training import metric_writer
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import progress as progress_lib
-from perlhf_jax.training import train_state
+
+# A TrainState, or another pytree with a `step`.
+State = Any
+
+
+@runtime_checkable
+class Step(Protocol):
+  """What the loop repeats, such as a `compiled_step.CompiledStep`.
+
+  Attributes:
+    newly_compiled: whether the last call compiled.
+    memory_bytes: what the largest program needs on a device.
+  """
+
+  newly_compiled: bool
+  memory_bytes: int
+
+  def __call__(
+    self, state: State, frozen: Mapping[str, Any], batch: typing.Batch
+  ) -> tuple[State, Mapping[str, jax.Array]]:
+    """Makes one step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +97,17 @@ def train(
   *,
   model_dir: epath.Path,
   manager: checkpoints.CheckpointManager,
-  step: compiled_step.CompiledStep,
-  state: train_state.TrainState,
+  step: Step,
+  state: State,
   frozen: Mapping[str, Any],
   batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
   batch_size: int,
-  evaluate: Callable[[Mapping[str, Any]], Mapping[str, float]],
+  evaluate: Callable[[State], Mapping[str, float]],
   selection: Selection,
   mesh: jax.sharding.Mesh,
   summary: Mapping[str, float],
-) -> train_state.TrainState:
+  check: Callable[[int, Mapping[str, float]], None] | None = None,
+) -> State:
   """Trains until `train_steps`, from wherever `state` stands.
 
   Args:
@@ -98,18 +119,23 @@ def train(
     frozen: weights that the step reads only.
     batches: gives the endless stream of host batches from a step on.
     batch_size: examples of a batch, over all hosts.
-    evaluate: metrics of trainable leaves on the evaluation data.
+    evaluate: metrics of a state on the evaluation data.
     selection: what picks the best checkpoint.
     mesh: the mesh.
     summary: what MODEL_DIR/summary.json is to hold beside throughput and
       memory.
+    check: raises a UserError on metrics with which training must not go on,
+      at every record and before every checkpoint; by default on a loss or
+      gradient that is not finite.
 
   Returns:
     The last state.
 
   Raises:
-    UserError: the loss is no longer finite; the last checkpoint is kept.
+    UserError: by `check`, with the last checkpoint kept; or by `step`, of
+      input that it cannot use: the state before that step is saved.
   """
+  check = check or check_finite
   first = int(state.step)
   writer = metric_writer.MetricWriter(model_dir, first)
   progress = progress_lib.Progress(first, config.train_steps, batch_size)
@@ -117,30 +143,35 @@ def train(
   try:
     for done in range(first + 1, config.train_steps + 1):
       batch = partitioning.shard_batch(next(stream), mesh)
-      state, metrics = step(state, frozen, batch)
+      try:
+        state, metrics = step(state, frozen, batch)
+      except errors.UserError:
+        if done - 1 not in (first, manager.latest_step()):
+          manager.save(state, None)
+        raise
       if step.newly_compiled:
         jax.block_until_ready(metrics)
         progress.pause(done - 1)
         progress.resume(done)
       is_last = done == config.train_steps
-      if done % config.log_period == 0 or is_last:
-        metrics = {name: float(value) for name, value in metrics.items()}
-        progress.pause(done)
+      records = done % config.log_period == 0 or is_last
+      saves = done % config.checkpoint_period == 0 or is_last
+      evaluates = done % config.eval_period == 0 or saves
+      if not records and not evaluates:
+        continue
+      metrics = {name: float(value) for name, value in metrics.items()}
+      progress.pause(done)
+      if records:
         writer.write(done, 'train', metrics)
         progress.report(done, 'train', metrics)
-        _check_finite(metrics, done)
-        progress.resume(done)
-      saves = done % config.checkpoint_period == 0 or is_last
-      if saves or done % config.eval_period == 0:
-        _check_finite(metrics, done)
-        jax.block_until_ready(state)
-        progress.pause(done)
-        evaluated = evaluate(state.trainable)
+      check(done, metrics)
+      if evaluates:
+        evaluated = evaluate(state)
         writer.write(done, 'eval', evaluated)
         progress.report(done, 'eval', evaluated)
         if saves:
           manager.save(state, selection.value(evaluated))
-        progress.resume(done)
+      progress.resume(done)
     progress.pause(config.train_steps)
   finally:
     progress.close()
@@ -150,6 +181,9 @@ def train(
     **summary,
     'steps': config.train_steps,
     'examples_per_second': progress.examples_per_second,
+    'seconds_per_step': batch_size / progress.examples_per_second
+    if progress.examples_per_second
+    else None,
     'step_memory_bytes': step.memory_bytes,
   }
   if jax.process_index() == 0 and first < config.train_steps:
@@ -158,8 +192,9 @@ def train(
   return state
 
 
-def _check_finite(metrics: Mapping[str, Any], step: int) -> None:
-  loss, grad_norm = float(metrics['loss']), float(metrics['grad_norm'])
+def check_finite(step: int, metrics: Mapping[str, float]) -> None:
+  """Raises a UserError if the loss or its gradient is not finite."""
+  loss, grad_norm = metrics['loss'], metrics['grad_norm']
   if math.isfinite(loss) and math.isfinite(grad_norm):
     return
   raise errors.UserError(

@@ -43,6 +43,7 @@ def make_train_step(
   *,
   seed: int,
   accumulation_steps: int = 1,
+  skip_nonfinite: bool = False,
 ) -> TrainStep:
   """Returns `(state, frozen, batch) -> (state, metrics)`.
 
@@ -56,6 +57,8 @@ def make_train_step(
     schedule: for reporting the rate.
     seed: of dropout; the key of a step is a function of seed and step alone.
     accumulation_steps: parts in which the batch is differentiated.
+    skip_nonfinite: whether a loss or gradient that is not finite leaves
+      weights and optimizer as they were; the metric `skipped` is then 1.
   """
 
   def sums(trainable, frozen, batch, rng):
@@ -105,11 +108,18 @@ def make_train_step(
       'grad_norm': optax.global_norm(gradients),
       'learning_rate': schedule(state.step),
     }
-    state = train_state_lib.TrainState(
-      step=state.step + 1,
-      trainable=optax.apply_updates(state.trainable, updates),
-      opt_state=opt_state,
-    )
+    updated = optax.apply_updates(state.trainable, updates), opt_state
+    if skip_nonfinite:
+      finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(
+        metrics['grad_norm']
+      )
+      updated = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        updated,
+        (state.trainable, state.opt_state),
+      )
+      metrics['skipped'] = 1.0 - finite.astype(jnp.float32)
+    state = train_state_lib.TrainState(state.step + 1, *updated)
     return state, metrics
 
   return train_step

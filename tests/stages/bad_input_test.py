@@ -1,6 +1,7 @@
 """Mistakes end before training, in one message that says what to do."""
 
 import json
+import pathlib
 
 import pytest
 import runs
@@ -196,7 +197,6 @@ def test_unbound_required_macro(capsys):
   ('lines', 'wanted'),
   [
     (['{"prompt": "a", "response": "b"}', '{"prompt": 3}'], ':2'),
-    (['{"prompt": "a", "response": ""}'], 'empty response'),
     (['[1]'], 'is not an object'),
     (['{'], 'is not JSON'),
     ([''], 'is not JSON'),
@@ -234,6 +234,26 @@ def test_score_flags(sft, tmp_path, capsys, flag, wanted):
   assert wanted in fails(capsys, command)
 
 
-def test_evaluating_a_language_model(sft, capsys):
-  message = fails(capsys, ['evaluate', f'--checkpoint={sft}'])
-  assert 'not a reward model' in message
+@pytest.mark.parametrize(
+  ('more', 'wanted'),
+  [
+    ((), 'JUDGE, REWARD_CHECKPOINT'),
+    (('--gin.TEMPERATURE=-1',), 'temperature is -1'),
+    (('--gin.REWARD_CHECKPOINT="{sft}"',), 'not a reward model'),
+  ],
+)
+def test_evaluating_a_language_model(sft, capsys, more, wanted):
+  arguments = [
+    'evaluate',
+    f'--checkpoint={sft}',
+    f"--gin.BASELINE_CHECKPOINT='{sft}'",
+    '--gin.EVAL_EXAMPLES=2',
+    *(flag.format(sft=sft) for flag in more),
+  ]
+  assert wanted in fails(capsys, arguments)
+
+
+def test_evaluating_a_foreign_directory_needs_a_task(capsys):
+  golden = pathlib.Path(__file__).parents[1] / 'golden' / 'hf_t5_v1_1'
+  message = fails(capsys, ['evaluate', f'--checkpoint={golden}'])
+  assert 'MIXTURE_OR_TASK_NAME' in message

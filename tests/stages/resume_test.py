@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import runs
 
+from perlhf_jax import main
 from perlhf_jax.core import tree_paths
 from perlhf_jax.training import checkpoints
 
@@ -37,28 +38,33 @@ def _records(path):
   return path.read_text().count('\n')
 
 
-@pytest.mark.parametrize('tuning', ['attention', 'none'])
-def test_sigkill_and_resume_equal_an_uninterrupted_run(tmp_path, tuning):
-  runs.train('train_sft', 'none', tmp_path / 'sft', 'demo_sft', steps=2)
+@pytest.fixture(scope='module')
+def sft(tmp_path_factory):
+  path = tmp_path_factory.mktemp('resume') / 'sft'
+  runs.train('train_sft', 'none', path, 'demo_sft', steps=2)
+  return path
 
-  def arguments(name):
-    return runs.arguments(
-      'train_reward',
-      tuning,
-      tmp_path / name,
-      'demo_rm',
-      '--gin.LOG_PERIOD=1',
-      '--gin.LoopConfig.accumulation_steps=2',
-      start=tmp_path / 'sft',
-      steps=_STEPS,
-    )
 
-  killed = tmp_path / 'killed'
+@pytest.fixture(scope='module')
+def reward(tmp_path_factory, sft):
+  path = tmp_path_factory.mktemp('resume') / 'reward'
+  runs.train('train_reward', 'attention', path, 'demo_rm', start=sft, steps=2)
+  return path
+
+
+def _kill_and_resume(folder, arguments):
+  """Runs twice into `folder`, once killed; returns the two MODEL_DIRs.
+
+  Args:
+    folder: an empty one.
+    arguments: from a MODEL_DIR to a command line of `_STEPS` steps.
+  """
+  killed, whole = folder / 'killed', folder / 'whole'
   # Any record after the first checkpoint's, so that there is a step to go
   # back to and records that must be written again.
   wait_for = random.Random(os.urandom(8)).randint(5, 13)
-  process = _start(arguments('killed'))
-  deadline = time.monotonic() + 300
+  process = _start(arguments(killed))
+  deadline = time.monotonic() + 600
   while _records(killed / 'metrics.jsonl') < wait_for:
     assert process.poll() is None, process.stderr.read()
     assert time.monotonic() < deadline
@@ -67,18 +73,8 @@ def test_sigkill_and_resume_equal_an_uninterrupted_run(tmp_path, tuning):
   process.wait()
   process.stderr.close()
 
-  for name in ('killed', 'whole'):
-    runs.train(
-      'train_reward',
-      tuning,
-      tmp_path / name,
-      'demo_rm',
-      '--gin.LOG_PERIOD=1',
-      '--gin.LoopConfig.accumulation_steps=2',
-      start=tmp_path / 'sft',
-      steps=_STEPS,
-    )
-  whole = tmp_path / 'whole'
+  for path in killed, whole:
+    assert main.run(arguments(path)) == 0
   assert runs.metrics(killed)[-1]['step'] == _STEPS
   assert (killed / 'metrics.jsonl').read_text() == (
     whole / 'metrics.jsonl'
@@ -91,4 +87,63 @@ def test_sigkill_and_resume_equal_an_uninterrupted_run(tmp_path, tuning):
   ]
   for path, leaf in trees[0].items():
     np.testing.assert_array_equal(leaf, trees[1][path])
+  return killed, whole
+
+
+@pytest.mark.parametrize('tuning', ['attention', 'none'])
+def test_sigkill_and_resume_equal_an_uninterrupted_run(tmp_path, sft, tuning):
+  def arguments(model_dir):
+    return runs.arguments(
+      'train_reward',
+      tuning,
+      model_dir,
+      'demo_rm',
+      '--gin.LOG_PERIOD=1',
+      '--gin.LoopConfig.accumulation_steps=2',
+      start=sft,
+      steps=_STEPS,
+    )
+
+  _, whole = _kill_and_resume(tmp_path, arguments)
   assert json.loads((whole / 'summary.json').read_text())['steps'] == _STEPS
+
+
+@pytest.mark.parametrize(
+  ('tuning', 'algorithm'), [('attention', 'reinforce'), ('none', 'ppo')]
+)
+def test_sigkill_and_resume_of_reinforcement_learning(
+  tmp_path, sft, reward, tuning, algorithm
+):
+  # Everything that has a state: the KL controller and the normaliser too.
+  adaptive = tmp_path / 'adaptive.gin'
+  adaptive.write_text(
+    'from __gin__ import dynamic_registration\n'
+    'from perlhf_jax.rl import kl_controller\n'
+    'KL_CONTROLLER = @kl_controller.AdaptiveKl()\n'
+    'kl_controller.AdaptiveKl.target = 0.01\n'
+    'kl_controller.AdaptiveKl.horizon = 50\n'
+  )
+
+  def arguments(model_dir):
+    return runs.arguments(
+      'train_policy',
+      tuning,
+      model_dir,
+      'demo_prompts',
+      f'--gin_file=gin/rl/{algorithm}.gin',
+      f'--gin_file={adaptive}',
+      f"--gin.REWARD_CHECKPOINT='{reward}'",
+      '--gin.RewardShaping.normalize=True',
+      '--gin.LOG_PERIOD=1',
+      '--gin.LEARNING_RATE=1e-2',
+      '--gin.EVAL_EXAMPLES=8',
+      start=sft,
+      steps=_STEPS,
+    )
+
+  killed, whole = _kill_and_resume(tmp_path, arguments)
+  assert (killed / 'samples.jsonl').read_text() == (
+    whole / 'samples.jsonl'
+  ).read_text()
+  betas = [r['kl_beta'] for r in runs.metrics(whole) if r['split'] == 'train']
+  assert len(set(betas)) == _STEPS

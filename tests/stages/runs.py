@@ -16,7 +16,6 @@ TINY = (
   '--gin.T5Config.num_decoder_layers=1',
   '--gin.DatasetConfig.max_examples=48',
   '--gin.BATCH_SIZE=8',
-  '--gin.DROPOUT_RATE=0.1',
   '--gin.EVAL_PERIOD=3',
   '--gin.CHECKPOINT_PERIOD=3',
   '--gin.LOG_PERIOD=2',
@@ -30,6 +29,8 @@ def arguments(command, tuning, model_dir, task, *more, start=None, steps=6):
     command,
     f'--gin_file=gin/runs/{command}.gin',
     *TINY,
+    # Reinforcement learning refuses dropout.
+    f'--gin.DROPOUT_RATE={0.0 if command == "train_policy" else 0.1}',
     f'--gin_file=gin/lora/{tuning}.gin',
     f"--gin.MODEL_DIR='{model_dir}'",
     f"--gin.MIXTURE_OR_TASK_NAME='{task}'",
@@ -58,8 +59,17 @@ def write_rows(path, rows):
 
 def score(checkpoint, rows, tmp_path, *more):
   """Scores rows by `perlhf score`; returns what it wrote."""
+  return _answer('score', checkpoint, rows, tmp_path, more)
+
+
+def generate(checkpoint, rows, tmp_path, *more):
+  """Answers rows by `perlhf generate`; returns what it wrote."""
+  return _answer('generate', checkpoint, rows, tmp_path, more)
+
+
+def _answer(command, checkpoint, rows, tmp_path, more):
   source = write_rows(tmp_path / 'in.jsonl', rows)
   target = tmp_path / 'out.jsonl'
-  command = ['score', f'--checkpoint={checkpoint}', f'--input={source}']
-  assert main.run([*command, f'--output={target}', *more]) == 0
+  arguments = [command, f'--checkpoint={checkpoint}', f'--input={source}']
+  assert main.run([*arguments, f'--output={target}', *more]) == 0
   return [json.loads(line) for line in target.read_text().splitlines()]

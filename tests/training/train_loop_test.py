@@ -56,8 +56,8 @@ def _batches(first, bad_step=None):
     yield {'x': x, 'y': y}
 
 
-def _evaluate(trainable):
-  error = np.asarray(trainable['w']) - np.array([1, 2, 3])
+def _evaluate(state):
+  error = np.asarray(state.trainable['w']) - np.array([1, 2, 3])
   return {'distance': float(np.linalg.norm(error)), 'undefined': math.nan}
 
 

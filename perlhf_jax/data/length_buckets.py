@@ -1,0 +1,70 @@
+"""Few lengths of padding, so that few programs are compiled.
+
+Arrays are padded to buckets: powers of two, from `shortest` up to a limit.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from perlhf_jax.core import typing
+
+SHORTEST = 16
+
+
+def padded_length(
+  longest: int, limit: int | None = None, shortest: int = SHORTEST
+) -> int:
+  """Returns the smallest bucket that holds `longest` tokens.
+
+  Args:
+    longest: tokens of the longest sequence of a batch.
+    limit: length at which sequences are cut; None for no limit.
+    shortest: the smallest bucket.
+  """
+  length = shortest
+  while length < longest:
+    length *= 2
+  return length if limit is None else min(length, limit)
+
+
+def batches_by_length(
+  lengths: Sequence[int], batch_size: int
+) -> Iterator[list[int]]:
+  """Yields the indices of each batch, sequences of similar lengths together.
+
+  Args:
+    lengths: tokens of each sequence.
+    batch_size: indices of a batch; the last one may hold fewer.
+  """
+  order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+  for start in range(0, len(order), batch_size):
+    yield order[start : start + batch_size]
+
+
+def trim_prompts(
+  batch: Mapping[str, typing.Array], shortest: int = SHORTEST
+) -> dict[str, typing.Array]:
+  """Cuts padding off the prompts of a batch, down to the smallest bucket.
+
+  The encoder's cost falls with the prompts' length; no result changes. The
+  bucket is chosen by the rows given, so that where several hosts feed one
+  program, each has to give the rows of the global batch.
+
+  Args:
+    batch: `prompt_tokens` and `prompt_mask` `[batch, prompt_length]`, and
+      others, which stay as they are.
+    shortest: the smallest bucket.
+
+  Returns:
+    The batch, with prompts `[batch, bucket]`.
+  """
+  mask = np.asarray(batch['prompt_mask'])
+  used = np.flatnonzero(mask.any(axis=0))
+  longest = int(used[-1]) + 1 if used.size else 0
+  length = padded_length(longest, mask.shape[1], shortest)
+  return {
+    **batch,
+    'prompt_tokens': batch['prompt_tokens'][:, :length],
+    'prompt_mask': batch['prompt_mask'][:, :length],
+  }

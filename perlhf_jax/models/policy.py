@@ -1,0 +1,133 @@
+"""The models of reinforcement learning: a policy's log-probabilities, values.
+
+A policy is a T5 as it is; a value model is a T5 with a scalar at each position
+of the response. Several responses of a prompt share one pass of the encoder.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from perlhf_jax.core import masking
+from perlhf_jax.core import typing
+from perlhf_jax.models import heads
+from perlhf_jax.models import t5
+from perlhf_jax.models import t5_config
+from perlhf_jax.objectives import losses
+
+Variables = Mapping[str, Any]
+
+
+def _hidden_states(
+  model: t5.T5,
+  variables: Variables,
+  prompt_tokens: Int[typing.Array, 'batch prompt_length'],
+  prompt_mask: Bool[typing.Array, 'batch prompt_length'],
+  response_tokens: Int[typing.Array, 'batch responses length'],
+  read,
+) -> jax.Array:
+  """Applies `read(model, states)` to states [rows, length] before a token."""
+  inputs = masking.shift_right(
+    response_tokens.reshape(-1, response_tokens.shape[-1])
+  )
+
+  def states(model):
+    encoded = model.encode(prompt_tokens, prompt_mask)
+    return read(model, model.decode(encoded, prompt_mask, inputs))
+
+  return model.apply(variables, method=states)
+
+
+def response_logprobs(
+  model: t5.T5,
+  variables: Variables,
+  prompt_tokens: Int[typing.Array, 'batch prompt_length'],
+  prompt_mask: Bool[typing.Array, 'batch prompt_length'],
+  response_tokens: Int[typing.Array, 'batch responses length'],
+  *,
+  temperature: float = 1.0,
+) -> Float[jax.Array, 'batch responses length']:
+  """Gives log π of each response token, without dropout.
+
+  Args:
+    model: the policy, or the bare backbone for the reference.
+    variables: its `params`, and `lora` if it is adapted.
+    prompt_tokens: int32 `[batch, prompt_length]`.
+    prompt_mask: bool `[batch, prompt_length]`.
+    response_tokens: int32 `[batch, responses, length]`.
+    temperature: of the distribution that responses are sampled from; the
+      policy that is trained is the one that acts.
+
+  Returns:
+    float32 `[batch, responses, length]`, in nats; unmasked.
+  """
+  logits = _hidden_states(
+    model,
+    variables,
+    prompt_tokens,
+    prompt_mask,
+    response_tokens,
+    lambda model, states: model.logits(states),
+  )
+  targets = response_tokens.reshape(-1, response_tokens.shape[-1])
+  logprobs = losses.token_logprobs(logits / temperature, targets)
+  return logprobs.reshape(response_tokens.shape)
+
+
+def init_value_heads(config: t5_config.T5Config) -> dict[str, Any]:
+  """Returns boxed heads of a value model, which begins at zero everywhere.
+
+  The baseline is then none at first, rather than a random one.
+  """
+  head = heads.ScalarHead(kernel_init=nn.initializers.zeros)
+  hidden = jnp.zeros((1, config.emb_dim))
+  return {'value': head.init(jax.random.key(0), hidden)['params']}
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueModel:
+  """Predicts, before each response token, the return from there on.
+
+  Variables are `{'params': …, 'heads': {'value': …}}`, and `'lora'` where the
+  backbone is adapted (paper section 2.2: of the policy's size and rank).
+
+  Attributes:
+    backbone: the encoder-decoder, adapted or bare.
+  """
+
+  backbone: t5.T5
+
+  def values(
+    self,
+    variables: Variables,
+    prompt_tokens: Int[typing.Array, 'batch prompt_length'],
+    prompt_mask: Bool[typing.Array, 'batch prompt_length'],
+    response_tokens: Int[typing.Array, 'batch responses length'],
+  ) -> Float[jax.Array, 'batch responses length']:
+    """Gives V(X_t), where X_t is the prompt and the response before token t.
+
+    Args:
+      variables: as in the class docstring.
+      prompt_tokens: int32 `[batch, prompt_length]`.
+      prompt_mask: bool `[batch, prompt_length]`.
+      response_tokens: int32 `[batch, responses, length]`.
+
+    Returns:
+      float32 `[batch, responses, length]`; meaningless after the response.
+    """
+    states = _hidden_states(
+      self.backbone,
+      {k: v for k, v in variables.items() if k != 'heads'},
+      prompt_tokens,
+      prompt_mask,
+      response_tokens,
+      lambda model, states: states,
+    )
+    head = {'params': variables['heads']['value']}
+    values = heads.ScalarHead().apply(head, states)
+    return values.reshape(response_tokens.shape)

@@ -1,0 +1,1 @@
+"""Reinforcement learning over arrays: rewards, algorithms, alarms."""

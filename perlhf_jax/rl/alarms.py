@@ -1,0 +1,145 @@
+"""Warnings when a run goes wrong in a known way, with the likely causes."""
+
+from collections.abc import Mapping
+import dataclasses
+
+from absl import logging
+
+from perlhf_jax.core import errors
+from perlhf_jax.rl import setting_checks
+
+# How many standard errors below zero a KL is no longer noise, and how many
+# nats are rounding whatever the standard error says.
+_NOISE = 3.0
+_ROUNDING = 1e-3
+
+
+@dataclasses.dataclass
+class Alarms:
+  """Looks at the metrics of a run once a log period.
+
+  An alarm that goes off is logged, and then kept quiet for some checks. It
+  changes nothing in the run; only updates skipped one after the other end it.
+
+  Attributes:
+    ratio_tolerance: by how much the ratio may differ from 1 in the first
+      minibatch of a rollout; bfloat16 needs about 0.05.
+    least_entropy: nats a token below which a policy counts as collapsed.
+    most_truncated: share of responses cut off at the length limit from which
+      on the policy counts as unable to stop.
+    max_skipped_in_a_row: skipped updates after which the run stops.
+    repeat_after: checks from one warning to the next of the same kind.
+  """
+
+  ratio_tolerance: float = 1e-3
+  least_entropy: float = 0.01
+  most_truncated: float = 0.99
+  max_skipped_in_a_row: int = 10
+  repeat_after: int = 10
+
+  _checks: int = dataclasses.field(default=0, init=False, repr=False)
+  _skipped: float = dataclasses.field(default=0, init=False, repr=False)
+  _warned: dict[str, int] = dataclasses.field(
+    default_factory=dict, init=False, repr=False
+  )
+
+  def __post_init__(self):
+    name = type(self).__name__
+    setting_checks.check_number(
+      f'{name}.ratio_tolerance', self.ratio_tolerance, 0
+    )
+    setting_checks.check_number(f'{name}.least_entropy', self.least_entropy, 0)
+    setting_checks.check_number(
+      f'{name}.most_truncated', self.most_truncated, 0, 1
+    )
+    for field in 'max_skipped_in_a_row', 'repeat_after':
+      setting_checks.check_whole_number(
+        f'{name}.{field}', getattr(self, field), 1
+      )
+
+  def check(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+    """Warns of whatever is wrong.
+
+    Args:
+      step: for the messages.
+      metrics: `kl`, nats a response, and `kl_standard_error`;
+        `ratio_deviation`, mean |ratio - 1| in the first minibatch; `entropy`,
+        nats a token; `truncated`, share of responses without EOS; `skipped`,
+        updates skipped since the run began, and `skipped_in_a_row`. A metric
+        that is NaN raises no alarm.
+
+    Returns:
+      The alarms that went off, warned of or kept quiet, by name.
+
+    Raises:
+      UserError: too many updates were skipped in a row.
+    """
+    self._checks += 1
+    if metrics['skipped_in_a_row'] >= self.max_skipped_in_a_row:
+      raise errors.UserError(
+        f'Step {step}: {metrics["skipped_in_a_row"]:.0f} updates in a row were '
+        'skipped, because the loss or a gradient was NaN or infinite. The run '
+        'stops; the last good checkpoint is kept. Likely causes: a score that '
+        'is NaN, a learning rate that is too high, or bfloat16 where float32 '
+        'is needed. Go on from the checkpoint with a lower LEARNING_RATE, or '
+        'raise Alarms.max_skipped_in_a_row.'
+      )
+    found = self._find(metrics)
+    self._skipped = metrics['skipped']
+    for name, message in found.items():
+      since = self._checks - self._warned.get(name, -self.repeat_after)
+      if since >= self.repeat_after:
+        self._warned[name] = self._checks
+        logging.warning('Step %d: %s', step, message)
+    return list(found)
+
+  def _find(self, metrics: Mapping[str, float]) -> dict[str, str]:
+    """Returns the message of each alarm that goes off."""
+    found = {}
+    kl, error = metrics['kl'], metrics['kl_standard_error']
+    if kl < -_NOISE * error - _ROUNDING:
+      found['negative_kl'] = (
+        f'The KL to the reference is {kl:.4g} nats a response, with a standard '
+        f'error of {error:.2g}. A KL is never negative, so the responses are '
+        'not samples of the log-probabilities used. Likely causes: top-k or '
+        'top-p warped the rollout; the rollout and the policy pass differ in '
+        'temperature; dropout is on in a pass; an adapter is left on the '
+        'reference; padding on the wrong side, or EOS masked in one pass only.'
+      )
+    deviation = metrics['ratio_deviation']
+    if deviation > self.ratio_tolerance:
+      found['ratio'] = (
+        f'In the first minibatch of a rollout the ratio of policy to rollout '
+        f'is off 1 by {deviation:.3g} on average, more than '
+        f'{self.ratio_tolerance:g}, though both are the same weights. Likely '
+        'causes: dropout is on in a pass; temperature, top-k or top-p apply '
+        'to one pass only; responses are shifted or padded differently; the '
+        'rollout was made with older weights; or bfloat16, for which '
+        'Alarms.ratio_tolerance may be raised.'
+      )
+    entropy = metrics['entropy']
+    if entropy < self.least_entropy:
+      found['entropy'] = (
+        f'The entropy of the policy has fallen to {entropy:.3g} nats a token: '
+        'it answers almost without choice and hardly learns any more. Likely '
+        'causes: a learning rate that is too high; KL_BETA too small; one '
+        'answer that fools the reward, which samples.jsonl would show.'
+      )
+    truncated = metrics['truncated']
+    if truncated >= self.most_truncated:
+      found['truncated'] = (
+        f'{100 * truncated:.0f}% of the responses are cut off at the length '
+        'limit. Likely causes: a response length that is too short for the '
+        'task; supervised tuning on targets without EOS; a temperature that '
+        'is too high; a reward that grows with length, against which '
+        'RewardShaping.missing_eos_penalty and length_penalty help.'
+      )
+    skipped = metrics['skipped']
+    if skipped > self._skipped:
+      found['skipped'] = (
+        f'{skipped:.0f} updates of this run were skipped, because the loss or '
+        'a gradient was NaN or infinite. Likely causes: a score that is NaN, '
+        'a learning rate that is too high, or bfloat16 where float32 is '
+        'needed.'
+      )
+    return found

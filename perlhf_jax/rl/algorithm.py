@@ -1,0 +1,211 @@
+"""What an algorithm of reinforcement learning is: two functions of arrays.
+
+All arrays are `[batch, responses, length]`, or `[batch, responses]` for one
+number a response. An algorithm never sees a model.
+"""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from perlhf_jax.core import errors
+from perlhf_jax.core import masking
+from perlhf_jax.core import typing
+from perlhf_jax.objectives import kl as kl_lib
+from perlhf_jax.rl import setting_checks
+from perlhf_jax.training import train_step
+
+
+class Episodes(NamedTuple):
+  """What a rollout has seen; constant during the updates made from it.
+
+  Responses whose mask is false throughout fill up the batch and count for
+  nothing.
+
+  Attributes:
+    mask: bool `[batch, responses, length]`, true up to and including EOS.
+    logprobs: float32, of the policy that sampled, in nats.
+    ref_logprobs: the same of the reference.
+    values: float32, the value before each token is chosen, when the rollout
+      was made; None without a value model.
+    scores: float32 `[batch, responses]`, shaped already (`rl/rewards.py`).
+  """
+
+  mask: Bool[typing.Array, 'batch responses length']
+  logprobs: Float[typing.Array, 'batch responses length']
+  ref_logprobs: Float[typing.Array, 'batch responses length']
+  values: Float[typing.Array, 'batch responses length'] | None
+  scores: Float[typing.Array, 'batch responses']
+
+
+class Targets(NamedTuple):
+  """What the updates from a rollout aim at; 0 at masked positions.
+
+  Attributes:
+    advantages: float32 `[batch, responses, length]`.
+    returns: what the value should have been; None without a value model.
+  """
+
+  advantages: Float[typing.Array, 'batch responses length']
+  returns: Float[typing.Array, 'batch responses length'] | None
+
+
+class Outputs(NamedTuple):
+  """What the models being trained say of the sampled tokens.
+
+  Attributes:
+    logprobs: float32 `[batch, responses, length]` of the current policy.
+    values: the same of the current value model, None without one.
+  """
+
+  logprobs: Float[typing.Array, 'batch responses length']
+  values: Float[typing.Array, 'batch responses length'] | None
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+  """An algorithm; a frozen dataclass that gin builds."""
+
+  @property
+  def needs_value(self) -> bool:
+    """Whether a value model is trained beside the policy."""
+    ...
+
+  @property
+  def min_samples(self) -> int:
+    """Responses that each prompt needs."""
+    ...
+
+  @property
+  def epochs(self) -> int:
+    """Passes over each rollout."""
+    ...
+
+  @property
+  def minibatches(self) -> int:
+    """Updates in a pass; whole prompts are kept together."""
+    ...
+
+  @property
+  def kl_estimator(self) -> str:
+    """'k1' or 'k3': the estimate that is trained on, hence to be logged."""
+    ...
+
+  def targets(
+    self, episodes: Episodes, kl_beta: Float[typing.Array, ''] | float
+  ) -> Targets:
+    """Computes what to aim at, once a rollout and over its whole batch."""
+    ...
+
+  def loss(
+    self,
+    outputs: Outputs,
+    episodes: Episodes,
+    targets: Targets,
+    kl_beta: Float[typing.Array, ''] | float,
+  ) -> train_step.LossOutput:
+    """Computes the loss of a minibatch, as sums."""
+    ...
+
+
+def token_kl(
+  estimator: str, episodes: Episodes
+) -> Float[jax.Array, 'batch responses length']:
+  """Estimates the KL of every token of a rollout, 0 at masked positions."""
+  return kl_lib.token_kl(
+    estimator, episodes.logprobs, episodes.ref_logprobs, episodes.mask
+  )
+
+
+def has_tokens(
+  mask: Bool[typing.Array, 'batch responses length'],
+) -> Bool[jax.Array, 'batch responses']:
+  """Marks the responses that are no padding of the batch."""
+  return jnp.any(mask, axis=-1)
+
+
+def num_responses(
+  mask: Bool[typing.Array, 'batch responses length'],
+) -> Float[jax.Array, '']:
+  """Counts the responses that are no padding of the batch."""
+  return jnp.sum(has_tokens(mask), dtype=jnp.float32)
+
+
+def without_padding(
+  tree: Any, mask: Bool[typing.Array, 'batch responses length']
+) -> Any:
+  """Puts 0 wherever `mask` is false.
+
+  To be done before anything is computed of the arrays: what stands at masked
+  positions, NaN included, then reaches neither the loss nor its gradient.
+
+  Args:
+    tree: arrays of the shape of `mask`, or `[batch, responses]`.
+    mask: `[batch, responses, length]`.
+  """
+
+  def clean(x):
+    kept = mask if x.ndim == mask.ndim else has_tokens(mask)
+    return jnp.where(kept, x, jnp.zeros_like(x))
+
+  return jax.tree.map(clean, tree)
+
+
+def ratio_deviation(
+  outputs: Outputs, episodes: Episodes
+) -> Float[jax.Array, 'batch responses length']:
+  """Computes |ratio - 1| of current and rollout policy, for reporting.
+
+  It is 0 in the first update of a rollout; anything else means that the two
+  were not computed alike.
+  """
+  ratio = kl_lib.probability_ratio(outputs.logprobs, episodes.logprobs)
+  return jax.lax.stop_gradient(jnp.abs(ratio - 1.0))
+
+
+def sum_of_token_means(
+  x: Float[typing.Array, 'batch responses length'],
+  mask: Bool[typing.Array, 'batch responses length'],
+) -> Float[jax.Array, '']:
+  """Averages over the tokens of each response, and sums over responses."""
+  return jnp.sum(masking.masked_mean(x, mask, axis=-1))
+
+
+def check_kl_beta(kl_beta: Any, is_adaptive: bool = False) -> None:
+  """Checks β, the weight of the KL against the score.
+
+  Args:
+    kl_beta: what the user gave.
+    is_adaptive: whether a controller is going to multiply it.
+
+  Raises:
+    ConfigError: it is outside [0, 1], or 0 where it is to be adapted.
+  """
+  setting_checks.check_number('KL_BETA', kl_beta, 0, 1)
+  if is_adaptive and kl_beta == 0:
+    raise errors.ConfigError(
+      'KL_BETA is 0, which no adaptive controller can raise by multiplying; '
+      'start above 0 or set the controller to None.'
+    )
+
+
+def check_num_samples(algorithm: Algorithm, num_samples: Any) -> None:
+  """Checks that the algorithm has the responses it compares.
+
+  Args:
+    algorithm: the algorithm.
+    num_samples: responses sampled a prompt, as the user gave it.
+
+  Raises:
+    ConfigError: they are too few.
+  """
+  setting_checks.check_whole_number('NUM_SAMPLES', num_samples, 1)
+  name, least = type(algorithm).__name__, algorithm.min_samples
+  if num_samples < least:
+    raise errors.ConfigError(
+      f'NUM_SAMPLES is {num_samples}, but {name} compares the responses of a '
+      f'prompt with each other: set NUM_SAMPLES to at least {least}, or take '
+      'Reinforce, which needs one.'
+    )

@@ -1,0 +1,109 @@
+"""PPO: several clipped updates from each rollout."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from perlhf_jax.core import masking
+from perlhf_jax.core import typing
+from perlhf_jax.objectives import returns
+from perlhf_jax.rl import algorithm
+from perlhf_jax.rl import clipping
+from perlhf_jax.rl import setting_checks
+from perlhf_jax.training import train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Ppo:
+  """Proximal policy optimization (arXiv:1707.06347), a mean over tokens.
+
+  Rewards are (1 - β) · score at the last token less β · k1 at every token.
+  Advantages are generalized advantage estimates, which get mean 0 and variance
+  1 over the batch of a rollout; value targets are estimates plus values.
+
+  Attributes:
+    clip_ratio: how far the ratio of a token may move.
+    value_clip: how far a value may move from the rollout's; None for any
+      distance.
+    value_coefficient: weight of the value loss.
+    gamma: discount of rewards.
+    gae_lambda: λ of the advantage estimates.
+    epochs: passes over each rollout.
+    minibatches: updates in a pass.
+  """
+
+  clip_ratio: float = 0.2
+  value_clip: float | None = 0.2
+  value_coefficient: float = 0.5
+  gamma: float = 1.0
+  gae_lambda: float = 0.95
+  epochs: int = 4
+  minibatches: int = 1
+
+  needs_value: ClassVar[bool] = True
+  min_samples: ClassVar[int] = 1
+  kl_estimator: ClassVar[str] = 'k1'
+
+  def __post_init__(self):
+    setting_checks.check_positive('Ppo.clip_ratio', self.clip_ratio)
+    if self.value_clip is not None:
+      setting_checks.check_positive('Ppo.value_clip', self.value_clip)
+    setting_checks.check_number(
+      'Ppo.value_coefficient', self.value_coefficient, 0
+    )
+    setting_checks.check_number('Ppo.gamma', self.gamma, 0, 1)
+    setting_checks.check_number('Ppo.gae_lambda', self.gae_lambda, 0, 1)
+    setting_checks.check_whole_number('Ppo.epochs', self.epochs, 1)
+    setting_checks.check_whole_number('Ppo.minibatches', self.minibatches, 1)
+
+  def targets(
+    self,
+    episodes: algorithm.Episodes,
+    kl_beta: Float[typing.Array, ''] | float,
+  ) -> algorithm.Targets:
+    """Computes whitened advantages and value targets."""
+    mask = episodes.mask
+    kl = algorithm.token_kl(self.kl_estimator, episodes)
+    rewards = returns.token_rewards(episodes.scores, kl, mask, kl_beta)
+    values = algorithm.without_padding(episodes.values, mask)
+    advantages = returns.gae(rewards, values, mask, self.gamma, self.gae_lambda)
+    return jax.lax.stop_gradient(
+      algorithm.Targets(returns.whiten(advantages, mask), advantages + values)
+    )
+
+  def loss(
+    self,
+    outputs: algorithm.Outputs,
+    episodes: algorithm.Episodes,
+    targets: algorithm.Targets,
+    kl_beta: Float[typing.Array, ''] | float,
+  ) -> train_step.LossOutput:
+    """Computes the sums over tokens of both losses."""
+    del kl_beta  # In the targets already.
+    mask = episodes.mask
+    outputs, episodes, targets = algorithm.without_padding(
+      (outputs, episodes, targets), mask
+    )
+    clipped = clipping.policy_loss(
+      outputs.logprobs, episodes.logprobs, targets.advantages, self.clip_ratio
+    )
+    policy_loss = jnp.sum(clipped.loss)
+    value_loss = jnp.sum(
+      clipping.value_loss(
+        outputs.values, episodes.values, targets.returns, self.value_clip
+      )
+    )
+    deviation = algorithm.ratio_deviation(outputs, episodes)
+    return train_step.LossOutput(
+      loss_sum=policy_loss + self.value_coefficient * value_loss,
+      weight_sum=jnp.sum(mask, dtype=jnp.float32),
+      metric_sums={
+        'policy_loss': policy_loss,
+        'value_loss': value_loss,
+        'ratio_deviation': masking.masked_sum(deviation, mask),
+        'clip_fraction': jnp.sum(clipped.is_clipped),
+      },
+    )

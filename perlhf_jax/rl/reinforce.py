@@ -1,0 +1,89 @@
+"""REINFORCE with a learned value baseline: the algorithm of the paper."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from perlhf_jax.core import typing
+from perlhf_jax.objectives import returns
+from perlhf_jax.rl import algorithm
+from perlhf_jax.rl import setting_checks
+from perlhf_jax.training import train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Reinforce:
+  """REINFORCE for language models (paper section 2.2, arXiv:2309.00267 F).
+
+  With Z_t the rewards from token t on, (1 - β) · score at the last token less
+  β · k1 at every token, discount 1, and V_t the value in the rollout:
+
+    policy loss  Σ_t -log π(a_t) · (Z_t - V_t)
+    value loss   Σ_t (Z_t - V_t)²
+
+  Both are means over responses. Nothing is clipped, and each rollout makes one
+  update.
+
+  Attributes:
+    value_coefficient: weight of the value loss.
+    normalize_advantages: whether advantages get mean 0 and variance 1 over the
+      batch, which the paper does not do.
+  """
+
+  value_coefficient: float = 1.0
+  normalize_advantages: bool = False
+
+  needs_value: ClassVar[bool] = True
+  min_samples: ClassVar[int] = 1
+  epochs: ClassVar[int] = 1
+  minibatches: ClassVar[int] = 1
+  kl_estimator: ClassVar[str] = 'k1'
+
+  def __post_init__(self):
+    setting_checks.check_number(
+      'Reinforce.value_coefficient', self.value_coefficient, 0
+    )
+
+  def targets(
+    self,
+    episodes: algorithm.Episodes,
+    kl_beta: Float[typing.Array, ''] | float,
+  ) -> algorithm.Targets:
+    """Computes Z_t, and Z_t less the value."""
+    mask = episodes.mask
+    kl = algorithm.token_kl(self.kl_estimator, episodes)
+    rewards = returns.token_rewards(episodes.scores, kl, mask, kl_beta)
+    to_go = returns.returns_to_go(rewards, mask)
+    advantages = to_go - algorithm.without_padding(episodes.values, mask)
+    if self.normalize_advantages:
+      advantages = returns.whiten(advantages, mask)
+    return jax.lax.stop_gradient(algorithm.Targets(advantages, to_go))
+
+  def loss(
+    self,
+    outputs: algorithm.Outputs,
+    episodes: algorithm.Episodes,
+    targets: algorithm.Targets,
+    kl_beta: Float[typing.Array, ''] | float,
+  ) -> train_step.LossOutput:
+    """Computes the sums over responses of both losses."""
+    del kl_beta  # In the targets already.
+    mask = episodes.mask
+    outputs, episodes, targets = algorithm.without_padding(
+      (outputs, episodes, targets), mask
+    )
+    policy_loss = -jnp.sum(outputs.logprobs * targets.advantages)
+    value_loss = jnp.sum(jnp.square(targets.returns - outputs.values))
+    deviation = algorithm.ratio_deviation(outputs, episodes)
+    return train_step.LossOutput(
+      loss_sum=policy_loss + self.value_coefficient * value_loss,
+      weight_sum=algorithm.num_responses(mask),
+      metric_sums={
+        'policy_loss': policy_loss,
+        'value_loss': value_loss,
+        'ratio_deviation': algorithm.sum_of_token_means(deviation, mask),
+      },
+    )

@@ -1,0 +1,113 @@
+"""Rewards that are Python functions of strings; they run on the host."""
+
+from collections.abc import Callable, Mapping, Sequence, Set
+import functools
+import numbers
+from typing import Any
+
+import jax
+import numpy as np
+
+from perlhf_jax.core import errors
+
+# (prompts, responses) -> one score a response
+RewardFunction = Callable[[list[str], list[str]], Any]
+
+_SHOWN_CHARACTERS = 80
+
+
+def call(
+  function: RewardFunction, prompts: Sequence[str], responses: Sequence[str]
+) -> np.ndarray:
+  """Calls a reward function and checks what it gives.
+
+  Args:
+    function: `(prompts, responses) -> scores`, given two lists of the same
+      length, the prompt repeated for each of its responses.
+    prompts: of each response.
+    responses: to score.
+
+  Returns:
+    float32, one score a response.
+
+  Raises:
+    DataError: the function raised, or gave anything but one finite number a
+      response; names the function.
+  """
+  name = function_name(function)
+  try:
+    result = function(list(prompts), list(responses))
+  except Exception as error:
+    raise errors.DataError(
+      f'The reward function {name} raised {type(error).__name__}: {error} '
+      f'(called with {len(responses)} responses, the first of them '
+      f'{_shown(responses[0]) if responses else None}).'
+    ) from error
+  scores = _scores(name, result, len(responses))
+  for i in np.flatnonzero(~np.isfinite(scores)):
+    raise errors.DataError(
+      f'The reward function {name} gave {scores[i]} for the response '
+      f'{_shown(responses[i])}; every score must be finite in float32.'
+    )
+  return scores
+
+
+def function_name(function: RewardFunction) -> str:
+  """Returns `module.name` of a function, of whatever a partial wraps too."""
+  while isinstance(function, functools.partial):
+    function = function.func
+  named = function if hasattr(function, '__qualname__') else type(function)
+  return f'{named.__module__}.{named.__qualname__}'
+
+
+def _scores(name: str, result: Any, num_responses: int) -> np.ndarray:
+  """Turns what a function returned into float32 `[num_responses]`."""
+  what = f'must give {num_responses} numbers, one a response'
+  is_unordered = isinstance(result, Mapping | Set)
+  try:
+    # An array of torch or JAX becomes NumPy's at once, not number by number.
+    values = np.asarray(result) if hasattr(result, 'shape') else result
+    values = None if is_unordered else list(values)
+  except Exception as error:  # A generator runs the user's code here.
+    raise errors.DataError(
+      f'The reward function {name} gave a {type(result).__name__} that cannot '
+      f'be read ({type(error).__name__}: {error}); it {what}.'
+    ) from error
+  if values is None:
+    raise errors.DataError(
+      f'The reward function {name} gave a {type(result).__name__}, which has '
+      f'no order; it {what}.'
+    )
+  if len(values) != num_responses:
+    raise errors.DataError(
+      f'The reward function {name} gave {len(values)} scores; it {what}.'
+    )
+  scores = [_number(name, value, what) for value in values]
+  with np.errstate(over='ignore'):  # What overflows is infinite, hence found.
+    return np.array(scores, np.float64).astype(np.float32)
+
+
+def _number(name: str, value: Any, what: str) -> float:
+  """Turns a number, True and False included, to float."""
+  # Only Python's and NumPy's wider floats call themselves real numbers.
+  is_number = isinstance(value, numbers.Real | np.bool_)
+  if isinstance(value, np.generic):
+    is_number = is_number or value.dtype.kind in 'fV'  # V: bfloat16.
+  is_number = is_number or (isinstance(value, jax.Array) and value.ndim == 0)
+  try:
+    if is_number:
+      return float(value)
+  except (TypeError, ValueError, OverflowError):
+    pass  # Complex numbers of JAX, and integers beyond any float.
+  raise errors.DataError(
+    f'The reward function {name} gave {_shown(value)}, of type '
+    f'{type(value).__name__}, as a score; it {what}.'
+  )
+
+
+def _shown(value: Any) -> str:
+  """Returns a value as one line that is not too long."""
+  text = repr(value)
+  if len(text) <= _SHOWN_CHARACTERS:
+    return text
+  return f'{text[:_SHOWN_CHARACTERS]}…'

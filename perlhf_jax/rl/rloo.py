@@ -1,0 +1,70 @@
+"""RLOO: the baseline is the mean of the prompt's other responses."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from perlhf_jax.core import typing
+from perlhf_jax.objectives import kl as kl_lib
+from perlhf_jax.objectives import returns
+from perlhf_jax.rl import algorithm
+from perlhf_jax.training import train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Rloo:
+  """REINFORCE leave-one-out (arXiv:2402.14740).
+
+  A response is one action. Its return is R = (1 - β) · score - β · Σ_t k1, its
+  advantage A is R less the mean R of the prompt's other responses, and the
+  loss is the mean over responses of -A · Σ_t log π(a_t). There is no value
+  model and nothing to set.
+  """
+
+  needs_value: ClassVar[bool] = False
+  min_samples: ClassVar[int] = 2
+  epochs: ClassVar[int] = 1
+  minibatches: ClassVar[int] = 1
+  kl_estimator: ClassVar[str] = 'k1'
+
+  def targets(
+    self,
+    episodes: algorithm.Episodes,
+    kl_beta: Float[typing.Array, ''] | float,
+  ) -> algorithm.Targets:
+    """Computes the advantage of each response, the same at all its tokens."""
+    mask = episodes.mask
+    kl = algorithm.token_kl(self.kl_estimator, episodes)
+    totals = (1.0 - kl_beta) * jnp.asarray(
+      episodes.scores
+    ) - kl_beta * kl_lib.sequence_sums(kl, mask)
+    advantages = returns.leave_one_out(totals, algorithm.has_tokens(mask))
+    advantages = jnp.where(mask, advantages[..., None], 0.0)
+    return jax.lax.stop_gradient(algorithm.Targets(advantages, None))
+
+  def loss(
+    self,
+    outputs: algorithm.Outputs,
+    episodes: algorithm.Episodes,
+    targets: algorithm.Targets,
+    kl_beta: Float[typing.Array, ''] | float,
+  ) -> train_step.LossOutput:
+    """Computes the sum of the loss over responses."""
+    del kl_beta  # In the targets already.
+    mask = episodes.mask
+    outputs, episodes, targets = algorithm.without_padding(
+      (outputs, episodes, targets), mask
+    )
+    policy_loss = -jnp.sum(outputs.logprobs * targets.advantages)
+    deviation = algorithm.ratio_deviation(outputs, episodes)
+    return train_step.LossOutput(
+      loss_sum=policy_loss,
+      weight_sum=algorithm.num_responses(mask),
+      metric_sums={
+        'policy_loss': policy_loss,
+        'ratio_deviation': algorithm.sum_of_token_means(deviation, mask),
+      },
+    )

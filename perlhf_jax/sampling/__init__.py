@@ -1,0 +1,1 @@
+"""Decoding: samples with their log-probabilities, and beam search."""

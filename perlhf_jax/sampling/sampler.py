@@ -1,0 +1,198 @@
+"""Samples of responses and their log-probabilities, by a compiled loop.
+
+The encoder runs once a prompt, the keys and values of a prompt are computed
+once for all its responses, and the loop ends as soon as every response has.
+"""
+
+import dataclasses
+import functools
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Int, Key
+
+from perlhf_jax.core import errors
+from perlhf_jax.core import masking
+from perlhf_jax.core import typing
+from perlhf_jax.models import t5
+from perlhf_jax.sampling import decoding
+from perlhf_jax.sampling import warping
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+  """How responses are drawn.
+
+  Attributes:
+    max_length: tokens of a response at most, EOS included.
+    temperature: of the softmax; 0 takes the most probable token each time,
+      whatever `top_k` and `top_p` are.
+    top_k: how many of the most probable tokens are kept; None keeps all.
+    top_p: probability that the kept tokens must reach; 1 keeps all.
+    num_samples: responses of each prompt.
+  """
+
+  max_length: int
+  temperature: float = 1.0
+  top_k: int | None = None
+  top_p: float = 1.0
+  num_samples: int = 1
+
+  def __post_init__(self):
+    for name, is_right, rule in (
+      ('max_length', self.max_length >= 1, 'be at least 1'),
+      (
+        'temperature',
+        0.0 <= self.temperature < float('inf'),
+        'be 0 (greedy) or a positive number',
+      ),
+      (
+        'top_k',
+        self.top_k is None or self.top_k >= 1,
+        'be at least 1, or None for the whole vocabulary',
+      ),
+      ('top_p', 0.0 < self.top_p <= 1.0, 'be in (0, 1]; 1 keeps all tokens'),
+      ('num_samples', self.num_samples >= 1, 'be at least 1'),
+    ):
+      if not is_right:
+        raise errors.ConfigError(
+          f'SamplingConfig.{name} is {getattr(self, name)}; it must {rule}.'
+        )
+
+
+@struct.dataclass
+class Samples:
+  """Responses of each prompt.
+
+  Attributes:
+    tokens: int32 `[batch, responses, length]`; 0 after EOS.
+    mask: bool `[batch, responses, length]`, True up to EOS, EOS included. A
+      response that ran out of room is True everywhere and has no EOS.
+    logprobs: float32 `[batch, responses, length]`, in nats, of each token in
+      the distribution that it was drawn from; 0 after EOS. At temperature 0
+      they are those of the model's own distribution, at temperature 1.
+    num_steps: int32 scalar, steps of the decoder that were run.
+  """
+
+  tokens: typing.PyTree
+  mask: typing.PyTree
+  logprobs: typing.PyTree
+  num_steps: typing.PyTree
+
+
+@struct.dataclass
+class DecodeState:
+  """What the loop carries. `rows` are the responses of all prompts.
+
+  Attributes:
+    index: int32 scalar, the position that is filled next.
+    tokens: int32 `[rows, length]`, 0 from `index` on and after EOS.
+    logprobs: float32 `[rows, length]`, likewise.
+    ended: bool `[rows]`, which responses have their EOS.
+    cache: the model's collection `cache`; empty before the first step.
+  """
+
+  index: typing.PyTree
+  tokens: typing.PyTree
+  logprobs: typing.PyTree
+  ended: typing.PyTree
+  cache: typing.PyTree
+
+
+def _draw(keys, index, logprobs):
+  def draw(key, row):
+    return jax.random.categorical(jax.random.fold_in(key, index), row)
+
+  return jax.vmap(draw)(keys, logprobs)
+
+
+def sample(
+  model: t5.T5,
+  variables: decoding.Variables,
+  prompt_tokens: Int[typing.Array, 'batch prompt_length'],
+  prompt_mask: Bool[typing.Array, 'batch prompt_length'],
+  keys: Key[jax.Array, ' batch'],
+  config: SamplingConfig,
+  *,
+  early_stop: bool = True,
+) -> Samples:
+  """Draws responses, token by token, without dropout.
+
+  The randomness of a token depends on its prompt's key, on the number of the
+  sample and on the position, and on nothing else: a response stays the same
+  in another batch, at another place in it, among more samples, and with more
+  room. Compile it with `jax.jit`, `model` and `config` closed over.
+
+  Args:
+    model: the policy.
+    variables: its `params`, and `lora` if adapted.
+    prompt_tokens: int32 `[batch, prompt_length]`.
+    prompt_mask: bool `[batch, prompt_length]`, True on real tokens.
+    keys: random keys, one a prompt.
+    config: how to draw.
+    early_stop: whether to stop once every response has ended. The samples are
+      the same either way.
+
+  Returns:
+    `config.num_samples` responses a prompt, `config.max_length` long.
+  """
+  batch, num_samples = len(prompt_tokens), config.num_samples
+  rows, length = batch * num_samples, config.max_length
+  encoded = model.apply(variables, prompt_tokens, prompt_mask, method='encode')
+  fold_each = jax.vmap(jax.random.fold_in, (None, 0))
+  row_keys = jax.vmap(fold_each, (0, None))(keys, jnp.arange(num_samples))
+  row_keys = row_keys.reshape(rows)
+
+  def step(state: DecodeState) -> DecodeState:
+    logits, cache = decoding.next_logits(
+      model,
+      variables,
+      encoded,
+      prompt_mask,
+      state.tokens,
+      state.index,
+      state.cache,
+    )
+    logprobs = warping.warp_logits(
+      logits, config.temperature, config.top_k, config.top_p
+    )
+    if config.temperature == 0:
+      tokens = jnp.argmax(logits, axis=-1)
+    else:
+      tokens = _draw(row_keys, state.index, logprobs)
+    tokens = tokens.astype(jnp.int32)[:, None]
+    logprobs = jnp.take_along_axis(logprobs, tokens, axis=-1)
+    ended = state.ended[:, None]
+    write = functools.partial(
+      jax.lax.dynamic_update_slice_in_dim, start_index=state.index, axis=1
+    )
+    return DecodeState(
+      index=state.index + 1,
+      tokens=write(state.tokens, jnp.where(ended, 0, tokens)),
+      logprobs=write(state.logprobs, jnp.where(ended, 0.0, logprobs)),
+      ended=state.ended | (tokens[:, 0] == decoding.EOS_ID),
+      cache=cache,
+    )
+
+  def goes_on(state: DecodeState) -> Bool[jax.Array, '']:
+    has_room = state.index < length
+    return has_room & ~jnp.all(state.ended) if early_stop else has_room
+
+  state = DecodeState(
+    index=jnp.zeros((), jnp.int32),
+    tokens=jnp.zeros((rows, length), jnp.int32),
+    logprobs=jnp.zeros((rows, length), jnp.float32),
+    ended=jnp.zeros((rows,), bool),
+    cache={},
+  )
+  # The first step makes the cache, which the loop cannot: it would change the
+  # structure of what is carried.
+  state = jax.lax.while_loop(goes_on, step, step(state))
+  shape = (batch, num_samples, length)
+  return Samples(
+    tokens=state.tokens.reshape(shape),
+    mask=masking.mask_after_eos(state.tokens).reshape(shape),
+    logprobs=state.logprobs.reshape(shape),
+    num_steps=state.index,
+  )

@@ -1,0 +1,209 @@
+"""Metrics of a policy on prompts: what `evaluate` does with language models."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+
+from perlhf_jax.core import errors
+from perlhf_jax.data import examples as examples_lib
+from perlhf_jax.models import t5
+from perlhf_jax.objectives import text_metrics
+from perlhf_jax.rl import programs
+from perlhf_jax.rl import rollout
+from perlhf_jax.sampling import sampler
+from perlhf_jax.stages import backbones
+from perlhf_jax.stages import policy_evaluation
+from perlhf_jax.stages import reward_sources
+from perlhf_jax.stages import roles
+from perlhf_jax.stages import run_metadata
+from perlhf_jax.stages import trained_models
+
+_NUM_SAMPLES_SHOWN = 8
+
+Loaded = backbones.Checkpoint | backbones.Backbone
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyEvaluation:
+  """How to evaluate a policy; of no meaning for reward models.
+
+  Attributes:
+    rewards: what scores responses; those of training if None. Without any,
+      the judge alone speaks.
+    judge: a function of prompts and responses; responses are scored by it too
+      (`judge_score`), and it decides who wins.
+    baseline_checkpoint: what to compare with, response by response.
+    temperature: of the sampling; that of training if None, 1 for a model that
+      was not tuned by reinforcement learning; 0 for greedy decoding.
+    seed: of the sampling.
+  """
+
+  rewards: reward_sources.RewardSources | None = None
+  judge: Callable[..., Any] | None = None
+  baseline_checkpoint: str | None = None
+  temperature: float | None = None
+  seed: int = 0
+
+
+def evaluate_policy(
+  loaded: Loaded,
+  config: PolicyEvaluation,
+  examples: examples_lib.Examples,
+  *,
+  response_length: int,
+  batch_size: int,
+  mesh: jax.sharding.Mesh,
+) -> dict[str, Any]:
+  """Answers every prompt and returns the metrics of the answers.
+
+  Args:
+    loaded: the policy.
+    config: how.
+    examples: of any kind; where they have targets, responses are compared
+      with them.
+    response_length: most tokens of a response.
+    batch_size: prompts at once.
+    mesh: the mesh.
+
+  Returns:
+    Means over the responses (`score`, `kl`, `judge_score`,
+    `response_length`, `truncated`; `exact_match` and ROUGE with targets;
+    `win_rate` and its parts with a baseline), and the first `samples`.
+
+  Raises:
+    UserError: a checkpoint or a reward function that cannot be used.
+  """
+  trained = _policy_metadata(loaded)
+  temperature = config.temperature
+  if temperature is None:
+    temperature = trained.get('temperature', 1.0)
+  rewards = config.rewards
+  if rewards is None or not (rewards.checkpoints or rewards.functions):
+    rewards = reward_sources.RewardSources(
+      checkpoints=trained.get('reward_checkpoints', ()),
+      reduce=trained.get('reduce', 'mean'),
+    )
+  sampling = sampler.SamplingConfig(response_length, temperature)
+  has_score = bool(rewards.checkpoints or rewards.functions)
+  baseline = None
+  if config.baseline_checkpoint is not None:
+    if config.judge is None and not has_score:
+      raise errors.ConfigError(
+        'A win rate needs a judge: set JUDGE, REWARD_CHECKPOINT or '
+        'REWARD_FUNCTIONS.'
+      )
+    baseline = _load_policy(config.baseline_checkpoint)
+
+  def answer(loaded):
+    return _answer(
+      loaded,
+      rewards,
+      config,
+      examples,
+      sampling=sampling,
+      batch_size=batch_size,
+      mesh=mesh,
+    )
+
+  answers = answer(loaded)
+  result = {
+    'temperature': temperature,
+    'responses': len(answers.responses),
+    **answers.means(),
+  }
+  if 'targets' in examples.columns:
+    targets = [examples.texts(row)['targets'] for row in range(len(examples))]
+    result['exact_match'] = text_metrics.exact_match(answers.responses, targets)
+    result.update(text_metrics.rouge(answers.responses, targets))
+  if baseline is not None:
+    name = 'judge_score' if config.judge is not None else 'score'
+    result.update(
+      _compare(answers, answer(baseline), name, config.baseline_checkpoint)
+    )
+  result['samples'] = list(answers.rows(_NUM_SAMPLES_SHOWN))
+  return result
+
+
+def _policy_metadata(loaded: Loaded) -> dict[str, Any]:
+  metadata = loaded.metadata
+  return dict(metadata.policy or {}) if metadata is not None else {}
+
+
+def _load_policy(path: str) -> Loaded:
+  loaded = backbones.load_checkpoint(path)
+  metadata = loaded.metadata
+  if metadata is not None and metadata.kind == run_metadata.REWARD:
+    raise errors.CheckpointError(
+      f'BASELINE_CHECKPOINT {path} is a reward model, which writes nothing; '
+      'give an SFT checkpoint or a policy.'
+    )
+  return loaded
+
+
+def _answer(
+  loaded, rewards, config, examples, *, sampling, batch_size, mesh
+) -> policy_evaluation.Answers:
+  """Loads what is needed beside the policy and answers all prompts."""
+  reference = _reference(loaded)
+  model, variables = trained_models.place_backbone(loaded, mesh)
+  backbone = getattr(loaded, 'backbone', loaded)
+  policy, frozen = variables, {'params': variables['params']}
+  if reference is not None and reference is not backbone:
+    _, frozen = trained_models.place_backbone(reference, mesh)
+  shared = reference or backbone
+  checkpoints = roles.load_reward_models(
+    rewards.checkpoints, backbone.vocabulary, sampling.max_length
+  )
+  modules, frozen['rewards'] = roles.place_reward_models(
+    checkpoints, shared, mesh
+  )
+  models = rollout.Models(
+    policy=model,
+    value=None,
+    reference=None if reference is None else t5.T5(reference.config),
+    rewards=modules,
+  )
+  scoring = rewards.scoring(backbone.vocabulary)
+  has_score = bool(rewards.checkpoints or rewards.functions)
+  return policy_evaluation.answer(
+    programs.RolloutPrograms(models, mesh, sampling, config.seed),
+    scoring if has_score else None,
+    {'policy': policy},
+    frozen,
+    examples,
+    batch_size=batch_size,
+    mesh=mesh,
+    judge=config.judge,
+    decode=scoring.decode,
+  )
+
+
+def _reference(loaded: Loaded) -> backbones.Backbone | None:
+  """Returns what a policy was anchored to; None for other models.
+
+  Raises:
+    CheckpointError: it is gone, or something else lies there now.
+  """
+  recorded = _policy_metadata(loaded).get('reference')
+  if recorded is None:
+    return None
+  if loaded.lora is not None:
+    return loaded.backbone
+  return backbones.load_recorded(
+    recorded, f'The policy {loaded.step_path}', 'reference'
+  )
+
+
+def _compare(answers, baseline, name, path) -> dict[str, Any]:
+  rate = text_metrics.win_rate(answers.columns[name], baseline.columns[name])
+  return {
+    'baseline': {'checkpoint': path, **baseline.means()},
+    'judged_by': name,
+    'win_rate': rate.win_rate,
+    'win_rate_standard_error': rate.standard_error,
+    'wins': rate.wins,
+    'ties': rate.ties,
+    'losses': rate.losses,
+  }

@@ -1,0 +1,249 @@
+"""Answers lines of text: sampled, greedy or beam-searched responses."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+
+from absl import logging
+import jax
+import numpy as np
+
+from perlhf_jax.core import errors
+from perlhf_jax.data import feature_converters
+from perlhf_jax.data import length_buckets
+from perlhf_jax.sampling import beam
+from perlhf_jax.sampling import sampler
+from perlhf_jax.stages import backbones
+from perlhf_jax.stages import line_files
+from perlhf_jax.stages import run_metadata
+from perlhf_jax.stages import trained_models
+from perlhf_jax.training import compiled_step
+from perlhf_jax.training import partitioning
+
+# Of a Hugging Face directory, which says nothing of it.
+_MAX_LENGTH = 128
+_LOG_SECONDS = 10
+
+Config = sampler.SamplingConfig | beam.BeamConfig
+# Prompts with their `line` index -> tokens and mask [batch, responses, length]
+Decoder = Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
+
+
+def generate(
+  *,
+  checkpoint: str,
+  input_path: str,
+  output_path: str,
+  temperature: float | None = None,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  num_beams: int | None = None,
+  num_samples: int = 1,
+  max_length: int | None = None,
+  seed: int = 0,
+  batch_size: int = 32,
+  base_checkpoint: str | None = None,
+  prompt_length: int | None = None,
+) -> None:
+  """Writes every input line with `response` added, in the same order.
+
+  `response` is a string, or a list of `num_samples` strings if that is more
+  than one; a `response` that the input has is replaced. What is sampled for a
+  line depends on the seed, the line's number and its prompt only.
+
+  Args:
+    checkpoint: MODEL_DIR, one of its steps, or a Hugging Face T5 directory.
+    input_path: JSON lines with the string `prompt`.
+    output_path: where to write.
+    temperature: divides the logits; 1 if None. 0 takes the likeliest token.
+    top_k: samples from the k likeliest tokens; from all if None.
+    top_p: samples from the fewest likeliest tokens that have this probability
+      together; from all if None.
+    num_beams: width of a beam search, which takes the place of sampling.
+    num_samples: responses to a prompt.
+    max_length: longest response in tokens, EOS included; by default that of
+      the training, or 128 for a Hugging Face directory.
+    seed: of the sampling, below 2**32.
+    batch_size: lines answered at once; it does not change the responses.
+    base_checkpoint: where the adapter's base is, if it has been moved.
+    prompt_length: longest prompt in tokens, EOS included; by default that of
+      the training, or any length for a Hugging Face directory.
+
+  Raises:
+    UserError: flags that exclude each other, a bad line (file and number are
+      named) or checkpoint; nothing has been written then.
+  """
+  mesh = partitioning.make_mesh()
+  partitioning.check_batch_size(batch_size, mesh)
+  if not 0 <= seed < 2**32:
+    raise errors.ConfigError(f'--seed={seed} is not between 0 and 2**32 - 1.')
+  config = _decoding_config(
+    max_length, temperature, top_k, top_p, num_beams, num_samples
+  )
+  rows = line_files.read(input_path, ('prompt',))
+  line_files.check_output(output_path)
+  loaded = backbones.load_checkpoint(checkpoint, base_checkpoint)
+  truncate_prompt = 'keep_end'
+  if isinstance(loaded, backbones.Checkpoint):
+    if loaded.metadata.kind == run_metadata.REWARD:
+      raise errors.CheckpointError(
+        f'{checkpoint} is a reward model, which scores text and writes none; '
+        'give a language model: an SFT or policy checkpoint, or a Hugging Face '
+        'T5 directory.'
+      )
+    lengths = loaded.metadata.task_feature_lengths
+    max_length = max_length or lengths['targets']
+    prompt_length = prompt_length or lengths['inputs']
+    truncate_prompt = loaded.metadata.truncate_prompt
+  config = dataclasses.replace(config, max_length=max_length or _MAX_LENGTH)
+  vocabulary = getattr(loaded, 'backbone', loaded).vocabulary
+  prompts = [
+    feature_converters.tokenize_prompt(vocabulary, row['prompt'])
+    for row in rows
+  ]
+  line_files.report_cuts('prompt', [len(p) for p in prompts], prompt_length)
+  responses = decode_prompts(
+    prompts,
+    _make_decoder(loaded, config, seed, mesh),
+    batch_size=batch_size,
+    prompt_length=prompt_length,
+    truncate_prompt=truncate_prompt,
+  )
+  texts = [
+    [vocabulary.decode(tokens.tolist()) for tokens in several]
+    for several in responses
+  ]
+  line_files.write(
+    output_path,
+    (
+      {**row, 'response': several if num_samples > 1 else several[0]}
+      for row, several in zip(rows, texts, strict=True)
+    ),
+  )
+  logging.info('Wrote %d lines with responses to %s.', len(rows), output_path)
+
+
+def decode_prompts(
+  prompts: Sequence[np.ndarray],
+  decoder: Decoder,
+  *,
+  batch_size: int,
+  prompt_length: int | None,
+  truncate_prompt: str,
+) -> list[list[np.ndarray]]:
+  """Answers tokenised prompts, similar lengths together.
+
+  Args:
+    prompts: int32 `[length]` each, with EOS.
+    decoder: answers one batch.
+    batch_size: rows of a batch.
+    prompt_length: longest prompt; None for no limit.
+    truncate_prompt: which end of a long prompt to keep.
+
+  Returns:
+    The responses to each prompt in the order of `prompts`, int32 `[length]`,
+    without EOS and padding.
+  """
+  responses: list[list[np.ndarray]] = [[] for _ in prompts]
+  done = 0
+  lengths = [len(prompt) for prompt in prompts]
+  for lines in length_buckets.batches_by_length(lengths, batch_size):
+    length = length_buckets.padded_length(
+      max(lengths[i] for i in lines), prompt_length
+    )
+    # Rows that fill up the last batch repeat a line: an empty prompt might
+    # never reach its EOS, and the others would wait for it.
+    filled = lines + [lines[-1]] * (batch_size - len(lines))
+    batch = feature_converters.PromptConverter(
+      length, truncate_prompt=truncate_prompt
+    )([{'inputs': prompts[i]} for i in filled])
+    batch['line'] = np.asarray(filled, np.int32)
+    tokens, mask = decoder(batch)
+    for row, line in enumerate(lines):
+      responses[line] = [
+        _without_eos(some_tokens[some_mask])
+        for some_tokens, some_mask in zip(tokens[row], mask[row], strict=True)
+      ]
+    done += len(lines)
+    logging.log_every_n_seconds(
+      logging.INFO,
+      'Answered %d of %d prompts.',
+      *(_LOG_SECONDS, done, len(prompts)),
+    )
+  return responses
+
+
+def _decoding_config(
+  max_length: int | None,
+  temperature: float | None,
+  top_k: int | None,
+  top_p: float | None,
+  num_beams: int | None,
+  num_samples: int,
+) -> Config:
+  """Returns what the flags ask for, of length 1 if none is given."""
+  length = max_length or 1
+  if num_beams is None:
+    if temperature == 0 and num_samples > 1:
+      raise errors.ConfigError(
+        f'--temperature=0 gives the same response {num_samples} times; leave '
+        'out --num_samples, or give a temperature above 0.'
+      )
+    return sampler.SamplingConfig(
+      max_length=length,
+      temperature=1.0 if temperature is None else temperature,
+      top_k=top_k,
+      top_p=1.0 if top_p is None else top_p,
+      num_samples=num_samples,
+    )
+  for flag, is_given in (
+    ('temperature', bool(temperature)),
+    ('top_k', top_k is not None),
+    ('top_p', top_p is not None),
+    ('num_samples', num_samples > 1),
+  ):
+    if is_given:
+      raise errors.ConfigError(
+        f'--num_beams searches for the likeliest response and samples none, so '
+        f'that --{flag} says nothing; leave one of the two out.'
+      )
+  return beam.BeamConfig(num_beams=num_beams, max_length=length)
+
+
+def _make_decoder(
+  loaded: backbones.Checkpoint | backbones.Backbone,
+  config: Config,
+  seed: int,
+  mesh: jax.sharding.Mesh,
+) -> Decoder:
+  """Returns a compiled function that answers batches of prompts."""
+  model, variables = trained_models.place_backbone(loaded, mesh)
+
+  def function(variables, root_key, batch):
+    prompts = batch['prompt_tokens'], batch['prompt_mask']
+    if isinstance(config, beam.BeamConfig):
+      samples, _ = beam.beam_search(model, variables, *prompts, config)
+    else:
+      fold_each = jax.vmap(jax.random.fold_in, (None, 0))
+      keys = fold_each(root_key, batch['line'])
+      samples = sampler.sample(model, variables, *prompts, keys, config)
+    return samples.tokens, samples.mask
+
+  compiled = compiled_step.CompiledStep(
+    function,
+    mesh,
+    name='generation',
+    out_shardings=partitioning.batch_sharding(mesh),
+  )
+  root_key = jax.device_put(jax.random.key(seed), partitioning.replicated(mesh))
+
+  def decoder(batch):
+    batch = partitioning.shard_batch(batch, mesh)
+    tokens, mask = compiled(variables, root_key, batch)
+    return partitioning.to_host(tokens), partitioning.to_host(mask)
+
+  return decoder
+
+
+def _without_eos(tokens: np.ndarray) -> np.ndarray:
+  ends_with_eos = tokens.size and tokens[-1] == feature_converters.EOS_ID
+  return tokens[:-1] if ends_with_eos else tokens

@@ -1,0 +1,131 @@
+"""What a policy does on prompts: responses, scores, KL, lengths."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from perlhf_jax.data import examples as examples_lib
+from perlhf_jax.data import input_pipeline
+from perlhf_jax.data import length_buckets
+from perlhf_jax.rl import iteration
+from perlhf_jax.rl import programs
+from perlhf_jax.rl import reward_functions
+from perlhf_jax.rl import rollout as rollout_lib
+from perlhf_jax.training import partitioning
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+  """Responses of a policy to the prompts of a data set, in its order.
+
+  Attributes:
+    prompts: text, one a response.
+    responses: text.
+    columns: float64 `[answers]` by name: `score` (where something scores),
+      `kl` (Σ k1 in nats, where there is a reference), `response_length` in
+      tokens, `truncated`, and `judge_score` with a judge.
+  """
+
+  prompts: Sequence[str]
+  responses: Sequence[str]
+  columns: Mapping[str, np.ndarray]
+
+  def means(self) -> dict[str, float]:
+    """Returns the mean of every column."""
+    return {name: float(np.mean(x)) for name, x in self.columns.items()}
+
+  def rows(self, limit: int) -> Iterator[dict[str, Any]]:
+    """Yields the first answers as records."""
+    for row in range(min(limit, len(self.responses))):
+      yield {
+        'prompt': self.prompts[row],
+        'response': self.responses[row],
+        **{name: float(x[row]) for name, x in self.columns.items()},
+      }
+
+
+def answer(
+  rollout: programs.RolloutPrograms,
+  scoring: iteration.Scoring | None,
+  trainable: Mapping[str, Any],
+  frozen: Mapping[str, Any],
+  examples: examples_lib.Examples,
+  *,
+  batch_size: int,
+  mesh: jax.sharding.Mesh,
+  judge: Callable[..., Any] | None = None,
+  decode: iteration.Decode,
+) -> Answers:
+  """Samples a response to every prompt and assesses it.
+
+  The randomness depends on the prompt's place alone, so that two policies
+  answer with the same luck.
+
+  Args:
+    rollout: programs of the policy.
+    scoring: scores responses; None to leave scores out.
+    trainable: `policy`; a `value` is left out.
+    frozen: see `rollout.Models`.
+    examples: of any kind; their prompts are answered.
+    batch_size: prompts at once.
+    mesh: the mesh.
+    judge: a reward function that says how good responses really are.
+    decode: makes text.
+
+  Raises:
+    DataError: a reward function or the judge failed.
+  """
+  prompts, responses = [], []
+  collected: dict[str, list[np.ndarray]] = {}
+  policy = {'policy': trainable['policy']}
+  for number, batch in enumerate(
+    input_pipeline.eval_batches(examples.prompts(), batch_size)
+  ):
+    valid = batch['example_mask']
+    batch = partitioning.shard_batch(length_buckets.trim_prompts(batch), mesh)
+    samples = rollout(policy, frozen, number, batch)
+    text = iteration.texts(samples, decode)
+    valid = np.repeat(valid, samples['response_tokens'].shape[1])
+    for store, column in zip((prompts, responses), text, strict=True):
+      store += [t for t, v in zip(column, valid, strict=True) if v]
+    columns = _columns(samples)
+    if scoring is not None:
+      columns['score'] = partitioning.to_host(scoring(samples)).reshape(-1)
+    for name, column in columns.items():
+      collected.setdefault(name, []).append(column[valid])
+  columns = {
+    name: np.concatenate(parts).astype(np.float64)
+    for name, parts in collected.items()
+  }
+  if judge is not None:
+    columns['judge_score'] = np.asarray(
+      reward_functions.call(judge, prompts, responses), np.float64
+    )
+  return Answers(prompts, responses, columns)
+
+
+def _columns(samples: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+  host = {
+    name: partitioning.to_host(samples[name])
+    for name in (
+      'response_tokens',
+      'response_mask',
+      'logprobs',
+      'ref_logprobs',
+    )
+    if name in samples
+  }
+  mask = host['response_mask']
+  ended = ((host['response_tokens'] == rollout_lib.EOS_ID) & mask).any(axis=-1)
+  columns = {
+    'response_length': mask.sum(axis=-1).reshape(-1),
+    'truncated': 1.0 - ended.reshape(-1),
+  }
+  if 'ref_logprobs' in host:
+    difference = host['logprobs'].astype(np.float64) - host['ref_logprobs']
+    kl = np.where(mask, difference, 0.0).sum(axis=-1)
+    columns = {'kl': kl.reshape(-1), **columns}
+  return columns

@@ -1,0 +1,88 @@
+"""Where rewards come from: reward models, Python functions, or both."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+from perlhf_jax.core import errors
+from perlhf_jax.data import examples as examples_lib
+from perlhf_jax.rl import iteration
+from perlhf_jax.rl import rewards
+
+# (prompts, responses), two lists of strings -> one number for each.
+RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSources:
+  """What scores responses: model_weight · reduce(models) + Σ weight · function.
+
+  Attributes:
+    checkpoints: reward models; one path, or several for an ensemble, which
+      costs no more than adapters where they share the policy's backbone.
+    reduce: `mean` of the models, or `min`, which is harder to exploit.
+    model_weight: factor on it.
+    functions: functions of the lists `prompts` and `responses`, in gin
+      `(@my_module.my_reward,)`.
+    function_weights: a factor for each function; 1 if empty.
+  """
+
+  checkpoints: str | Sequence[str] | None = ()
+  reduce: str = 'mean'
+  model_weight: float = 1.0
+  functions: RewardFunction | Sequence[RewardFunction] = ()
+  function_weights: Sequence[float] = ()
+
+  def __post_init__(self):
+    checkpoints = self.checkpoints or ()
+    if isinstance(checkpoints, str):
+      checkpoints = (checkpoints,)
+    functions = self.functions
+    if callable(functions):
+      functions = (functions,)
+    object.__setattr__(self, 'checkpoints', tuple(checkpoints))
+    object.__setattr__(self, 'functions', tuple(functions))
+    if self.reduce not in rewards.ENSEMBLES:
+      raise errors.ConfigError(
+        f'RewardSources.reduce is {self.reduce!r}; choose one of '
+        f'{", ".join(rewards.ENSEMBLES)}.'
+      )
+    weights = self.function_weights or (1.0,) * len(self.functions)
+    if len(weights) != len(self.functions):
+      raise errors.ConfigError(
+        f'RewardSources.function_weights has {len(weights)} numbers for '
+        f'{len(self.functions)} function(s).'
+      )
+    object.__setattr__(self, 'function_weights', tuple(weights))
+    for function in self.functions:
+      if not callable(function):
+        raise errors.ConfigError(
+          f'RewardSources.functions has {function!r}, which cannot be called; '
+          'in gin write (@my_module.my_reward,).'
+        )
+
+  def check_any(self) -> None:
+    """Raises a ConfigError if there is nothing to be rewarded by."""
+    if not self.checkpoints and not self.functions:
+      raise errors.ConfigError(
+        'Nothing rewards the policy: set REWARD_CHECKPOINT to a MODEL_DIR of '
+        'perlhf train_reward (or to several), or REWARD_FUNCTIONS.'
+      )
+
+  def scoring(self, vocabulary: Any) -> iteration.Scoring:
+    """Returns what combines the scores of samples."""
+    return iteration.Scoring(
+      reduce=self.reduce,
+      model_weight=self.model_weight,
+      functions=tuple(zip(self.functions, self.function_weights, strict=True)),
+      decode=decoder(vocabulary),
+    )
+
+
+def decoder(vocabulary: Any) -> iteration.Decode:
+  """Returns a function from tokens, EOS at their end or not, to text."""
+
+  def decode(tokens):
+    return vocabulary.decode(examples_lib.strip_eos(tokens).tolist())
+
+  return decode

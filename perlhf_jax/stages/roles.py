@@ -1,0 +1,228 @@
+"""The four roles on the mesh: policy, reference, value, reward.
+
+With LoRA there is one backbone, frozen, which is the reference; the others
+are adapters on it, and heads. Under full tuning policy and value are copies
+of it. A reward model with another backbone brings its own.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from absl import logging
+import jax
+
+from perlhf_jax.core import errors
+from perlhf_jax.core import tree_paths
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import policy as policy_lib
+from perlhf_jax.models import reward_model
+from perlhf_jax.models import t5
+from perlhf_jax.rl import rollout
+from perlhf_jax.stages import backbones
+from perlhf_jax.stages import setup_run
+from perlhf_jax.stages import trained_models
+from perlhf_jax.training import layer_layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+  """Models and weights of all roles.
+
+  Attributes:
+    models: the modules.
+    trainable: `{'policy': …, 'value': …}`.
+    frozen: `{'params': …, 'rewards': (…,)}`.
+    trainable_shardings: of `trainable`.
+    trainable_fraction: trainable parameters over all that are held.
+  """
+
+  models: rollout.Models
+  trainable: Mapping[str, Any]
+  frozen: Mapping[str, Any]
+  trainable_shardings: Mapping[str, Any]
+  trainable_fraction: float
+
+
+def load_reward_models(
+  paths: Sequence[str], vocabulary: Any, response_length: int
+) -> list[backbones.Checkpoint]:
+  """Loads reward models and holds them against a policy.
+
+  Args:
+    paths: their checkpoints.
+    vocabulary: the policy's.
+    response_length: most tokens of a response.
+
+  Raises:
+    CheckpointError: one is no reward model, or reads another vocabulary.
+  """
+  loaded = []
+  for path in paths:
+    checkpoint = trained_models.require_reward_model(
+      backbones.load_checkpoint(path), path
+    )
+    theirs = checkpoint.backbone.vocabulary
+    if theirs != vocabulary:
+      raise errors.CheckpointError(
+        f'The reward model {path} reads {theirs}, but the policy writes '
+        f'{vocabulary}. Train the reward model from a checkpoint with '
+        "the policy's vocabulary."
+      )
+    trained = checkpoint.metadata.task_feature_lengths['targets']
+    if trained < response_length:
+      logging.warning(
+        'Responses may have %d tokens, but the reward model %s was trained on '
+        'at most %d.',
+        *(response_length, path, trained),
+      )
+    loaded.append(checkpoint)
+  return loaded
+
+
+def init_roles(
+  start: setup_run.Start,
+  adapters: lora_lib.Adapters | None,
+  seed: int,
+  *,
+  needs_value: bool,
+) -> tuple[rollout.Models, dict[str, Any]]:
+  """Initialises policy, reference and value.
+
+  To be traced: `jax.eval_shape` gives the shapes of everything that is held.
+
+  Args:
+    start: the model.
+    adapters: None for full tuning.
+    seed: of adapters.
+    needs_value: whether there is a value model.
+
+  Returns:
+    The modules, and boxed `{'params', 'policy', 'value'}`.
+  """
+  models = _make_models(start, adapters, needs_value=needs_value)
+  rng, policy_rng, value_rng = jax.random.split(jax.random.key(seed), 3)
+
+  def role(rng):
+    variables = t5.init_variables(models.policy, rng)
+    own = 'params' if adapters is None else 'lora'
+    return {own: variables[own]}
+
+  variables = {
+    'params': t5.init_variables(models.reference, rng)['params'],
+    'policy': role(policy_rng),
+  }
+  if needs_value:
+    variables['value'] = {
+      **role(value_rng),
+      'heads': policy_lib.init_value_heads(start.config),
+    }
+  return models, variables
+
+
+def make_roles(
+  start: setup_run.Start,
+  lora: lora_lib.LoraConfig | None,
+  mesh: jax.sharding.Mesh,
+  seed: int,
+  *,
+  needs_value: bool,
+  rewards: Sequence[backbones.Checkpoint],
+) -> Roles:
+  """Puts all roles on the mesh.
+
+  Args:
+    start: what policy, reference and value begin as.
+    lora: None for full tuning.
+    mesh: the mesh.
+    seed: of adapters.
+    needs_value: whether there is a value model.
+    rewards: of `load_reward_models`.
+  """
+  adapters = None
+  if lora is not None:
+    adapters = lora_lib.resolve(lora, t5.dense_module_paths(start.config))
+  models = _make_models(start, adapters, needs_value=needs_value)
+  given = layer_layout.to_layout(
+    start.backbone.params, start.config.scan_layers
+  )
+
+  def init(name):
+    variables = init_roles(start, adapters, seed, needs_value=needs_value)[1]
+    return variables if name is None else variables[name]
+
+  placed, shardings = {}, {}
+  base, _ = setup_run.place(
+    lambda: {'params': init('params')}, {'params': given}, mesh
+  )
+  for name in ('policy', 'value') if needs_value else ('policy',):
+    placed[name], shardings[name] = setup_run.place(
+      lambda name=name: init(name),
+      {'params': given} if adapters is None else {},
+      mesh,
+    )
+  frozen = {'params': base['params']}
+  modules, variables = place_reward_models(
+    rewards, dataclasses.replace(start.backbone, config=start.config), mesh
+  )
+  frozen['rewards'] = variables
+  models = dataclasses.replace(models, rewards=modules)
+  trained = tree_paths.count_parameters(placed)
+  total = trained + tree_paths.count_parameters(
+    {'params': frozen['params'], **{str(i): v for i, v in enumerate(variables)}}
+  )
+  backbone = tree_paths.count_parameters(frozen['params'])
+  logging.info(
+    'All roles together hold %s parameters, %.2f times one backbone; %s are '
+    'trained.',
+    f'{total:,}',
+    total / backbone,
+    f'{trained:,}',
+  )
+  return Roles(models, placed, frozen, shardings, trained / total)
+
+
+def place_reward_models(
+  checkpoints: Sequence[backbones.Checkpoint],
+  shared: backbones.Backbone,
+  mesh: jax.sharding.Mesh,
+) -> tuple[tuple[reward_model.RewardModel, ...], tuple[Mapping[str, Any], ...]]:
+  """Puts on the mesh what reward models have beside a shared backbone.
+
+  Args:
+    checkpoints: of `load_reward_models`.
+    shared: the backbone on the mesh, in the layout it has there.
+    mesh: the mesh.
+
+  Returns:
+    The modules, and the variables of each without `params` if they are the
+    shared ones.
+  """
+  modules, variables = [], []
+  for checkpoint in checkpoints:
+    shares = (
+      checkpoint.lora is not None
+      and checkpoint.backbone.fingerprint == shared.fingerprint
+    )
+    if shares:
+      backbone = dataclasses.replace(checkpoint.backbone, config=shared.config)
+      checkpoint = dataclasses.replace(checkpoint, backbone=backbone)
+    else:
+      logging.info(
+        'The reward model %s has a backbone of its own, which is held beside '
+        'the others.',
+        checkpoint.step_path,
+      )
+    module, own = trained_models.place_reward_model(
+      checkpoint, mesh, share_params=shares
+    )
+    modules.append(module)
+    variables.append(own)
+  return tuple(modules), tuple(variables)
+
+
+def _make_models(start, adapters, *, needs_value) -> rollout.Models:
+  """Returns policy, value model and reference, without their weights."""
+  policy = t5.T5(start.config, adapters)
+  value = policy_lib.ValueModel(policy) if needs_value else None
+  return rollout.Models(policy, value, t5.T5(start.config), ())

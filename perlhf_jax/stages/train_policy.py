@@ -1,0 +1,336 @@
+"""Reinforcement learning of a policy against a reward, with LoRA or in full.
+
+Paper section 2.2: the policy starts from the SFT checkpoint, which stays the
+reference; J = (1 - β) · score - β · KL(policy ‖ reference).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from perlhf_jax.core import errors
+from perlhf_jax.data import input_pipeline
+from perlhf_jax.data import length_buckets
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import t5_config
+from perlhf_jax.rl import alarms as alarms_lib
+from perlhf_jax.rl import algorithm as algorithm_lib
+from perlhf_jax.rl import iteration
+from perlhf_jax.rl import kl_controller
+from perlhf_jax.rl import learner as learner_lib
+from perlhf_jax.rl import programs
+from perlhf_jax.rl import rewards as rewards_lib
+from perlhf_jax.rl import state as state_lib
+from perlhf_jax.sampling import sampler
+from perlhf_jax.stages import policy_evaluation
+from perlhf_jax.stages import reward_sources
+from perlhf_jax.stages import roles as roles_lib
+from perlhf_jax.stages import run_metadata
+from perlhf_jax.stages import setup_run
+from perlhf_jax.training import checkpoints
+from perlhf_jax.training import optimizers
+from perlhf_jax.training import partitioning
+from perlhf_jax.training import step_log
+from perlhf_jax.training import train_loop
+from perlhf_jax.training import train_state
+
+SELECTION = train_loop.Selection('score')
+SAMPLES_FILE = 'samples.jsonl'
+_NUM_LOGGED = 8
+
+
+def train_policy(
+  *,
+  model_dir: str,
+  dataset: input_pipeline.DatasetConfig,
+  eval_dataset: input_pipeline.DatasetConfig,
+  loop: train_loop.LoopConfig,
+  algorithm: algorithm_lib.Algorithm,
+  rewards: reward_sources.RewardSources,
+  policy_optimizer: optimizers.Optimizer,
+  value_optimizer: optimizers.Optimizer,
+  lora: lora_lib.LoraConfig | None,
+  initial_checkpoint_path: str,
+  kl_beta: float,
+  temperature: float = 1.0,
+  num_samples: int = 1,
+  model: t5_config.T5Config | None = None,
+  vocabulary: Any = None,
+  shaping: rewards_lib.RewardShaping | None = None,
+  controller: kl_controller.AdaptiveKl | None = None,
+  alarms: alarms_lib.Alarms | None = None,
+  judge: Callable[..., Any] | None = None,
+  mesh_shape: Sequence[int] = (-1, 1, 1),
+) -> state_lib.PolicyState:
+  """Tunes a policy into MODEL_DIR, resuming what it finds there.
+
+  A step samples `num_samples` responses to each of `dataset.batch_size`
+  prompts at `temperature` and learns from them. The checkpoint with the best
+  mean score on the validation prompts is kept beside the newest.
+
+  Args:
+    model_dir: where checkpoints, metrics and samples go.
+    dataset: training prompts; of tasks that have more, the prompts are taken.
+    eval_dataset: validation prompts.
+    loop: lengths and periods; a step is a rollout.
+    algorithm: Reinforce, Rloo, Grpo or Ppo.
+    rewards: what scores responses.
+    policy_optimizer: optimizer and schedule of the policy.
+    value_optimizer: of the value model, where the algorithm has one.
+    lora: adapters of policy and value model; None for full tuning.
+    initial_checkpoint_path: SFT checkpoint or Hugging Face T5 directory; it
+      is the reference too.
+    kl_beta: β in [0, 1].
+    temperature: of the sampling, above 0. The policy that is trained is the
+      one that samples, temperature included.
+    num_samples: responses of each prompt.
+    model: architecture; that of the initial checkpoint if None.
+    vocabulary: tokenizer; that of the initial checkpoint if None.
+    shaping: normalisation, clipping and penalties of scores.
+    controller: adapts β to a target KL; None keeps it.
+    alarms: thresholds of warnings.
+    judge: a reward function that is only reported, as `judge_score`.
+    mesh_shape: sizes of (data, fsdp, tensor).
+
+  Returns:
+    The last state.
+
+  Raises:
+    UserError: any input that cannot be used; raised before training starts,
+      or, by a reward function, at a step: the state before it is saved.
+  """
+  mesh = partitioning.make_mesh(mesh_shape)
+  algorithm_lib.check_kl_beta(kl_beta, controller is not None)
+  algorithm_lib.check_num_samples(algorithm, num_samples)
+  rewards.check_any()
+  sampling = _sampling(dataset, temperature, num_samples)
+  for config, parts in ((dataset, algorithm.minibatches), (eval_dataset, 1)):
+    partitioning.check_batch_size(
+      config.batch_size, mesh, parts * loop.accumulation_steps
+    )
+  directory = checkpoints.prepare_model_dir(model_dir)
+  start = _resolve_start(model, vocabulary, lora, initial_checkpoint_path)
+  reward_models = roles_lib.load_reward_models(
+    rewards.checkpoints, start.vocabulary, sampling.max_length
+  )
+  examples = input_pipeline.load_examples(dataset, start.vocabulary)
+  eval_examples = input_pipeline.load_examples(eval_dataset, start.vocabulary)
+  roles = roles_lib.make_roles(
+    start,
+    lora,
+    mesh,
+    loop.seed,
+    needs_value=algorithm.needs_value,
+    rewards=reward_models,
+  )
+  metadata = _describe(
+    start,
+    lora,
+    dataset,
+    objective=type(algorithm).__name__.lower(),
+    seed=loop.seed,
+    policy={
+      'reference': {
+        'path': setup_run.absolute(start.backbone.path),
+        'fingerprint': start.backbone.fingerprint,
+      },
+      'reward_checkpoints': [
+        setup_run.absolute(c.step_path) for c in reward_models
+      ],
+      'reduce': rewards.reduce,
+      'temperature': temperature,
+      'num_samples': num_samples,
+      'kl_beta': kl_beta,
+    },
+  )
+
+  updates = algorithm.epochs * algorithm.minibatches
+  configs = {'policy': policy_optimizer, 'value': value_optimizer}
+  by_role = {
+    role: optimizers.make_optimizer(configs[role], loop.train_steps * updates)
+    for role in roles.trainable
+  }
+  optimizer = optimizers.by_name(by_role)
+  shardings = state_shardings(roles, by_role, mesh)
+  state = jax.jit(
+    lambda trainable: state_lib.create(trainable, optimizer, kl_beta),
+    donate_argnums=0,  # Or `roles` would hold a second copy to the end.
+    out_shardings=shardings,
+  )(roles.trainable)
+  fields = run_metadata.to_json(metadata)
+  manager = checkpoints.CheckpointManager(
+    directory, fields, keep_best=loop.keep_best
+  )
+  state = setup_run.resume(manager, state, shardings, fields)
+  setup_run.write_config(directory)
+
+  scoring = rewards.scoring(start.vocabulary)
+  step = iteration.Iteration(
+    programs.RolloutPrograms(roles.models, mesh, sampling, loop.seed),
+    scoring,
+    learner_lib.Learner(
+      models=roles.models,
+      algorithm=algorithm,
+      optimizer=optimizer,
+      schedule=optimizers.make_schedule(
+        policy_optimizer, loop.train_steps * updates
+      ),
+      shaping=shaping or rewards_lib.RewardShaping(),
+      temperature=temperature,
+      controller=controller,
+      seed=loop.seed,
+      accumulation_steps=loop.accumulation_steps,
+    ),
+    mesh,
+    shardings,
+  )
+  return train_loop.train(
+    loop,
+    model_dir=directory,
+    manager=manager,
+    step=step,
+    state=state,
+    frozen=roles.frozen,
+    batches=lambda first: prompt_batches(examples, first),
+    batch_size=dataset.batch_size * num_samples,
+    evaluate=_evaluation(
+      roles,
+      scoring,
+      eval_examples,
+      sampling=sampling,
+      batch_size=eval_dataset.batch_size,
+      mesh=mesh,
+      seed=loop.seed,
+      judge=judge,
+      log=step_log.StepLog(directory / SAMPLES_FILE, int(state.step))
+      if jax.process_index() == 0
+      else None,
+    ),
+    selection=SELECTION,
+    mesh=mesh,
+    summary={'trainable_fraction': roles.trainable_fraction},
+    check=(alarms or alarms_lib.Alarms()).check,
+  )
+
+
+def prompt_batches(examples: input_pipeline.Examples, first: int):
+  """Yields batches of prompts from a step on, cut to a bucket of lengths."""
+  hosts = jax.process_count()
+  for batch in input_pipeline.train_iterator(
+    examples.prompts(), first, jax.process_index(), hosts
+  ):
+    # Several hosts would have to agree on the bucket.
+    yield batch if hosts > 1 else length_buckets.trim_prompts(batch)
+
+
+def state_shardings(
+  roles: roles_lib.Roles,
+  by_role: Mapping[str, optax.GradientTransformation],
+  mesh: jax.sharding.Mesh,
+) -> state_lib.PolicyState:
+  """Returns the sharding of every leaf of the state."""
+  whole = partitioning.replicated(mesh)
+  return state_lib.PolicyState(
+    step=whole,
+    trainable=roles.trainable_shardings,
+    opt_state={
+      role: train_state.state_shardings(
+        roles.trainable_shardings[role], roles.trainable[role], optimizer, mesh
+      ).opt_state
+      for role, optimizer in by_role.items()
+    },
+    kl_beta=whole,
+    reward_moments=rewards_lib.Moments(whole, whole, whole),
+    skipped=whole,
+    skipped_in_a_row=whole,
+  )
+
+
+def _sampling(dataset, temperature, num_samples) -> sampler.SamplingConfig:
+  if not temperature > 0:
+    raise errors.ConfigError(
+      f'TEMPERATURE is {temperature}; a policy learns from samples, which '
+      'need a temperature above 0 (the paper: 0.7 to 1).'
+    )
+  lengths = dataset.task_feature_lengths
+  if 'targets' not in lengths:
+    raise errors.ConfigError(
+      "TASK_FEATURE_LENGTHS has no 'targets': give the most tokens that a "
+      'response may have.'
+    )
+  return sampler.SamplingConfig(
+    max_length=lengths['targets'],
+    temperature=temperature,
+    num_samples=num_samples,
+  )
+
+
+def _resolve_start(model, vocabulary, lora, path) -> setup_run.Start:
+  if path is None:
+    raise errors.ConfigError(
+      'A policy starts from a language model: set INITIAL_CHECKPOINT_PATH to '
+      'a MODEL_DIR of perlhf train_sft or a Hugging Face T5 directory.'
+    )
+  for name, config in (('T5Config', model), ('LoraConfig', lora)):
+    if config is not None and config.dropout_rate:
+      raise errors.ConfigError(
+        f'{name}.dropout_rate is {config.dropout_rate}, but reinforcement '
+        'learning has no dropout: the policy that learns would not be the one '
+        'that sampled. Set it to 0 (DROPOUT_RATE for the model).'
+      )
+  return setup_run.resolve_start(model, vocabulary, lora, path)
+
+
+def _describe(
+  start, lora, dataset, *, objective, seed, policy
+) -> run_metadata.RunMetadata:
+  base = None if lora is None else policy['reference']
+  return run_metadata.RunMetadata(
+    kind=run_metadata.POLICY,
+    objective=objective,
+    tuning='full' if lora is None else 'lora',
+    model=start.config,
+    lora=lora,
+    vocabulary=start.vocabulary,
+    base=base,
+    task=dataset.mixture_or_task_name,
+    task_feature_lengths=dataset.task_feature_lengths,
+    truncate_prompt=dataset.truncate_prompt,
+    data_order={
+      'batch_size': dataset.batch_size,
+      'data_seed': dataset.seed,
+      'init_seed': seed,
+    },
+    policy=policy,
+  )
+
+
+def _evaluation(
+  roles, scoring, examples, *, sampling, batch_size, mesh, seed, judge, log
+):
+  """Returns a function from a state to metrics, which logs samples."""
+  rollout = programs.RolloutPrograms(
+    roles.models, mesh, dataclasses.replace(sampling, num_samples=1), seed + 1
+  )
+
+  def evaluate(state):
+    answers = policy_evaluation.answer(
+      rollout,
+      scoring,
+      state.trainable,
+      roles.frozen,
+      examples,
+      batch_size=batch_size,
+      mesh=mesh,
+      judge=judge,
+      decode=scoring.decode,
+    )
+    if log is not None:
+      step = int(state.step)
+      log.append({'step': step, **row} for row in answers.rows(_NUM_LOGGED))
+    return answers.means()
+
+  return evaluate

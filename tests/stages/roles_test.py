@@ -1,0 +1,108 @@
+"""What the four roles hold, by shapes alone: nothing here is materialised."""
+
+import dataclasses
+
+import flax
+import jax
+import pytest
+
+from perlhf_jax.core import tree_paths
+from perlhf_jax.data import vocabularies
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import reward_model
+from perlhf_jax.models import t5
+from perlhf_jax.models import t5_config
+from perlhf_jax.stages import roles
+from perlhf_jax.stages import setup_run
+
+# T5 1.1 base, as gin/models/t5_1_1_base.gin has it.
+BASE = t5_config.T5Config(
+  vocab_size=32128,
+  emb_dim=768,
+  num_heads=12,
+  num_encoder_layers=12,
+  num_decoder_layers=12,
+  head_dim=64,
+  mlp_dim=2048,
+  mlp_activations=('gelu', 'linear'),
+)
+
+
+def _bytes(tree):
+  leaves = jax.tree.leaves(flax.core.meta.unbox(tree))
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _held(lora, config=BASE):
+  """Bytes of all four roles, and of one backbone."""
+  adapters = None
+  if lora is not None:
+    adapters = lora_lib.resolve(lora, t5.dense_module_paths(config))
+  start = setup_run.Start(config, vocabularies.byte_vocabulary(), None)
+  held = jax.eval_shape(
+    lambda: roles.init_roles(start, adapters, 0, needs_value=True)[1]
+  )
+
+  def init_reward():
+    rng = jax.random.key(0)
+    variables = t5.init_variables(t5.T5(config, adapters), rng)
+    own = 'params' if adapters is None else 'lora'
+    return {
+      own: variables[own],
+      'heads': reward_model.init_heads(config, rng),
+    }
+
+  reward = jax.eval_shape(init_reward)
+  return held, _bytes(held) + _bytes(reward), _bytes(held['params'])
+
+
+@pytest.mark.parametrize('scan_layers', [False, True])
+def test_lora_roles_together_are_little_more_than_one_backbone(scan_layers):
+  config = dataclasses.replace(BASE, scan_layers=scan_layers)
+  held, total, backbone = _held(lora_lib.LoraConfig(rank=8), config)
+  assert backbone > 4 * 240e6  # float32 of some 248 million parameters
+  assert total / backbone < 1.1
+  assert set(held['policy']) == {'lora'}
+  assert set(held['value']) == {'lora', 'heads'}
+
+
+def test_full_tuning_holds_four_backbones():
+  _, total, backbone = _held(None)
+  assert 4.0 < total / backbone < 4.001
+
+
+def test_without_a_baseline_there_is_no_value_model():
+  adapters = lora_lib.resolve(
+    lora_lib.LoraConfig(), t5.dense_module_paths(BASE)
+  )
+  start = setup_run.Start(BASE, vocabularies.byte_vocabulary(), None)
+  held = jax.eval_shape(
+    lambda: roles.init_roles(start, adapters, 0, needs_value=False)[1]
+  )
+  assert set(held) == {'params', 'policy'}
+
+
+def test_policy_and_value_begin_with_adapters_of_their_own():
+  config = dataclasses.replace(
+    BASE,
+    vocab_size=16,
+    emb_dim=8,
+    num_heads=2,
+    head_dim=4,
+    mlp_dim=8,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+  )
+  adapters = lora_lib.resolve(
+    lora_lib.LoraConfig(rank=2), t5.dense_module_paths(config)
+  )
+  start = setup_run.Start(config, vocabularies.byte_vocabulary(), None)
+  _, held = roles.init_roles(start, adapters, 0, needs_value=True)
+  held = flax.core.meta.unbox(held)
+  policy = tree_paths.flatten(held['policy'])
+  value = tree_paths.flatten(held['value'])
+  for path, leaf in policy.items():
+    if path.endswith('lora_b'):
+      assert not leaf.any()  # Both begin as the reference.
+    else:
+      assert (leaf != value[path]).any(), path
