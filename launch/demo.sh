@@ -43,4 +43,24 @@ train train_reward reward_full demo_rm none \
   --gin.TRAIN_STEPS=900 --gin.LEARNING_RATE=1e-3
 perlhf evaluate --checkpoint="$output/reward_full/checkpoints/best"
 
+policy() { # NAME TUNING, then more bindings
+  train train_policy "$1" demo_prompts "$2" \
+    --gin_file=gin/rl/reinforce.gin --gin_file=gin/demo/policy.gin \
+    --gin.INITIAL_CHECKPOINT_PATH="'$output/sft'" \
+    --gin.REWARD_CHECKPOINT="'$output/reward_lora/checkpoints/best'" "${@:3}"
+}
+
+judge() { # CHECKPOINT, then more bindings: the gold score of sampled answers
+  perlhf evaluate --gin_file=gin/runs/evaluate.gin \
+    --gin_file=gin/demo/gold.gin --checkpoint="$1" \
+    --gin.MIXTURE_OR_TASK_NAME="'demo_prompts'" --gin.TEMPERATURE=1.0 "${@:2}"
+}
+
+policy policy_lora attention --gin.LEARNING_RATE=3e-3
+policy policy_full none --gin.LEARNING_RATE=3e-4
+judge "$output/sft"
+for name in policy_lora policy_full; do
+  judge "$output/$name" --gin.BASELINE_CHECKPOINT="'$output/sft'"
+done
+
 .venv/bin/python launch/demo_table.py "$output" "$SECONDS"

@@ -4,12 +4,21 @@ import json
 import pathlib
 import sys
 
+_MEMORY = ('step memory', 'step_memory_bytes', lambda x: f'{x / 2**20:.1f} MiB')
 _REWARD_COLUMNS = (
   ('pairwise accuracy', 'pairwise_accuracy', lambda x: f'{x:.1%}'),
   ('trainable share', 'trainable_fraction', lambda x: f'{x:.2%}'),
   ('examples/s', 'examples_per_second', lambda x: f'{x:.0f}'),
-  ('step memory', 'step_memory_bytes', lambda x: f'{x / 2**20:.1f} MiB'),
+  _MEMORY,
 )
+_POLICY_COLUMNS = (
+  ('gold score (0-100)', 'gold_score', lambda x: f'{x:.1f}'),
+  ('KL to SFT (nats)', 'kl', lambda x: f'{x:.2f}'),
+  ('win rate against SFT', 'win_rate', lambda x: f'{x:.1%}'),
+  ('seconds/step', 'seconds_per_step', lambda x: f'{x:.3f}'),
+  _MEMORY,
+)
+_SAMPLES = 5
 
 
 def read(path: pathlib.Path) -> dict:
@@ -28,21 +37,61 @@ def reward_row(model_dir: pathlib.Path) -> dict[str, float]:
   }
 
 
+def policy_row(model_dir: pathlib.Path) -> dict[str, float]:
+  """Returns the figures of one policy."""
+  summary, evaluation = (
+    read(model_dir / name) for name in ('summary.json', 'eval.json')
+  )
+  return {
+    'gold_score': evaluation['judge_score'],
+    'kl': evaluation['kl'],
+    'win_rate': evaluation['win_rate'],
+    'seconds_per_step': summary['seconds_per_step'],
+    'step_memory_bytes': summary['step_memory_bytes'],
+  }
+
+
+def print_table(title: str, rows: dict[str, dict], columns) -> None:
+  """Prints figures of LoRA and full tuning, and their ratio."""
+  lora, full = rows['lora'], rows['full']
+  print(f'\n{title:22}{"LoRA":>12}{"full":>12}{"LoRA/full":>12}')
+  for name, key, show in columns:
+    ratio = lora[key] / full[key]
+    print(f'{name:22}{show(lora[key]):>12}{show(full[key]):>12}{ratio:>12.2f}')
+
+
+def print_samples(output: pathlib.Path) -> None:
+  """Prints answers to the same prompts before and after, with gold scores."""
+  sft, lora = (
+    read(output / name / 'eval.json')['samples']
+    for name in ('sft', 'policy_lora')
+  )
+  print(f'\n{"test prompt":34}{"SFT":>22}{"LoRA policy":>28}')
+  for before, after in list(zip(sft, lora, strict=True))[:_SAMPLES]:
+    shown = [
+      f'{x["response"]} ({x["judge_score"]:.0f})' for x in (before, after)
+    ]
+    print(f'{before["prompt"]:34}{shown[0]:>22}{shown[1]:>28}')
+
+
 def main() -> None:
   """Collects, prints and writes."""
   output = pathlib.Path(sys.argv[1])
-  reward = {
-    tuning: reward_row(output / f'reward_{tuning}')
-    for tuning in ('lora', 'full')
+  tunings = ('lora', 'full')
+  reward = {t: reward_row(output / f'reward_{t}') for t in tunings}
+  policy = {t: policy_row(output / f'policy_{t}') for t in tunings}
+  sft = {'gold_score': read(output / 'sft' / 'eval.json')['judge_score']}
+  demo = {
+    'seconds': int(sys.argv[2]),
+    'reward': reward,
+    'policy': {'sft': sft, **policy},
   }
-  demo = {'seconds': int(sys.argv[2]), 'reward': reward}
   (output / 'demo.json').write_text(json.dumps(demo, indent=2) + '\n')
 
-  lora, full = reward['lora'], reward['full']
-  print(f'\n{"reward model":20}{"LoRA":>12}{"full":>12}{"LoRA/full":>12}')
-  for title, key, show in _REWARD_COLUMNS:
-    ratio = lora[key] / full[key]
-    print(f'{title:20}{show(lora[key]):>12}{show(full[key]):>12}{ratio:>12.2f}')
+  print_table('reward model', reward, _REWARD_COLUMNS)
+  print_table('policy', policy, _POLICY_COLUMNS)
+  print(f'{"  gold score of SFT":22}{sft["gold_score"]:>12.1f}')
+  print_samples(output)
   print(f'\n{demo["seconds"]} s in all. Figures: {output / "demo.json"}')
 
 

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# From nothing to two reward models on real preferences, on the CPU: a
-# vocabulary, a tiny T5 tuned on the good responses, and from it a LoRA and a
-# fully tuned reward model, evaluated on the held-out split.
+# From nothing to a policy on real preferences, on the CPU: a vocabulary, a tiny
+# T5 tuned on the good responses, from it a LoRA and a fully tuned reward model,
+# evaluated on the held-out split; then two LoRA reward models, each from one
+# half of the data, and a LoRA policy that is trained against the first and
+# judged on held-out prompts by both.
 #
 #   PERLHF_DATA_DIR=/path/to/data launch/real_data.sh coffee [OUTPUT_DIR]
 #
@@ -14,7 +16,7 @@ case "${1:-}" in
   coffee | ticketing) task="taskmaster_$1" ;;
   harmless) task="hh_$1" ;;
   *)
-    sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
     exit 2
     ;;
 esac
@@ -43,10 +45,10 @@ train() { # COMMAND NAME TASK TUNING, then more bindings
     --gin.SKIP_BAD_ROWS=True "${@:5}"
 }
 
-reward() { # NAME TUNING LEARNING_RATE
+reward() { # NAME TUNING LEARNING_RATE, then more bindings
   train train_reward "$1" "${task}_rm" "$2" --gin.TRAIN_STEPS=300 \
     --gin.INITIAL_CHECKPOINT_PATH="'$output/sft/checkpoints/best'" \
-    --gin.LEARNING_RATE="$3"
+    --gin.LEARNING_RATE="$3" "${@:4}"
   perlhf evaluate --checkpoint="$output/$1/checkpoints/best" \
     --gin.SKIP_BAD_ROWS=True
 }
@@ -58,3 +60,18 @@ train train_sft sft "${task}_sft" none \
   --gin.TRAIN_STEPS=400 --gin.LEARNING_RATE=2e-3
 reward reward_lora attention 2e-3
 reward reward_full none 5e-4
+reward reward_half_a attention 2e-3 --gin.TRAIN_PART="(0, 2)"
+reward reward_half_b attention 2e-3 --gin.TRAIN_PART="(1, 2)"
+
+train train_policy policy "${task}_prompts" attention \
+  --gin_file=gin/rl/reinforce.gin --gin.TRAIN_STEPS=200 \
+  --gin.INITIAL_CHECKPOINT_PATH="'$output/sft/checkpoints/best'" \
+  --gin.REWARD_CHECKPOINT="'$output/reward_half_a/checkpoints/best'" \
+  --gin.LEARNING_RATE=1e-3 --gin.VALUE_LEARNING_RATE=1e-3 \
+  --gin.REFUSE_LONG_PROMPTS=False
+for half in a b; do # Into policy/eval_half_a.json and eval_half_b.json.
+  perlhf evaluate --checkpoint="$output/policy" --gin.SKIP_BAD_ROWS=True \
+    --gin.REWARD_CHECKPOINT="'$output/reward_half_$half/checkpoints/best'" \
+    --gin.BASELINE_CHECKPOINT="'$output/sft/checkpoints/best'"
+  mv "$output/policy/eval.json" "$output/policy/eval_half_$half.json"
+done

@@ -158,6 +158,18 @@ COMMANDS: Mapping[str, Command] = {
       Flag('prompt_length', "longest prompt; default: the training's", int),
     ),
   ),
+  'benchmark': Command(
+    help='LoRA against full tuning here: time, memory, trained share',
+    module='perlhf_jax.stages.benchmark',
+    function='benchmark',
+    example=(
+      'perlhf benchmark --gin_file=gin/runs/benchmark.gin'
+      ' --gin_file=gin/models/t5_tiny.gin --gin_file=gin/rl/reinforce.gin'
+      ' --output=benchmark.json'
+    ),
+    flags=(Flag('output', 'a JSON file for the figures', macro='OUTPUT'),),
+    gin_file='gin/runs/benchmark.gin',
+  ),
   'tasks': Command(
     help='the registered tasks: source, licence, and where the files go',
     module='perlhf_jax.stages.list_tasks',

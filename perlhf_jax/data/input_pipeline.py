@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import math
 from typing import Any
+import zlib
 
 from absl import logging
 import numpy as np
@@ -52,6 +53,9 @@ class DatasetConfig:
       stopping at the first.
     truncate_prompt: `keep_end` (the default, for dialogues) or `keep_start`.
     refuse_long_prompts: stop at a prompt that is too long and do not cut it.
+    part: `(index, count)`: read only the examples whose prompt a hash puts
+      into this part of `count`. The parts are disjoint and share no prompt,
+      so reward models of different parts check each other. None reads all.
   """
 
   mixture_or_task_name: str
@@ -66,6 +70,17 @@ class DatasetConfig:
   skip_bad_rows: bool = False
   truncate_prompt: str = 'keep_end'
   refuse_long_prompts: bool = False
+  part: tuple[int, int] | None = None
+
+  def __post_init__(self):
+    if self.part is None:
+      return
+    index, count = self.part
+    if not 0 <= index < count:
+      raise errors.ConfigError(
+        f'DatasetConfig.part is {self.part}: give (index, count), with the'
+        ' index from 0 up to count - 1.'
+      )
 
 
 def load_examples(
@@ -209,7 +224,7 @@ class _Reader:
         break
       origin = _decode(row.get('origin', f'{task.name}/{config.split}#{index}'))
       example = self._tokenise(row) if tokenised else self._text(row, origin)
-      if example is not None:
+      if example is not None and self._is_in_part(example):
         self._add(example, origin)
     return len(self.origins) - before
 
@@ -276,6 +291,12 @@ class _Reader:
       name: np.append(examples_lib.strip_eos(row[name]), eos)
       for name in self._tokens
     } | {name: row.get(name, 0.0) for name in self._numbers}
+
+  def _is_in_part(self, example: dict) -> bool:
+    if self._config.part is None:
+      return True
+    index, count = self._config.part
+    return zlib.crc32(example['inputs'].tobytes()) % count == index
 
   def _add(self, example: dict, origin: str):
     cut = self._converter.truncate(example)

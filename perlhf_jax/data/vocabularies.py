@@ -41,9 +41,16 @@ class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
     return hash((self.extra_ids, self.sp_model))
 
 
-def byte_vocabulary(extra_ids: int = 0) -> seqio.ByteVocabulary:
+class ByteVocabulary(seqio.ByteVocabulary):
+  """A SeqIO byte vocabulary that says in messages which one it is."""
+
+  def __str__(self):
+    return f'ByteVocabulary(extra_ids={self.extra_ids})'
+
+
+def byte_vocabulary(extra_ids: int = 0) -> ByteVocabulary:
   """UTF-8 bytes, shifted by the three special ids; ByT5 has 125 extra ids."""
-  return seqio.ByteVocabulary(extra_ids=extra_ids)
+  return ByteVocabulary(extra_ids=extra_ids)
 
 
 def sentencepiece_vocabulary(

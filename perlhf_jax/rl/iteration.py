@@ -40,7 +40,13 @@ class Scoring:
   decode: Decode
 
   def __call__(self, samples: typing.Batch) -> jax.Array:
-    """Returns scores `[batch, responses]` of samples on the mesh."""
+    """Returns scores `[batch, responses]` of samples on the mesh.
+
+    Functions never see the rows that only fill up a batch.
+
+    Raises:
+      DataError: a function failed.
+    """
     shape = samples['response_tokens'].shape[:2]
     total = jnp.zeros(shape, jnp.float32)
     if 'model_scores' in samples:
@@ -49,9 +55,14 @@ class Scoring:
       )
     if self.functions:
       prompts, responses = texts(samples, self.decode)
+      is_example = partitioning.to_host(samples['example_mask'])
+      rows = np.flatnonzero(np.repeat(is_example, shape[1]))
+      prompts = [prompts[row] for row in rows]
+      responses = [responses[row] for row in rows]
       sharding = samples['response_tokens'].sharding
       for function, weight in self.functions:
-        scores = reward_functions.call(function, prompts, responses)
+        scores = np.zeros(is_example.size * shape[1], np.float32)
+        scores[rows] = reward_functions.call(function, prompts, responses)
         scores = jax.device_put(scores.reshape(shape), sharding)
         total = total + weight * scores
     return total

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Int
 
 from perlhf_jax.core import typing
 from perlhf_jax.models import policy as policy_lib
@@ -140,14 +141,21 @@ def assess(
   return assessed
 
 
-def has_eos(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+def has_eos(
+  tokens: Int[typing.Array, 'batch responses length'],
+  mask: Bool[typing.Array, 'batch responses length'],
+) -> Bool[jax.Array, 'batch responses']:
   """Tells which responses ended by themselves: `[batch, responses]`."""
   return jnp.any((tokens == EOS_ID) & mask, axis=-1)
 
 
 def end_with_eos(
-  tokens: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+  tokens: Int[typing.Array, 'batch responses length'],
+  mask: Bool[typing.Array, 'batch responses length'],
+) -> tuple[
+  Int[jax.Array, 'batch responses longer'],
+  Bool[jax.Array, 'batch responses longer'],
+]:
   """Gives every response the EOS at which reward models read their score.
 
   They were trained on responses that end with it, cut ones included, so one

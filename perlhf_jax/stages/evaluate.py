@@ -12,6 +12,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.stages import backbones
 from perlhf_jax.stages import evaluate_policy
+from perlhf_jax.stages import policy_evaluation
 from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import train_reward
@@ -57,7 +58,8 @@ def evaluate(
     module: module that registers the task, if it is not one of ours.
     use_cached: whether to read SeqIO's offline cache of the task.
     skip_bad_rows: whether to leave out rows that cannot be used.
-    base_checkpoint: where the adapter's base is, if it has been moved.
+    base_checkpoint: where the adapter's base is, or the reference of a policy
+      that was tuned in full, if it has been moved.
     policy: how to evaluate a language model.
     mesh_shape: sizes of (data, fsdp, tensor).
 
@@ -102,9 +104,10 @@ def evaluate(
       loaded,
       policy or evaluate_policy.PolicyEvaluation(),
       examples,
-      response_length=lengths['targets'],
+      response_length=policy_evaluation.response_length(lengths),
       batch_size=batch_size,
       mesh=mesh,
+      base_checkpoint=base_checkpoint,
     )
   step = getattr(loaded, 'step_path', None)
   result = {

@@ -1,6 +1,5 @@
 """Metrics of a policy on prompts: what `evaluate` does with language models."""
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -32,7 +31,7 @@ class PolicyEvaluation:
   Attributes:
     rewards: what scores responses; those of training if None. Without any,
       the judge alone speaks.
-    judge: a function of prompts and responses; responses are scored by it too
+    judge: a `reward_sources.RewardFunction`; responses are scored by it too
       (`judge_score`), and it decides who wins.
     baseline_checkpoint: what to compare with, response by response.
     temperature: of the sampling; that of training if None, 1 for a model that
@@ -41,10 +40,13 @@ class PolicyEvaluation:
   """
 
   rewards: reward_sources.RewardSources | None = None
-  judge: Callable[..., Any] | None = None
+  judge: Any = None
   baseline_checkpoint: str | None = None
   temperature: float | None = None
   seed: int = 0
+
+  def __post_init__(self):
+    reward_sources.check_judge(self.judge)
 
 
 def evaluate_policy(
@@ -55,17 +57,19 @@ def evaluate_policy(
   response_length: int,
   batch_size: int,
   mesh: jax.sharding.Mesh,
+  base_checkpoint: str | None = None,
 ) -> dict[str, Any]:
   """Answers every prompt and returns the metrics of the answers.
 
   Args:
     loaded: the policy.
     config: how.
-    examples: of any kind; where they have targets, responses are compared
-      with them.
+    examples: of any kind; of demonstrations, responses are compared with the
+      targets.
     response_length: most tokens of a response.
     batch_size: prompts at once.
     mesh: the mesh.
+    base_checkpoint: where the reference is, if it has been moved.
 
   Returns:
     Means over the responses (`score`, `kl`, `judge_score`,
@@ -94,11 +98,12 @@ def evaluate_policy(
         'A win rate needs a judge: set JUDGE, REWARD_CHECKPOINT or '
         'REWARD_FUNCTIONS.'
       )
-    baseline = _load_policy(config.baseline_checkpoint)
+    baseline = _load_baseline(config.baseline_checkpoint, examples.vocabulary)
 
-  def answer(loaded):
+  def answer(loaded, reference):
     return _answer(
       loaded,
+      reference,
       rewards,
       config,
       examples,
@@ -107,21 +112,21 @@ def evaluate_policy(
       mesh=mesh,
     )
 
-  answers = answer(loaded)
+  answers = answer(loaded, _reference(loaded, base_checkpoint))
   result = {
     'temperature': temperature,
     'responses': len(answers.responses),
     **answers.means(),
   }
-  if 'targets' in examples.columns:
+  # Judged responses have targets too, which may be bad ones.
+  if examples.kind == 'sft':
     targets = [examples.texts(row)['targets'] for row in range(len(examples))]
     result['exact_match'] = text_metrics.exact_match(answers.responses, targets)
     result.update(text_metrics.rouge(answers.responses, targets))
   if baseline is not None:
     name = 'judge_score' if config.judge is not None else 'score'
-    result.update(
-      _compare(answers, answer(baseline), name, config.baseline_checkpoint)
-    )
+    theirs = answer(baseline, _reference(baseline))
+    result.update(_compare(answers, theirs, name, config.baseline_checkpoint))
   result['samples'] = list(answers.rows(_NUM_SAMPLES_SHOWN))
   return result
 
@@ -131,7 +136,12 @@ def _policy_metadata(loaded: Loaded) -> dict[str, Any]:
   return dict(metadata.policy or {}) if metadata is not None else {}
 
 
-def _load_policy(path: str) -> Loaded:
+def _load_baseline(path: str, vocabulary: Any) -> Loaded:
+  """Loads what a policy is compared with.
+
+  Raises:
+    CheckpointError: it writes nothing, or other tokens.
+  """
   loaded = backbones.load_checkpoint(path)
   metadata = loaded.metadata
   if metadata is not None and metadata.kind == run_metadata.REWARD:
@@ -139,23 +149,36 @@ def _load_policy(path: str) -> Loaded:
       f'BASELINE_CHECKPOINT {path} is a reward model, which writes nothing; '
       'give an SFT checkpoint or a policy.'
     )
+  theirs = getattr(loaded, 'backbone', loaded).vocabulary
+  if theirs != vocabulary:
+    raise errors.CheckpointError(
+      f'BASELINE_CHECKPOINT {path} writes {theirs}, but the policy '
+      f'{vocabulary}; compare models of one vocabulary.'
+    )
   return loaded
 
 
 def _answer(
-  loaded, rewards, config, examples, *, sampling, batch_size, mesh
+  loaded, reference, rewards, config, examples, *, sampling, batch_size, mesh
 ) -> policy_evaluation.Answers:
   """Loads what is needed beside the policy and answers all prompts."""
-  reference = _reference(loaded)
   model, variables = trained_models.place_backbone(loaded, mesh)
   backbone = getattr(loaded, 'backbone', loaded)
   policy, frozen = variables, {'params': variables['params']}
   if reference is not None and reference is not backbone:
     _, frozen = trained_models.place_backbone(reference, mesh)
   shared = reference or backbone
-  checkpoints = roles.load_reward_models(
-    rewards.checkpoints, backbone.vocabulary, sampling.max_length
-  )
+  try:
+    checkpoints = roles.load_reward_models(
+      rewards.checkpoints, backbone.vocabulary, sampling.max_length
+    )
+  except errors.CheckpointError as error:
+    if rewards is config.rewards:
+      raise
+    raise errors.CheckpointError(
+      f'{error} The policy was trained against it; if it has moved, set '
+      'REWARD_CHECKPOINT.'
+    ) from error
   modules, frozen['rewards'] = roles.place_reward_models(
     checkpoints, shared, mesh
   )
@@ -180,8 +203,14 @@ def _answer(
   )
 
 
-def _reference(loaded: Loaded) -> backbones.Backbone | None:
+def _reference(
+  loaded: Loaded, moved_to: str | None = None
+) -> backbones.Backbone | None:
   """Returns what a policy was anchored to; None for other models.
+
+  Args:
+    loaded: the policy, or another model.
+    moved_to: where the reference lies now.
 
   Raises:
     CheckpointError: it is gone, or something else lies there now.
@@ -192,7 +221,7 @@ def _reference(loaded: Loaded) -> backbones.Backbone | None:
   if loaded.lora is not None:
     return loaded.backbone
   return backbones.load_recorded(
-    recorded, f'The policy {loaded.step_path}', 'reference'
+    recorded, f'The policy {loaded.step_path}', 'reference', moved_to
   )
 
 

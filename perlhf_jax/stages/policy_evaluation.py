@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from perlhf_jax.core import errors
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.data import length_buckets
@@ -15,6 +16,21 @@ from perlhf_jax.rl import programs
 from perlhf_jax.rl import reward_functions
 from perlhf_jax.rl import rollout as rollout_lib
 from perlhf_jax.training import partitioning
+
+
+def response_length(task_feature_lengths: Mapping[str, int]) -> int:
+  """Returns the most tokens that a response may have.
+
+  Raises:
+    ConfigError: nothing sensible is given.
+  """
+  length = task_feature_lengths.get('targets')
+  if isinstance(length, int) and length > 0:
+    return length
+  raise errors.ConfigError(
+    f'TASK_FEATURE_LENGTHS is {dict(task_feature_lengths)}: give with '
+    "'targets' the most tokens that a response may have."
+  )
 
 
 @dataclasses.dataclass(frozen=True)

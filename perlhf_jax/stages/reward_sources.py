@@ -22,23 +22,23 @@ class RewardSources:
       costs no more than adapters where they share the policy's backbone.
     reduce: `mean` of the models, or `min`, which is harder to exploit.
     model_weight: factor on it.
-    functions: functions of the lists `prompts` and `responses`, in gin
-      `(@my_module.my_reward,)`.
+    functions: `RewardFunction`s of the lists `prompts` and `responses`, in gin
+      `(@my_module.my_reward,)`; one needs no tuple.
     function_weights: a factor for each function; 1 if empty.
   """
 
   checkpoints: str | Sequence[str] | None = ()
   reduce: str = 'mean'
   model_weight: float = 1.0
-  functions: RewardFunction | Sequence[RewardFunction] = ()
+  functions: Any = ()
   function_weights: Sequence[float] = ()
 
   def __post_init__(self):
     checkpoints = self.checkpoints or ()
     if isinstance(checkpoints, str):
       checkpoints = (checkpoints,)
-    functions = self.functions
-    if callable(functions):
+    functions = self.functions or ()
+    if not isinstance(functions, list | tuple):
       functions = (functions,)
     object.__setattr__(self, 'checkpoints', tuple(checkpoints))
     object.__setattr__(self, 'functions', tuple(functions))
@@ -76,6 +76,15 @@ class RewardSources:
       model_weight=self.model_weight,
       functions=tuple(zip(self.functions, self.function_weights, strict=True)),
       decode=decoder(vocabulary),
+    )
+
+
+def check_judge(judge: Any) -> None:
+  """Raises a ConfigError if there is a judge that is no function."""
+  if judge is not None and not callable(judge):
+    raise errors.ConfigError(
+      f'JUDGE is {judge!r}, which cannot be called; in a gin file of yours '
+      'write JUDGE = @my_module.my_judge.'
     )
 
 

@@ -277,6 +277,7 @@ def describe_run(
       'batch_size': dataset.batch_size,
       'data_seed': dataset.seed,
       'init_seed': seed,
+      **({} if dataset.part is None else {'part': list(dataset.part)}),
     },
   )
 

@@ -4,8 +4,9 @@ Paper section 2.2: the policy starts from the SFT checkpoint, which stays the
 reference; J = (1 - β) · score - β · KL(policy ‖ reference).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -62,7 +63,7 @@ def train_policy(
   shaping: rewards_lib.RewardShaping | None = None,
   controller: kl_controller.AdaptiveKl | None = None,
   alarms: alarms_lib.Alarms | None = None,
-  judge: Callable[..., Any] | None = None,
+  judge: Any = None,
   mesh_shape: Sequence[int] = (-1, 1, 1),
 ) -> state_lib.PolicyState:
   """Tunes a policy into MODEL_DIR, resuming what it finds there.
@@ -92,7 +93,8 @@ def train_policy(
     shaping: normalisation, clipping and penalties of scores.
     controller: adapts β to a target KL; None keeps it.
     alarms: thresholds of warnings.
-    judge: a reward function that is only reported, as `judge_score`.
+    judge: a `reward_sources.RewardFunction` that is only reported, as
+      `judge_score`.
     mesh_shape: sizes of (data, fsdp, tensor).
 
   Returns:
@@ -106,11 +108,12 @@ def train_policy(
   algorithm_lib.check_kl_beta(kl_beta, controller is not None)
   algorithm_lib.check_num_samples(algorithm, num_samples)
   rewards.check_any()
+  reward_sources.check_judge(judge)
   sampling = _sampling(dataset, temperature, num_samples)
-  for config, parts in ((dataset, algorithm.minibatches), (eval_dataset, 1)):
-    partitioning.check_batch_size(
-      config.batch_size, mesh, parts * loop.accumulation_steps
-    )
+  partitioning.check_batch_size(
+    dataset.batch_size, mesh, loop.accumulation_steps, algorithm.minibatches
+  )
+  partitioning.check_batch_size(eval_dataset.batch_size, mesh)
   directory = checkpoints.prepare_model_dir(model_dir)
   start = _resolve_start(model, vocabulary, lora, initial_checkpoint_path)
   reward_models = roles_lib.load_reward_models(
@@ -250,19 +253,14 @@ def state_shardings(
 
 
 def _sampling(dataset, temperature, num_samples) -> sampler.SamplingConfig:
-  if not temperature > 0:
+  is_number = isinstance(temperature, int | float)
+  if not (is_number and 0 < temperature < math.inf):
     raise errors.ConfigError(
-      f'TEMPERATURE is {temperature}; a policy learns from samples, which '
+      f'TEMPERATURE is {temperature!r}; a policy learns from samples, which '
       'need a temperature above 0 (the paper: 0.7 to 1).'
     )
-  lengths = dataset.task_feature_lengths
-  if 'targets' not in lengths:
-    raise errors.ConfigError(
-      "TASK_FEATURE_LENGTHS has no 'targets': give the most tokens that a "
-      'response may have.'
-    )
   return sampler.SamplingConfig(
-    max_length=lengths['targets'],
+    max_length=policy_evaluation.response_length(dataset.task_feature_lengths),
     temperature=temperature,
     num_samples=num_samples,
   )

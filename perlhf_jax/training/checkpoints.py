@@ -1,10 +1,11 @@
 """Checkpoints of a run, by Orbax.
 
-MODEL_DIR/checkpoints/<step>/ holds the item `state` (the `TrainState`: for
-LoRA the adapter, heads and optimizer, never the frozen backbone) and the item
-`metadata` (JSON: everything that is needed to use the step without the
-configuration that made it, see `stages.model_metadata`). A step is complete
-or it does not exist: Orbax renames it into place last.
+MODEL_DIR/checkpoints/<step>/ holds the item `state` (a `TrainState`, or the
+`PolicyState` of reinforcement learning: for LoRA the adapter, heads and
+optimizer, never the frozen backbone) and the item `metadata` (JSON: everything
+that is needed to use the step without the configuration that made it, see
+`stages.run_metadata`). A step is complete or it does not exist: Orbax renames
+it into place last.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,6 @@ import orbax.checkpoint as ocp
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import typing
-from perlhf_jax.training import train_state as train_state_lib
 
 _CHECKPOINTS = 'checkpoints'
 _METRIC = 'selection'
@@ -95,13 +95,11 @@ class CheckpointManager:
     """The newest complete step, or None."""
     return self._manager.latest_step()
 
-  def save(
-    self, state: train_state_lib.TrainState, metric: float | None
-  ) -> None:
+  def save(self, state: typing.PyTree, metric: float | None) -> None:
     """Saves a step, in the background.
 
     Args:
-      state: what to save.
+      state: what to save; a pytree with `step` and `trainable`.
       metric: higher is better; None if this step was not evaluated.
     """
     self._manager.save(
@@ -116,9 +114,9 @@ class CheckpointManager:
   def restore(
     self,
     step: int,
-    abstract_state: train_state_lib.TrainState,
+    abstract_state: typing.PyTree,
     check: Mapping[str, Any],
-  ) -> train_state_lib.TrainState:
+  ) -> typing.PyTree:
     """Restores a step onto the shardings of `abstract_state`.
 
     Args:

@@ -114,19 +114,30 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch_size(
-  batch_size: int, mesh: Mesh, accumulation_steps: int = 1
+  batch_size: int,
+  mesh: Mesh,
+  accumulation_steps: int = 1,
+  minibatches: int = 1,
 ) -> None:
   """Refuses a batch size that the mesh does not divide.
+
+  Args:
+    batch_size: rows of a global batch.
+    mesh: the mesh.
+    accumulation_steps: parts in which an update is made.
+    minibatches: updates made of a batch.
 
   Raises:
     ConfigError: it does not.
   """
-  parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-  if batch_size < 1 or batch_size % (parts * accumulation_steps):
+  shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  factor = shards * accumulation_steps * minibatches
+  if batch_size < 1 or batch_size % factor:
+    times = f' times {minibatches} minibatches' if minibatches > 1 else ''
     raise errors.ConfigError(
-      f'BATCH_SIZE {batch_size} is not divisible by {parts} batch shard(s) '
+      f'BATCH_SIZE {batch_size} is not divisible by {shards} batch shard(s) '
       f'(data x fsdp of MESH_SHAPE) times {accumulation_steps} accumulation '
-      f'step(s); use a multiple of {parts * accumulation_steps}.'
+      f'step(s){times}; use a multiple of {factor}.'
     )
 
 

@@ -132,8 +132,9 @@ def train(
     The last state.
 
   Raises:
-    UserError: by `check`, with the last checkpoint kept; or by `step`, of
-      input that it cannot use: the state before that step is saved.
+    UserError: by `check`, with the last checkpoint kept; or by `step` or
+      `evaluate`, of input that they cannot use: the state before that step,
+      or the one that was to be evaluated, is saved.
   """
   check = check or check_finite
   first = int(state.step)
@@ -146,8 +147,7 @@ def train(
       try:
         state, metrics = step(state, frozen, batch)
       except errors.UserError:
-        if done - 1 not in (first, manager.latest_step()):
-          manager.save(state, None)
+        _save_unmeasured(manager, state, first)
         raise
       if step.newly_compiled:
         jax.block_until_ready(metrics)
@@ -166,7 +166,11 @@ def train(
         progress.report(done, 'train', metrics)
       check(done, metrics)
       if evaluates:
-        evaluated = evaluate(state)
+        try:
+          evaluated = evaluate(state)
+        except errors.UserError:
+          _save_unmeasured(manager, state, first)
+          raise
         writer.write(done, 'eval', evaluated)
         progress.report(done, 'eval', evaluated)
         if saves:
@@ -190,6 +194,12 @@ def train(
     (model_dir / 'summary.json').write_text(json.dumps(summary, indent=2))
   logging.info('Finished step %d in %s.', config.train_steps, model_dir)
   return state
+
+
+def _save_unmeasured(manager, state, first):
+  """Saves a state that an error would lose."""
+  if int(state.step) not in (first, manager.latest_step()):
+    manager.save(state, None)
 
 
 def check_finite(step: int, metrics: Mapping[str, float]) -> None:

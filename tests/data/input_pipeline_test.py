@@ -146,6 +146,44 @@ def test_prompts_need_no_target_length():
   assert batch['prompt_tokens'].tolist() == [[100, 1, 0, 0]]
 
 
+def test_parts_are_disjoint_and_keep_prompts_together():
+  add_python_task('toy', 'pairwise', pairs(30) + pairs(30))
+  parts = [load(part=(index, 3)) for index in range(3)]
+  prompts = [
+    [part.texts(row)['inputs'] for row in range(len(part))] for part in parts
+  ]
+  assert sum(map(len, prompts)) == 60
+  assert min(map(len, prompts)) > 6
+  for first, second in itertools.combinations(prompts, 2):
+    assert not set(first) & set(second)
+
+
+def test_a_part_that_does_not_exist():
+  with pytest.raises(errors.ConfigError, match=r'part is \(2, 2\)'):
+    load(part=(2, 2))
+
+
+def test_long_prompts_can_be_refused():
+  rows = [{'inputs': 'short'}, {'inputs': 'much too long'}]
+  add_python_task('toy', 'prompts', rows)
+  assert len(load(lengths={'inputs': 14}, refuse_long_prompts=True)) == 2
+  with pytest.raises(errors.DataError, match='train#1: the prompt has 14 tok'):
+    load(lengths={'inputs': 13}, refuse_long_prompts=True)
+  assert load(lengths={'inputs': 13}).num_truncated == {'inputs': 1}
+
+
+def test_prompts_of_any_task_can_be_taken_alone():
+  add_python_task('toy', 'pairwise', pairs(5))
+  examples = load(batch_size=4)
+  alone = examples.prompts()
+  assert alone.kind == 'prompts'
+  for step in range(3):
+    whole, batch = examples.batch_at(step), alone.batch_at(step)
+    assert set(batch) == {'prompt_tokens', 'prompt_mask', 'example_mask'}
+    for name, array in batch.items():
+      np.testing.assert_array_equal(array, whole[name])
+
+
 def write_rows(path, lines):
   path.write_text('\n'.join(lines))
   preference_tasks.add_preference_task(

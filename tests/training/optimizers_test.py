@@ -168,6 +168,38 @@ def test_adafactor_holds_rows_and_columns_of_large_matrices():
   assert sum(math.prod(x.shape) for x in jax.tree.leaves(state)) < 1000
 
 
+def test_each_subtree_has_an_optimizer_of_its_own():
+  configs = {
+    'policy': optimizers.Optimizer(
+      name='adamw', learning_rate=0.1, clip_norm=0.05
+    ),
+    'value': optimizers.Optimizer(learning_rate=0.02, clip_norm=0.5),
+  }
+  params, gradients = {}, [{} for _ in range(4)]
+  for name, scale in (('policy', 1.0), ('value', 1e3)):
+    params[name], some = _problem({'a': (3, 4), 'b': (5,)})
+    for step, gradient in enumerate(some):
+      gradients[step][name] = jax.tree.map(lambda g, s=scale: g * s, gradient)
+  both = optimizers.by_name(
+    {n: optimizers.make_optimizer(c, STEPS) for n, c in configs.items()}
+  )
+  state = both.init(params)
+  assert set(state) == set(params)
+  update = jax.jit(both.update)
+  for step, gradient in enumerate(gradients):
+    updates, state = update(gradient, state, params)
+    params = optax.apply_updates(params, updates)
+    for name, config in configs.items():
+      # As if the other were not there: its gradient is no part of the norm.
+      alone = [g[name] for g in gradients[: step + 1]]
+      start, _ = _problem({'a': (3, 4), 'b': (5,)})
+      wanted = _run(config, start, alone)[-1]
+      for leaf in wanted:
+        np.testing.assert_allclose(
+          params[name][leaf], wanted[leaf], rtol=1e-6, atol=1e-7
+        )
+
+
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [

@@ -61,7 +61,9 @@ def _evaluate(state):
   return {'distance': float(np.linalg.norm(error)), 'undefined': math.nan}
 
 
-def _train(folder, compiled, config, batches=_batches):
+def _train(
+  folder, compiled, config, batches=_batches, evaluate=_evaluate, check=None
+):
   optimizer, step, mesh = compiled
   state = train_state.create({'w': jnp.zeros(3)}, optimizer)
   manager = checkpoints.CheckpointManager(
@@ -83,7 +85,8 @@ def _train(folder, compiled, config, batches=_batches):
     frozen={'b': jnp.zeros(())},
     batches=batches,
     batch_size=4,
-    evaluate=_evaluate,
+    evaluate=evaluate,
+    check=check,
     selection=train_loop.Selection('distance', maximize=False),
     mesh=mesh,
     summary={'trainable_fraction': 0.25},
@@ -192,6 +195,91 @@ def test_a_diverged_step_is_never_saved(compiled, tmp_path):
   with pytest.raises(errors.UserError, match='The loss at step 4 is nan'):
     _train(folder, compiled, config, lambda first: _batches(first, bad_step=4))
   assert checkpoints.find_step(str(folder)).name == '2'
+
+
+def test_metrics_are_checked_at_records_and_before_evaluations(
+  compiled, tmp_path
+):
+  seen = []
+
+  def check(step, metrics):
+    seen.append(step)
+    assert set(metrics) == {'loss', 'grad_norm', 'learning_rate'}
+    assert all(isinstance(value, float) for value in metrics.values())
+
+  _train(epath.Path(tmp_path), compiled, CONFIG, check=check)
+  assert seen == [2, 3, 4, 6, 8, 9]
+
+
+def test_a_check_that_fails_stops_before_the_checkpoint(compiled, tmp_path):
+  def check(step, metrics):
+    if step == 8:
+      raise errors.UserError('enough')
+
+  folder = epath.Path(tmp_path)
+  with pytest.raises(errors.UserError, match='enough'):
+    _train(folder, compiled, CONFIG, check=check)
+  assert checkpoints.find_step(str(folder)).name == '4'
+  assert _records(folder)[-1]['step'] == 8
+
+
+class _Refusing:
+  """A step that cannot use one of the batches."""
+
+  def __init__(self, step, refused):
+    self._step = step
+    self._refused = refused
+    self._calls = 0
+
+  def __call__(self, state, frozen, batch):
+    if int(state.step) + 1 == self._refused:
+      raise errors.DataError(f'cannot use the batch of step {self._refused}')
+    return self._step(state, frozen, batch)
+
+  def __getattr__(self, name):
+    return getattr(self._step, name)
+
+
+@pytest.mark.parametrize(
+  ('refused', 'saved'),
+  [(7, 6), (5, 4), (1, None)],  # Step 4 is saved anyway; step 0 is nothing.
+)
+def test_an_error_of_the_step_loses_nothing(
+  refused, saved, whole, compiled, tmp_path
+):
+  optimizer, step, mesh = compiled
+  folder = epath.Path(tmp_path)
+  refusing = optimizer, _Refusing(step, refused), mesh
+  for _ in range(2):  # Trying again without a remedy changes nothing.
+    with pytest.raises(errors.DataError, match=f'of step {refused}'):
+      _train(folder, refusing, CONFIG)
+    steps = [p.name for p in (folder / 'checkpoints').iterdir() if p.is_dir()]
+    assert max(map(int, steps), default=None) == saved
+  state = _train(folder, compiled, CONFIG)
+  expected_folder, expected = whole
+  np.testing.assert_array_equal(state.trainable['w'], expected)
+  assert (folder / 'metrics.jsonl').read_bytes() == (
+    expected_folder / 'metrics.jsonl'
+  ).read_bytes()
+
+
+def test_an_error_of_the_evaluation_loses_nothing(whole, compiled, tmp_path):
+  def evaluate(state):
+    if int(state.step) == 6:
+      raise errors.DataError('the judge is out')
+    return _evaluate(state)
+
+  folder = epath.Path(tmp_path)
+  with pytest.raises(errors.DataError, match='the judge is out'):
+    _train(folder, compiled, CONFIG, evaluate=evaluate)
+  assert checkpoints.find_step(str(folder)).name == '6'
+  # It was not measured, so that it cannot be the best.
+  best = folder / 'checkpoints' / 'best'
+  assert checkpoints.find_step(str(best)).name == '4'
+  state = _train(folder, compiled, CONFIG)
+  np.testing.assert_array_equal(state.trainable['w'], whole[1])
+  evaluated = [r['step'] for r in _records(folder) if r['split'] == 'eval']
+  assert evaluated == [3, 4, 8, 9]
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,45 @@ def test_a_batch_without_weight_changes_nothing_and_is_finite():
   assert metrics['loss'] == 0
 
 
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+@pytest.mark.parametrize('parts', [1, 2])
+def test_an_update_that_is_not_finite_can_be_skipped(bad, parts):
+  step, state, frozen = _start(skip_nonfinite=True, accumulation_steps=parts)
+  plain, _, _ = _start(accumulation_steps=parts)
+  good, metrics = step(state, frozen, _batch())
+  wanted, _ = plain(state, frozen, _batch())
+  assert metrics['skipped'] == 0
+  jax.tree.map(np.testing.assert_array_equal, good, wanted)
+  batch = _batch(1)
+  batch['y'][2] = bad
+  after, metrics = step(good, frozen, batch)
+  assert metrics['skipped'] == 1 and not np.isfinite(metrics['loss'])
+  assert int(after.step) == 2
+  for name in ('trainable', 'opt_state'):
+    jax.tree.map(
+      np.testing.assert_array_equal, getattr(after, name), getattr(good, name)
+    )
+  # Without the option the weights are gone.
+  lost, metrics = plain(good, frozen, batch)
+  assert 'skipped' not in metrics
+  assert np.isnan(lost.trainable['delta']).any()
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_for_a_finite_loss():
+  def loss(trainable, frozen, batch, rng):
+    output = _loss(trainable, frozen, batch, rng)
+    # The square root of 0 has an infinite slope.
+    root = jnp.sqrt(jnp.sum(jnp.square(trainable['delta'] * 0)))
+    return output._replace(loss_sum=output.loss_sum + root)
+
+  step, state, frozen = _start(loss_fn=loss, skip_nonfinite=True)
+  after, metrics = step(state, frozen, _batch())
+  assert np.isfinite(metrics['loss']) and metrics['skipped'] == 1
+  np.testing.assert_array_equal(
+    after.trainable['delta'], state.trainable['delta']
+  )
+
+
 def _noise_loss(trainable, frozen, batch, rng):
   noise = jax.random.normal(rng, ())
   output = _loss(trainable, frozen, batch, rng)

@@ -1,0 +1,233 @@
+"""An iteration of reinforcement learning, built as `train_policy` builds it."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import statistics
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from perlhf_jax.core import tree_paths
+from perlhf_jax.core import typing
+from perlhf_jax.rl import algorithm as algorithm_lib
+from perlhf_jax.rl import iteration
+from perlhf_jax.rl import learner as learner_lib
+from perlhf_jax.rl import programs
+from perlhf_jax.rl import rewards
+from perlhf_jax.rl import rollout
+from perlhf_jax.rl import state as state_lib
+from perlhf_jax.sampling import sampler
+from perlhf_jax.stages import backbones
+from perlhf_jax.stages import benchmark_setting
+from perlhf_jax.stages import benchmark_timing
+from perlhf_jax.stages import reward_sources
+from perlhf_jax.stages import roles as roles_lib
+from perlhf_jax.stages import setup_run
+from perlhf_jax.stages import train_policy
+from perlhf_jax.training import compiled_step
+from perlhf_jax.training import optimizers
+
+# The parts of an iteration, in their order.
+PARTS = ('sampling', 'reward', 'reference', 'value', 'learning')
+
+# How long a step takes does not depend on it.
+_KL_BETA = 0.05
+
+
+class PolicyPrograms:
+  """An iteration, whole and in parts, and the sampler without early stop."""
+
+  def __init__(
+    self,
+    start: setup_run.Start,
+    setting: benchmark_setting.Setting,
+    algorithm: algorithm_lib.Algorithm,
+    sampling: sampler.SamplingConfig,
+    reward: backbones.Checkpoint,
+    prompts: typing.Batch,
+  ):
+    """Prepares the programs, and makes the samples that some of them need.
+
+    Args:
+      start: has a backbone.
+      setting: how it is tuned.
+      algorithm: what is learned by.
+      sampling: how to sample.
+      reward: the reward model.
+      prompts: the batch, on the mesh.
+    """
+    mesh, seed = setting.mesh, setting.seed
+    self._sampling, self._mesh, self._seed = sampling, mesh, seed
+    self._prompts = prompts
+    self._roles = roles = roles_lib.make_roles(
+      start,
+      setting.lora,
+      mesh,
+      seed,
+      needs_value=algorithm.needs_value,
+      rewards=[reward],
+    )
+    by_role = {role: setting.make_optimizer() for role in roles.trainable}
+    optimizer = optimizers.by_name(by_role)
+    shardings = train_policy.state_shardings(roles, by_role, mesh)
+    self._state = jax.jit(
+      lambda trainable: state_lib.create(trainable, optimizer, _KL_BETA),
+      out_shardings=shardings,
+    )(roles.trainable)
+    self._scoring = reward_sources.RewardSources().scoring(start.vocabulary)
+    self._iteration = iteration.Iteration(
+      programs.RolloutPrograms(roles.models, mesh, sampling, seed),
+      self._scoring,
+      learner_lib.Learner(
+        models=roles.models,
+        algorithm=algorithm,
+        optimizer=optimizer,
+        schedule=setting.make_schedule(),
+        shaping=rewards.RewardShaping(),
+        temperature=sampling.temperature,
+        seed=seed,
+      ),
+      mesh,
+      shardings,
+    )
+    self._held_bytes = tree_paths.count_bytes((self._state, roles.frozen))
+    sample = self._iteration.rollout.sample
+    self._samples = sample(
+      self._state.trainable['policy'],
+      self._backbone,
+      jnp.asarray(0, jnp.int32),
+      prompts,
+    )
+    assess = self._iteration.rollout.assess
+    self._assessed = assess(
+      self._state.trainable.get('value'), roles.frozen, self._samples
+    )
+    self._assessed['scores'] = self._scoring(self._assessed)
+
+  def calls(self) -> Mapping[str, benchmark_timing.Call]:
+    """Returns the parts that the algorithm has, and the others."""
+    models = self._roles.models
+    reward = self._assessment(reference=None, value=None)
+    calls = {
+      'sampling': self._sampler(early_stop=True),
+      'reward': lambda repeat: self._scoring(reward(repeat)),
+      'reference': self._assessment(value=None, rewards=()),
+      'learning': self._learn,
+      'rl_iteration': self._iterate,
+      'sampling_to_the_end': self._sampler(early_stop=False),
+    }
+    if models.value is not None:
+      calls['value'] = self._assessment(reference=None, rewards=())
+    return calls
+
+  def figures(
+    self, timings: Mapping[str, Sequence[benchmark_timing.Timing]]
+  ) -> dict[str, Any]:
+    """Returns time, memory and trained share, and those of the sampler.
+
+    The shares of the parts are of their sum. The whole iteration can take
+    less: there one program asks all models.
+    """
+    parts = {
+      name: benchmark_timing.median_seconds(timings[name])
+      for name in PARTS
+      if name in timings
+    }
+    total = sum(parts.values())
+    return {
+      'rl_iteration': {
+        'seconds': benchmark_timing.median_seconds(timings['rl_iteration']),
+        'step_memory_bytes': self._iteration.memory_bytes,
+        'held_bytes': self._held_bytes,
+        'trainable_fraction': self._roles.trainable_fraction,
+        'parts': {
+          name: {'seconds': seconds, 'share': seconds / total}
+          for name, seconds in parts.items()
+        },
+      },
+      'sampler': {
+        'early_stop': _sampler_figures(timings['sampling']),
+        'no_early_stop': _sampler_figures(timings['sampling_to_the_end']),
+      },
+    }
+
+  @property
+  def _backbone(self):
+    return {'params': self._roles.frozen['params']}
+
+  def _sampler(self, *, early_stop: bool) -> benchmark_timing.Call:
+    """Returns what `rollout.sample` does, with the number of steps."""
+    model = self._roles.models.policy
+
+    def sample(policy, backbone, number, batch):
+      prompts = batch['prompt_tokens'], batch['prompt_mask']
+      rng = jax.random.fold_in(jax.random.key(self._seed), number)
+      return sampler.sample(
+        model,
+        rollout.role_variables(backbone, policy),
+        *prompts,
+        jax.random.split(rng, len(batch['prompt_tokens'])),
+        self._sampling,
+        early_stop=early_stop,
+      )
+
+    compiled = compiled_step.CompiledStep(
+      sample,
+      self._mesh,
+      name='sampling' if early_stop else 'sampling without early stop',
+    )
+
+    def call(repeat):
+      policy = self._state.trainable['policy']
+      number = jnp.asarray(repeat, jnp.int32)
+      return compiled(policy, self._backbone, number, self._prompts)
+
+    return call
+
+  def _assessment(self, **left_out) -> benchmark_timing.Call:
+    """Returns what `rollout.assess` does without some of the models."""
+    models = dataclasses.replace(self._roles.models, **left_out)
+    assess = programs.RolloutPrograms(
+      models, self._mesh, self._sampling, self._seed
+    ).assess
+
+    def call(repeat):
+      del repeat
+      value = None
+      if models.value is not None:
+        value = self._state.trainable['value']
+      return assess(value, self._roles.frozen, self._samples)
+
+    return call
+
+  def _learn(self, repeat):
+    del repeat
+    self._state, metrics = self._iteration.learn(
+      self._state, self._backbone, self._assessed
+    )
+    return metrics
+
+  def _iterate(self, repeat):
+    del repeat
+    self._state, metrics = self._iteration(
+      self._state, self._roles.frozen, self._prompts
+    )
+    return metrics
+
+
+def _sampler_figures(
+  timings: Sequence[benchmark_timing.Timing],
+) -> dict[str, float]:
+  """Returns medians; real tokens are those up to EOS, EOS included."""
+  tokens = [int(jnp.sum(t.result.mask)) for t in timings]
+  responses = timings[0].result.mask[..., 0].size
+  return {
+    'seconds': benchmark_timing.median_seconds(timings),
+    'tokens_per_second': statistics.median(
+      count / timing.seconds
+      for count, timing in zip(tokens, timings, strict=True)
+    ),
+    'num_steps': statistics.median(int(t.result.num_steps) for t in timings),
+    'response_length': statistics.median(tokens) / responses,
+  }

@@ -1,0 +1,323 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_roles
+
+from perlhf_jax.rl import algorithm as algorithm_lib
+from perlhf_jax.rl import grpo
+from perlhf_jax.rl import kl_controller
+from perlhf_jax.rl import learner as learner_lib
+from perlhf_jax.rl import ppo
+from perlhf_jax.rl import reinforce
+from perlhf_jax.rl import rewards
+from perlhf_jax.rl import rloo
+from perlhf_jax.rl import state as state_lib
+from perlhf_jax.training import optimizers
+
+BETA = 0.2
+RATE, MOMENTUM, CLIP = 0.1, 0.9, 0.3
+TEMPERATURE = tiny_roles.SAMPLING.temperature
+CONTROLLER = kl_controller.AdaptiveKl(target=0.05, horizon=20)
+NORMALIZE = rewards.RewardShaping(normalize=True)
+
+SETTINGS = {
+  'reinforce': (reinforce.Reinforce(), {}),
+  'rloo': (rloo.Rloo(), {}),
+  'grpo': (grpo.Grpo(epochs=2, minibatches=2), {'controller': CONTROLLER}),
+  'ppo': (
+    ppo.Ppo(epochs=2, minibatches=2),
+    {'controller': CONTROLLER, 'shaping': NORMALIZE},
+  ),
+  'ppo, accumulated': (
+    ppo.Ppo(epochs=2, minibatches=2),
+    {'shaping': NORMALIZE, 'accumulation_steps': 2},
+  ),
+}
+
+
+@pytest.fixture(scope='module')
+def roles():
+  return tiny_roles.make()
+
+
+@pytest.fixture(scope='module')
+def samples(roles):
+  """Assessed samples on the host, with random scores."""
+  models, trainable, frozen = roles
+  programs = tiny_roles.make_programs(models)
+  samples = programs(trainable, frozen, 0, tiny_roles.prompts())
+  samples = jax.tree.map(np.asarray, samples)
+  rng = np.random.default_rng(1)
+  shape = samples['response_tokens'].shape[:2]
+  samples['scores'] = rng.normal(size=shape).astype(np.float32)
+  return samples
+
+
+def _optimizer(trainable, clip=CLIP, rate=RATE):
+  one = optax.chain(
+    optax.clip_by_global_norm(clip), optax.sgd(rate, momentum=MOMENTUM)
+  )
+  return optimizers.by_name(dict.fromkeys(trainable, one))
+
+
+@pytest.fixture(scope='module')
+def setups(roles):
+  """From a name to a compiled `learn` and a first state; made once each."""
+  models, everything, _ = roles
+  made = {}
+
+  def setup(name):
+    if name not in made:
+      algorithm, options = SETTINGS[name]
+      trainable = dict(everything)
+      if not algorithm.needs_value:
+        del trainable['value']
+      optimizer = _optimizer(trainable)
+      learner = learner_lib.Learner(
+        models=models,
+        algorithm=algorithm,
+        optimizer=optimizer,
+        schedule=lambda step: jnp.float32(RATE),
+        temperature=TEMPERATURE,
+        seed=tiny_roles.SEED,
+        **{'shaping': rewards.RewardShaping(), **options},
+      )
+      state = state_lib.create(trainable, optimizer, BETA)
+      made[name] = jax.jit(learner.learn), state
+    return made[name]
+
+  return setup
+
+
+def _samples_of(name, samples):
+  if SETTINGS[name][0].needs_value:
+    return samples
+  return {k: v for k, v in samples.items() if k != 'values'}
+
+
+def _learn(name, setups, roles, samples, state=None, **changes):
+  learn, first = setups(name)
+  samples = {**_samples_of(name, samples), **changes}
+  state = first if state is None else state
+  return learn(state, {'params': roles[2]['params']}, samples)
+
+
+def _assert_equal(actual, wanted):
+  assert jax.tree.structure(actual) == jax.tree.structure(wanted)
+  jax.tree.map(np.testing.assert_array_equal, actual, wanted)
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+def test_the_first_ratio_is_1(name, setups, roles, samples):
+  state, metrics = _learn(name, setups, roles, samples)
+  assert metrics['ratio_deviation'] < 1e-5
+  # Only the first minibatch of a rollout sees the policy that sampled.
+  _, again = _learn(name, setups, roles, samples, state)
+  assert again['ratio_deviation'] > 1e-3
+  off = samples['logprobs'] - 0.01
+  _, wrong = _learn(name, setups, roles, samples, logprobs=off)
+  np.testing.assert_allclose(
+    wrong['ratio_deviation'], np.expm1(0.01), rtol=1e-3
+  )
+
+
+def _update_by_hand(name, roles, samples):
+  """All updates of a rollout, as a loop; returns weights and mean loss."""
+  algorithm, options = SETTINGS[name]
+  models, trainable, frozen = roles
+  frozen = {'params': frozen['params']}
+  scores = samples['scores']
+  if options.get('shaping') is NORMALIZE:
+    scores = (scores - scores.mean()) / scores.std()
+  episodes = algorithm_lib.Episodes(
+    mask=samples['response_mask'],
+    logprobs=samples['logprobs'],
+    ref_logprobs=samples['ref_logprobs'],
+    values=samples['values'] if algorithm.needs_value else None,
+    scores=scores,
+  )
+  targets = algorithm.targets(episodes, BETA)
+  if not algorithm.needs_value:
+    trainable = {'policy': trainable['policy']}
+
+  @jax.jit
+  def loss_and_gradient(trainable, samples, episodes, targets):
+    def loss(trainable):
+      outputs = tiny_roles.outputs(models, frozen, trainable, samples)
+      result = algorithm.loss(outputs, episodes, targets, BETA)
+      return result.loss_sum / result.weight_sum
+
+    return jax.value_and_grad(loss)(trainable)
+
+  batch = len(scores)
+  orders = [np.arange(batch)]
+  if algorithm.epochs > 1:
+    rng = jax.random.fold_in(jax.random.key(tiny_roles.SEED), 0)
+    orders = [
+      np.asarray(jax.random.permutation(key, batch))
+      for key in jax.random.split(rng, algorithm.epochs)
+    ]
+  weights = jax.tree.map(np.float64, trainable)
+  speeds = jax.tree.map(np.zeros_like, weights)
+  history = []
+  for order in orders:
+    for rows in np.split(order, algorithm.minibatches):
+      part = jax.tree.map(lambda x, rows=rows: x[rows], (episodes, targets))
+      inputs = {
+        k: samples[k][rows]
+        for k in ('prompt_tokens', 'prompt_mask', 'response_tokens')
+      }
+      loss, gradient = loss_and_gradient(
+        jax.tree.map(np.float32, weights), inputs, *part
+      )
+      history.append(loss)
+      for role, leaves in gradient.items():
+        squares = [float(np.sum(np.square(g))) for g in jax.tree.leaves(leaves)]
+        factor = min(1.0, CLIP / np.sqrt(sum(squares)))
+        speeds[role] = jax.tree.map(
+          lambda v, g, f=factor: MOMENTUM * v + f * np.float64(g),
+          speeds[role],
+          leaves,
+        )
+        weights[role] = jax.tree.map(
+          lambda w, v: w - RATE * v, weights[role], speeds[role]
+        )
+  return weights, np.mean(history)
+
+
+@pytest.mark.parametrize('name', ['rloo', 'ppo', 'ppo, accumulated'])
+def test_an_update_equals_one_made_by_hand(name, setups, roles, samples):
+  state, metrics = _learn(name, setups, roles, samples)
+  weights, loss = _update_by_hand(name, roles, samples)
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-4, atol=1e-6)
+  before = setups(name)[1].trainable
+  assert set(state.trainable) == set(weights)
+  for role in weights:
+    rows = zip(
+      *map(jax.tree.leaves, (weights[role], state.trainable[role], before)),
+      strict=False,
+    )
+    for wanted, actual, _ in rows:
+      np.testing.assert_allclose(actual, wanted, atol=2e-6)
+    moved = jax.tree.map(
+      lambda a, b: np.abs(a - b).max(), state.trainable[role], before[role]
+    )
+    assert min(jax.tree.leaves(moved)) > 2e-5, role
+  assert int(state.step) == 1
+
+
+def test_every_epoch_has_an_order_of_its_own(setups, roles, samples):
+  # Another step, another order: the same rollout ends elsewhere.
+  _, first = setups('ppo')
+  one, _ = _learn('ppo', setups, roles, samples)
+  later = first.replace(step=jnp.int32(1))
+  two, _ = _learn('ppo', setups, roles, samples, later)
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), one.trainable, two.trainable
+  )
+  assert max(jax.tree.leaves(moved)) > 1e-5
+
+
+def test_metrics_describe_the_rollout(setups, roles, samples):
+  _, metrics = _learn('reinforce', setups, roles, samples)
+  mask, scores = samples['response_mask'], samples['scores']
+  difference = samples['logprobs'] - samples['ref_logprobs']
+  kl = np.where(mask, difference, 0).sum(axis=-1)
+  ended = (np.where(mask, samples['response_tokens'], 0) == 1).any(axis=-1)
+  wanted = {
+    'score': scores.mean(),
+    'score_std': scores.std(),
+    'kl': kl.mean(),
+    'kl_standard_error': kl.std(ddof=1) / np.sqrt(kl.size),
+    'kl_beta': BETA,
+    'objective': ((1 - BETA) * scores - BETA * kl).mean(),
+    'entropy': -samples['logprobs'][mask].mean(),
+    'response_length': mask.sum() / scores.size,
+    'truncated': 1 - ended.mean(),
+    'skipped': 0,
+    'skipped_in_a_row': 0,
+    'learning_rate': RATE,
+  }
+  for name, value in wanted.items():
+    np.testing.assert_allclose(
+      metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name
+    )
+  rewards = np.where(mask, -BETA * difference, 0)
+  last = mask.sum(axis=-1, keepdims=True) - 1
+  ends = np.take_along_axis(rewards, last, -1) + (1 - BETA) * scores[..., None]
+  np.put_along_axis(rewards, last, ends, axis=-1)
+  returns = np.flip(np.cumsum(np.flip(rewards, -1), -1), -1)[mask]
+  explained = 1 - np.var(returns - samples['values'][mask]) / np.var(returns)
+  np.testing.assert_allclose(
+    metrics['explained_variance'], explained, rtol=1e-4
+  )
+
+
+def test_the_logged_kl_is_the_one_trained_on(setups, roles, samples):
+  _, metrics = _learn('grpo', setups, roles, samples)
+  x = np.where(
+    samples['response_mask'], samples['ref_logprobs'] - samples['logprobs'], 0
+  )
+  k3 = (np.exp(x) - 1 - x).sum(axis=-1)
+  np.testing.assert_allclose(metrics['kl'], k3.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['reinforce', 'rloo', 'ppo'])
+def test_a_step_that_is_not_finite_leaves_no_trace(
+  name, setups, roles, samples
+):
+  bad = samples['scores'].copy()
+  bad[1, 0] = np.nan
+  good, _ = _learn(name, setups, roles, samples)
+  state, metrics = _learn(name, setups, roles, samples, good, scores=bad)
+  for count in (1, 2):
+    assert metrics['skipped'] == metrics['skipped_in_a_row'] == count
+    assert int(state.skipped) == int(state.skipped_in_a_row) == count
+    assert int(state.step) == 1 + count
+    for field in ('trainable', 'opt_state', 'kl_beta', 'reward_moments'):
+      _assert_equal(getattr(state, field), getattr(good, field))
+    state, metrics = _learn(name, setups, roles, samples, state, scores=bad)
+  state, metrics = _learn(name, setups, roles, samples, state)
+  assert metrics['skipped'] == 3 and metrics['skipped_in_a_row'] == 0
+  assert int(state.skipped) == 3 and int(state.skipped_in_a_row) == 0
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), state.trainable, good.trainable
+  )
+  assert min(jax.tree.leaves(moved)) > 0
+  if name == 'ppo':
+    assert state.reward_moments.count == 2 * samples['scores'].size
+    assert state.kl_beta != good.kl_beta
+
+
+def test_one_bad_minibatch_is_skipped_and_the_others_count(
+  setups, roles, samples
+):
+  # GRPO's groups do not mix: one minibatch of each epoch can be learned from.
+  bad = samples['scores'].copy()
+  bad[1, 0] = np.inf
+  _, first = setups('grpo')
+  state, metrics = _learn('grpo', setups, roles, samples, scores=bad)
+  assert metrics['skipped'] == metrics['skipped_in_a_row'] == 1
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), state.trainable, first.trainable
+  )
+  assert 0 < min(jax.tree.leaves(moved)) < 1
+  assert state.kl_beta == first.kl_beta
+
+
+@pytest.mark.parametrize('name', ['rloo', 'grpo'])
+def test_a_constant_reward_moves_nothing_where_responses_are_compared(
+  name, setups, roles, samples
+):
+  _, first = setups(name)
+  first = first.replace(kl_beta=jnp.float32(0))
+  same = np.full_like(samples['scores'], 0.7)
+  state, metrics = _learn(name, setups, roles, samples, first, scores=same)
+  assert metrics['grad_norm'] == 0
+  _assert_equal(state.trainable, first.trainable)
+  # The smallest difference does.
+  same[0, 0] += 0.1
+  state, metrics = _learn(name, setups, roles, samples, first, scores=same)
+  assert metrics['grad_norm'] > 0

@@ -1,0 +1,193 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_roles
+
+from perlhf_jax.models import policy as policy_lib
+from perlhf_jax.models import t5
+from perlhf_jax.rl import rollout
+
+EOS = rollout.EOS_ID
+
+
+@pytest.fixture(scope='module')
+def rewards():
+  return [tiny_roles.reward_role(11), tiny_roles.reward_role(12, True)]
+
+
+@pytest.fixture(scope='module')
+def roles(rewards):
+  return tiny_roles.make(rewards)
+
+
+@pytest.fixture(scope='module')
+def programs(roles):
+  return tiny_roles.make_programs(roles[0])
+
+
+@pytest.fixture(scope='module')
+def samples(programs, roles):
+  """Assessed samples, some of which end and some of which are cut."""
+  _, trainable, frozen = roles
+  samples = programs(trainable, frozen, 5, tiny_roles.prompts())
+  samples = jax.tree.map(np.asarray, samples)
+  ended = np.asarray(
+    rollout.has_eos(samples['response_tokens'], samples['response_mask'])
+  )
+  assert ended.any() and not ended.all()
+  return samples
+
+
+def test_shapes(samples):
+  shape = (tiny_roles.BATCH, tiny_roles.RESPONSES, tiny_roles.LENGTH)
+  for name in (
+    'response_tokens',
+    'response_mask',
+    'logprobs',
+    'ref_logprobs',
+    'values',
+  ):
+    assert samples[name].shape == shape, name
+  assert samples['model_scores'].shape == (2, *shape[:2])
+  assert samples['example_mask'].all()
+
+
+def test_logprobs_are_those_of_the_learner(samples, roles):
+  models, trainable, frozen = roles
+  mask = samples['response_mask']
+
+  def taught(model, variables):
+    compute = jax.jit(
+      lambda variables: policy_lib.response_logprobs(
+        model,
+        variables,
+        samples['prompt_tokens'],
+        samples['prompt_mask'],
+        samples['response_tokens'],
+        temperature=tiny_roles.SAMPLING.temperature,
+      )
+    )
+    return np.asarray(compute(variables))[mask]
+
+  policy = rollout.role_variables(frozen, trainable['policy'])
+  policy = taught(models.policy, policy)
+  np.testing.assert_allclose(policy, samples['logprobs'][mask], atol=1e-5)
+  # The reference is the backbone, at the temperature of the policy.
+  reference = taught(models.reference, {'params': frozen['params']})
+  np.testing.assert_allclose(
+    reference, samples['ref_logprobs'][mask], atol=1e-5
+  )
+  assert np.abs(policy - reference).max() > 0.1
+
+
+def _own_scores(model, variables, samples):
+  """Scores each response alone, as text that ends with EOS would be."""
+  score = jax.jit(model.score)
+  scores = np.zeros(samples['response_mask'].shape[:2], np.float32)
+  for row, number in np.ndindex(scores.shape):
+    prompt = samples['prompt_tokens'][row][samples['prompt_mask'][row]]
+    mask = samples['response_mask'][row, number]
+    response = samples['response_tokens'][row, number][mask]
+    if EOS not in response:
+      response = np.append(response, EOS)
+    tokens, masks = np.zeros((2, 1, 11), np.int32), np.zeros((2, 1, 11), bool)
+    for i, text in enumerate((prompt, response)):
+      tokens[i, 0, : len(text)], masks[i, 0, : len(text)] = text, True
+    scores[row, number] = score(
+      variables, tokens[0], masks[0], tokens[1], masks[1]
+    )[0]
+  return scores
+
+
+def test_scores_are_those_of_the_reward_models_on_the_text(
+  samples, roles, rewards
+):
+  (model, shares), (other_model, owns) = rewards
+  params = roles[2]['params']
+  actual = samples['model_scores']
+  wanted = _own_scores(model, {'params': params, **shares}, samples)
+  np.testing.assert_allclose(actual[0], wanted, atol=2e-5)
+  wanted = _own_scores(other_model, owns, samples)
+  np.testing.assert_allclose(actual[1], wanted, atol=2e-5)
+  # The second would say other things of the shared backbone.
+  wrong = _own_scores(other_model, {**owns, 'params': params}, samples)
+  assert np.abs(actual[1] - wrong).min() > 1e-3
+
+
+def test_samples_are_a_function_of_seed_and_step(programs, samples, roles):
+  models, trainable, frozen = roles
+  policy, backbone = trainable['policy'], {'params': frozen['params']}
+  batch = tiny_roles.prompts()
+
+  def tokens(programs, number):
+    number = np.int32(number)
+    return np.asarray(
+      programs.sample(policy, backbone, number, batch)['response_tokens']
+    )
+
+  # Between the two calls other steps were made: they leave no trace.
+  assert (tokens(programs, 6) != samples['response_tokens']).any()
+  np.testing.assert_array_equal(tokens(programs, 5), samples['response_tokens'])
+  again = tiny_roles.make_programs(models, seed=tiny_roles.SEED + 1)
+  assert (tokens(again, 5) != samples['response_tokens']).any()
+  # Neither do two prompts, or two responses of a prompt, share their luck.
+  batch = jax.tree.map(lambda x: x[:1].repeat(4, axis=0), batch)
+  rows = tokens(programs, 5).reshape(-1, tiny_roles.LENGTH)
+  assert len({tuple(row) for row in rows}) > 4
+
+
+def test_roles_that_are_not_there_are_left_out():
+  models = rollout.Models(t5.T5(tiny_roles.CONFIG), None, None, ())
+  batch = {
+    'prompt_tokens': jnp.ones((1, 2), jnp.int32),
+    'prompt_mask': jnp.ones((1, 2), bool),
+    'response_tokens': jnp.ones((1, 1, 3), jnp.int32),
+    'response_mask': jnp.ones((1, 1, 3), bool),
+  }
+  assessed = rollout.assess(models, None, {'params': {}}, batch, 1.0)
+  assert set(assessed) == set(batch)
+
+
+def test_a_role_has_its_own_weights_if_it_brings_any():
+  frozen = {'params': 'shared', 'rewards': ()}
+  assert rollout.role_variables(frozen, {'lora': 'a'}) == {
+    'params': 'shared',
+    'lora': 'a',
+  }
+  assert rollout.role_variables(frozen, {'params': 'own'}) == {'params': 'own'}
+
+
+TOKENS = np.array([[[5, 1, 0], [5, 6, 7], [5, 6, 1], [1, 0, 0]]])
+MASK = np.array(
+  [
+    [
+      [True, True, False],
+      [True, True, True],
+      [True, True, True],
+      [True, False, False],
+    ]
+  ]
+)
+
+
+def test_has_eos():
+  np.testing.assert_array_equal(
+    rollout.has_eos(TOKENS, MASK), [[True, False, True, True]]
+  )
+  # An EOS behind the response is none.
+  np.testing.assert_array_equal(
+    rollout.has_eos(np.array([[[5, 1]]]), np.array([[[True, False]]])),
+    [[False]],
+  )
+
+
+def test_end_with_eos():
+  tokens, mask = rollout.end_with_eos(TOKENS, MASK)
+  np.testing.assert_array_equal(
+    tokens, [[[5, 1, 0, 0], [5, 6, 7, 1], [5, 6, 1, 0], [1, 0, 0, 0]]]
+  )
+  np.testing.assert_array_equal(np.asarray(mask)[..., :3], MASK)
+  np.testing.assert_array_equal(
+    np.asarray(mask)[..., 3], [[False, True, False, False]]
+  )
