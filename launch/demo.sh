@@ -56,7 +56,7 @@ judge() { # CHECKPOINT, then more bindings: the gold score of sampled answers
     --gin.MIXTURE_OR_TASK_NAME="'demo_prompts'" --gin.TEMPERATURE=1.0 "${@:2}"
 }
 
-policy policy_lora attention --gin.LEARNING_RATE=3e-3
+policy policy_lora attention --gin.LEARNING_RATE=2e-3
 policy policy_full none --gin.LEARNING_RATE=3e-4
 judge "$output/sft"
 for name in policy_lora policy_full; do

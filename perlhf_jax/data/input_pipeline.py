@@ -303,9 +303,9 @@ class _Reader:
     prompt, limit = len(example['inputs']), len(cut['inputs'])
     if self._config.refuse_long_prompts and prompt > limit:
       raise errors.DataError(
-        f'{origin}: the prompt has {prompt} tokens, and TASK_FEATURE_LENGTHS'
-        f"['inputs'] is {limit}. Raise it, or set REFUSE_LONG_PROMPTS to False"
-        ' to have prompts cut.'
+        f'{self._config.mixture_or_task_name}, {origin}: the prompt has'
+        f" {prompt} tokens, and TASK_FEATURE_LENGTHS['inputs'] is {limit}."
+        ' Raise it, or set REFUSE_LONG_PROMPTS to False to have prompts cut.'
       )
     for name, rows in self._tokens.items():
       rows.append(cut[name])

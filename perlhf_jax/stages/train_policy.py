@@ -54,7 +54,7 @@ def train_policy(
   policy_optimizer: optimizers.Optimizer,
   value_optimizer: optimizers.Optimizer,
   lora: lora_lib.LoraConfig | None,
-  initial_checkpoint_path: str,
+  initial_checkpoint_path: str | None,
   kl_beta: float,
   temperature: float = 1.0,
   num_samples: int = 1,
