@@ -1,6 +1,7 @@
 """Few lengths of padding, so that few programs are compiled.
 
-Arrays are padded to buckets: powers of two, from `shortest` up to a limit.
+Arrays are padded to buckets: powers of two, from `shortest` up to a limit, or
+halvings of the limit.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,22 @@ def padded_length(
   while length < longest:
     length *= 2
   return length if limit is None else min(length, limit)
+
+
+def halved_length(longest: int, limit: int, shortest: int = SHORTEST) -> int:
+  """Returns `limit`, halved as often as `longest` tokens still fit.
+
+  For what is usually of the full length: of 17 tokens no bucket of 16 is made.
+
+  Args:
+    longest: tokens of the longest sequence of a batch.
+    limit: the length that sequences may have.
+    shortest: lengths below are not worth a program of their own.
+  """
+  length = limit
+  while (length + 1) // 2 >= max(longest, shortest):
+    length = (length + 1) // 2
+  return length
 
 
 def batches_by_length(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from perlhf_jax.core import typing
+from perlhf_jax.data import length_buckets
 from perlhf_jax.rl import rollout
 from perlhf_jax.sampling import sampler
 from perlhf_jax.training import compiled_step
@@ -18,7 +19,8 @@ class RolloutPrograms:
   """Samples and assesses batches of prompts on the mesh.
 
   Attributes:
-    sample: compiled program of `rollout.sample`.
+    sample: compiled program of `rollout.sample`, which also gives the tokens
+      of the longest response.
     assess: compiled program of `rollout.assess`.
   """
 
@@ -44,7 +46,9 @@ class RolloutPrograms:
     def sample(policy, frozen, number, batch):
       rng = jax.random.fold_in(jax.random.key(seed), number)
       keys = jax.random.split(rng, len(batch['prompt_tokens']))
-      return rollout.sample(models, policy, frozen, keys, batch, sampling)
+      samples = rollout.sample(models, policy, frozen, keys, batch, sampling)
+      lengths = jnp.sum(samples['response_mask'], axis=-1)
+      return samples, jnp.max(lengths)
 
     def assess(value, frozen, samples):
       return rollout.assess(models, value, frozen, samples, temperature)
@@ -53,7 +57,10 @@ class RolloutPrograms:
       sample,
       mesh,
       name='sampling',
-      out_shardings=partitioning.batch_sharding(mesh),
+      out_shardings=(
+        partitioning.batch_sharding(mesh),
+        partitioning.replicated(mesh),
+      ),
     )
     self.assess = compiled_step.CompiledStep(assess, mesh, name='assessment')
 
@@ -75,10 +82,36 @@ class RolloutPrograms:
     Returns:
       What `rollout.assess` returns.
     """
+    samples = self.draw(trainable, frozen, number, batch)
+    return self.assess(trainable.get('value'), frozen, samples)
+
+  def draw(
+    self,
+    trainable: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+    number: Any,
+    batch: typing.Batch,
+  ) -> dict[str, jax.Array]:
+    """Samples responses, and cuts padding that none of them needs.
+
+    Every later pass costs by the length. The one number that this brings to
+    the host is the length of the longest response.
+
+    Args:
+      trainable: `policy`.
+      frozen: see `rollout.Models`.
+      number: as in `__call__`.
+      batch: prompts.
+
+    Returns:
+      What `rollout.sample` returns, cut to a bucket of lengths.
+    """
     backbone = {'params': frozen['params']}
     number = jnp.asarray(number, jnp.int32)
-    samples = self.sample(trainable['policy'], backbone, number, batch)
-    return self.assess(trainable.get('value'), frozen, samples)
+    samples, longest = self.sample(trainable['policy'], backbone, number, batch)
+    limit = samples['response_tokens'].shape[-1]
+    length = length_buckets.halved_length(int(longest), limit)
+    return rollout.trim(samples, length)
 
   @property
   def newly_compiled(self) -> bool:

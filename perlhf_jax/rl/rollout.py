@@ -89,6 +89,14 @@ def sample(
   }
 
 
+def trim(samples: typing.Batch, length: int) -> dict[str, typing.Array]:
+  """Cuts responses to `length`, which must hold every token of them."""
+  trimmed = dict(samples)
+  for name in ('response_tokens', 'response_mask', 'logprobs'):
+    trimmed[name] = samples[name][..., :length]
+  return trimmed
+
+
 def assess(
   models: Models,
   value: Mapping[str, Any] | None,

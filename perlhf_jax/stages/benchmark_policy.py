@@ -92,12 +92,8 @@ class PolicyPrograms:
       shardings,
     )
     self._held_bytes = tree_paths.count_bytes((self._state, roles.frozen))
-    sample = self._iteration.rollout.sample
-    self._samples = sample(
-      self._state.trainable['policy'],
-      self._backbone,
-      jnp.asarray(0, jnp.int32),
-      prompts,
+    self._samples = self._iteration.rollout.draw(
+      self._state.trainable, self._backbone, 0, prompts
     )
     assess = self._iteration.rollout.assess
     self._assessed = assess(

@@ -26,6 +26,23 @@ def test_padded_length(longest, limit, expected):
   assert length_buckets.padded_length(longest, limit) == expected
 
 
+@pytest.mark.parametrize(
+  ('longest', 'limit', 'expected'),
+  [
+    (0, 64, 16),
+    (16, 64, 16),
+    (17, 64, 32),
+    (33, 64, 64),
+    (64, 64, 64),
+    (3, 17, 17),
+    (3, 8, 8),
+    (40, 99, 50),
+  ],
+)
+def test_halved_length(longest, limit, expected):
+  assert length_buckets.halved_length(longest, limit) == expected
+
+
 def test_padded_length_from_another_shortest():
   assert length_buckets.padded_length(3, shortest=2) == 4
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,13 +119,12 @@ def test_scores_are_those_of_the_reward_models_on_the_text(
 
 def test_samples_are_a_function_of_seed_and_step(programs, samples, roles):
   models, trainable, frozen = roles
-  policy, backbone = trainable['policy'], {'params': frozen['params']}
   batch = tiny_roles.prompts()
 
   def tokens(programs, number):
     number = np.int32(number)
     return np.asarray(
-      programs.sample(policy, backbone, number, batch)['response_tokens']
+      programs.draw(trainable, frozen, number, batch)['response_tokens']
     )
 
   # Between the two calls other steps were made: they leave no trace.
@@ -191,3 +192,51 @@ def test_end_with_eos():
   np.testing.assert_array_equal(
     np.asarray(mask)[..., 3], [[False, True, False, False]]
   )
+
+
+def test_padding_that_no_response_needs_is_cut(roles):
+  models, trainable, frozen = roles
+  sampling = dataclasses.replace(tiny_roles.SAMPLING, max_length=64)
+  programs = tiny_roles.make_programs(models, sampling)
+  batch = tiny_roles.prompts()
+  backbone = {'params': frozen['params']}
+  lengths = set()
+  for number in range(6):
+    whole, longest = programs.sample(
+      trainable['policy'], backbone, jnp.int32(number), batch
+    )
+    cut = programs.draw(trainable, frozen, number, batch)
+    length = cut['response_tokens'].shape[-1]
+    lengths.add(length)
+    assert longest <= length < max(2 * longest, 17) or length == 64
+    for name in ('response_tokens', 'response_mask', 'logprobs'):
+      np.testing.assert_array_equal(cut[name], whole[name][..., :length])
+      assert not np.asarray(whole[name][..., length:]).any()
+  assert lengths <= {16, 32, 64}
+  assert min(lengths) < 64
+
+
+def test_what_the_roles_say_does_not_depend_on_the_padding(
+  programs, samples, roles
+):
+  _, trainable, frozen = roles
+  names = 'response_tokens', 'response_mask', 'logprobs'
+  asked = ('prompt_tokens', 'prompt_mask', 'example_mask', *names)
+  longer = {name: samples[name] for name in asked}
+  for name in names:
+    longer[name] = np.pad(samples[name], ((0, 0), (0, 0), (0, 5)))
+  assessed = programs.assess(trainable['value'], frozen, longer)
+  mask = samples['response_mask']
+  for name in ('ref_logprobs', 'values'):
+    actual = np.asarray(assessed[name])[..., : tiny_roles.LENGTH][mask]
+    np.testing.assert_allclose(actual, samples[name][mask], atol=1e-5)
+  # A response that ran out of room is never longer than it was sampled.
+  ended = rollout.has_eos(samples['response_tokens'], mask)
+  np.testing.assert_allclose(
+    assessed['model_scores'][:, ended],
+    samples['model_scores'][:, ended],
+    atol=2e-5,
+  )
+  trimmed = rollout.trim(longer, tiny_roles.LENGTH)
+  for name in asked:
+    np.testing.assert_array_equal(trimmed[name], samples[name])
