@@ -84,7 +84,10 @@ class Learner:
     experience['targets'] = targets
     trained, metrics = self._update(state, frozen, experience)
 
-    kl = self.sequence_kl(episodes)
+    # By the estimator that is trained on.
+    kl = kl_lib.sequence_sums(
+      algorithm_lib.token_kl(self.algorithm.kl_estimator, episodes), mask
+    )
     mean_kl, kl_error = kl_lib.mean_and_standard_error(
       kl, algorithm_lib.has_tokens(mask)
     )
@@ -126,11 +129,6 @@ class Learner:
       skipped_in_a_row=skipped_in_a_row,
     )
     return state, metrics
-
-  def sequence_kl(self, episodes: algorithm_lib.Episodes) -> jax.Array:
-    """KL to the reference of each response, by the estimator trained on."""
-    tokens = algorithm_lib.token_kl(self.algorithm.kl_estimator, episodes)
-    return jnp.sum(tokens, axis=-1)
 
   def _loss(self, trainable, frozen, batch, rng):
     del rng  # No dropout: the first ratio is 1.

@@ -1,8 +1,6 @@
 """What happens to scores before they are learned from."""
 
-from collections.abc import Sequence
 import dataclasses
-import math
 
 from flax import struct
 import jax
@@ -143,44 +141,23 @@ def shape_scores(
 
 
 def combine(
-  scores: Float[typing.Array, 'members batch responses'],
-  how: str,
-  weights: Sequence[float] | None = None,
+  scores: Float[typing.Array, 'members batch responses'], how: str
 ) -> Float[jax.Array, 'batch responses']:
   """Makes one score of those of several rewards.
 
   Args:
     scores: `[members, batch, responses]`.
     how: 'mean', or 'min', which is hard to fool but sees only the strictest.
-    weights: of the mean, one a member, of any sum above 0; equal by default.
 
   Returns:
     float32 `[batch, responses]`.
 
   Raises:
-    ConfigError: `how` or the weights make no sense.
+    ConfigError: there is no such `how`.
   """
   if how not in ENSEMBLES:
     raise errors.ConfigError(
       f'The ensemble of rewards is {how!r}; choose one of '
       f'{", ".join(ENSEMBLES)}.'
     )
-  if weights is None:
-    return jnp.mean(scores, axis=0) if how == 'mean' else jnp.min(scores, 0)
-  if how != 'mean':
-    raise errors.ConfigError(
-      f'Weights of rewards have no meaning in an ensemble by {how!r}: leave '
-      "them out or choose 'mean'."
-    )
-  is_usable = (
-    len(weights) == scores.shape[0]
-    and all(math.isfinite(weight) and weight >= 0 for weight in weights)
-    and sum(weights) > 0
-  )
-  if not is_usable:
-    raise errors.ConfigError(
-      f'The weights of rewards are {tuple(weights)!r}; give {scores.shape[0]} '
-      'numbers of at least 0, one a reward, not all 0.'
-    )
-  shares = jnp.array(weights, jnp.float32) / math.fsum(weights)
-  return jnp.einsum('m,mbr->br', shares, scores)
+  return jnp.mean(scores, axis=0) if how == 'mean' else jnp.min(scores, axis=0)

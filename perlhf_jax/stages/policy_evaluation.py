@@ -135,7 +135,7 @@ def _columns(samples: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     if name in samples
   }
   mask = host['response_mask']
-  ended = ((host['response_tokens'] == rollout_lib.EOS_ID) & mask).any(axis=-1)
+  ended = np.asarray(rollout_lib.has_eos(host['response_tokens'], mask))
   columns = {
     'response_length': mask.sum(axis=-1).reshape(-1),
     'truncated': 1.0 - ended.reshape(-1),

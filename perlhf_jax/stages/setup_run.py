@@ -1,4 +1,4 @@
-"""What `train_sft` and `train_reward` share: from a configuration to a run."""
+"""What the training stages share: from a configuration to a run."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
