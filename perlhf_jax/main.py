@@ -1,21 +1,28 @@
 """The command line: `perlhf COMMAND ...`, or `python -m perlhf_jax.main`.
 
 Mistakes in what the user gave (`errors.UserError`) are printed in one message
-without a traceback and end with exit code 2; anything else is a fault of this
+without a traceback and end with exit code 2. A run that was told to stop, or
+that lost another host or did not meet it, ends with exit code 75 (EX_TEMPFAIL):
+started again, the same command goes on. Anything else is a fault of this
 library and keeps its traceback.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import difflib
+import functools
 import importlib
 import sys
+from typing import Any
 
 from perlhf_jax import command_line
 from perlhf_jax import gin_loading
+from perlhf_jax import hosts
 from perlhf_jax import logs
+from perlhf_jax.command_line import Arguments
 from perlhf_jax.command_line import Command
 from perlhf_jax.command_line import Flag
 from perlhf_jax.core import errors
+from perlhf_jax.core import operative_config
 
 _TRAIN_EXAMPLE = (
   'perlhf {name} --gin_file=gin/runs/{name}.gin'
@@ -31,6 +38,12 @@ _CHECKPOINT = (
 
 _BASE = "where an adapter's base is, if it has been moved"
 
+_MESH_SHAPE = Flag(
+  'mesh_shape',
+  'sizes of (data, fsdp, tensor), for models that do not fit one device',
+  default='-1,1,1',
+)
+
 _HELP = ('--help', '-h')
 
 COMMANDS: Mapping[str, Command] = {
@@ -42,6 +55,7 @@ COMMANDS: Mapping[str, Command] = {
       name='train_sft', task='demo_sft', lora='none'
     ),
     gin_file='gin/runs/train_sft.gin',
+    on_hosts=True,
   ),
   'train_reward': Command(
     help='a reward model, from pairs of responses or from labelled ones',
@@ -52,6 +66,7 @@ COMMANDS: Mapping[str, Command] = {
     )
     + ' --gin.INITIAL_CHECKPOINT_PATH="\'runs/train_sft\'"',
     gin_file='gin/runs/train_reward.gin',
+    on_hosts=True,
   ),
   'train_policy': Command(
     help='reinforcement learning of a policy against a reward',
@@ -64,6 +79,7 @@ COMMANDS: Mapping[str, Command] = {
     ' --gin.INITIAL_CHECKPOINT_PATH="\'runs/train_sft\'"'
     ' --gin.REWARD_CHECKPOINT="\'runs/train_reward\'"',
     gin_file='gin/runs/train_policy.gin',
+    on_hosts=True,
   ),
   'evaluate': Command(
     help='the metrics of a checkpoint on a task, into eval.json',
@@ -79,6 +95,7 @@ COMMANDS: Mapping[str, Command] = {
       Flag('base_checkpoint', _BASE, macro='BASE_CHECKPOINT_PATH'),
     ),
     gin_file='gin/runs/evaluate.gin',
+    on_hosts=True,
   ),
   'score': Command(
     help='the score, or the log-probability, of each line of a file',
@@ -106,7 +123,9 @@ COMMANDS: Mapping[str, Command] = {
       Flag('base_checkpoint', _BASE),
       Flag('prompt_length', "longest prompt; default: the training's", int),
       Flag('response_length', "longest response; default: the training's", int),
+      _MESH_SHAPE,
     ),
+    on_hosts=True,
   ),
   'generate': Command(
     help='a response, or several, to each line of a file',
@@ -156,7 +175,9 @@ COMMANDS: Mapping[str, Command] = {
       Flag('batch_size', 'prompts a step', int, default=32),
       Flag('base_checkpoint', _BASE),
       Flag('prompt_length', "longest prompt; default: the training's", int),
+      _MESH_SHAPE,
     ),
+    on_hosts=True,
   ),
   'benchmark': Command(
     help='LoRA against full tuning here: time, memory, trained share',
@@ -169,6 +190,32 @@ COMMANDS: Mapping[str, Command] = {
     ),
     flags=(Flag('output', 'a JSON file for the figures', macro='OUTPUT'),),
     gin_file='gin/runs/benchmark.gin',
+    on_hosts=True,
+  ),
+  'plan': Command(
+    help='which TPU slice a run fits, found without one',
+    module='perlhf_jax.stages.plan',
+    function='plan',
+    example=(
+      'perlhf plan --gin_file=gin/runs/plan.gin'
+      ' --gin_file=gin/models/t5_1_1_xxl.gin'
+      ' --gin_file=gin/rl/reinforce.gin --topology=v5e-16,v5p-8'
+      ' --output=plan.json'
+    ),
+    flags=(
+      Flag(
+        'topology',
+        'slices of Cloud TPU, with commas between',
+        macro='TOPOLOGY',
+      ),
+      Flag(
+        'search',
+        'batch_size: the largest batch that fits; topology: the smallest slice',
+        macro='SEARCH',
+      ),
+      Flag('output', 'a JSON file for the rows', macro='OUTPUT'),
+    ),
+    gin_file='gin/runs/plan.gin',
   ),
   'tasks': Command(
     help='the registered tasks: source, licence, and where the files go',
@@ -206,13 +253,17 @@ def run(argv: Sequence[str], commands: Mapping[str, Command] = COMMANDS) -> int:
     commands: the commands there are.
 
   Returns:
-    The exit code: 0, 2 after a mistake of the user's, 130 if interrupted.
+    The exit code: 0, 2 after a mistake of the user's, 75 if the same command
+    goes on when it is started again, 130 if interrupted.
   """
   try:
     _run(argv, commands)
   except errors.UserError as error:
     print(f'perlhf: error: {_plain_message(error)}', file=sys.stderr)
     return 2
+  except errors.PreemptedError as error:
+    print(f'perlhf: {_plain_message(error)}', file=sys.stderr)
+    return errors.GOES_ON
   except KeyboardInterrupt:
     print('perlhf: interrupted', file=sys.stderr)
     return 130
@@ -226,7 +277,10 @@ def cli() -> None:
   # So that MIXTURE_OR_TASK_MODULE finds a file of the current folder. Last,
   # so that no file there hides a library.
   sys.path.append('')
-  sys.exit(run(sys.argv[1:]))
+  argv = sys.argv[1:]
+  if command_line.names_hosts(argv):
+    sys.exit(hosts.supervised(lambda: run(argv)))
+  sys.exit(run(argv))
 
 
 def _run(argv: Sequence[str], commands: Mapping[str, Command]) -> None:
@@ -241,11 +295,26 @@ def _run(argv: Sequence[str], commands: Mapping[str, Command]) -> None:
     print(command_line.help_page(name, command, others))
     return
   arguments = command_line.parse(name, command, args)
+  if arguments.hosts is None:
+    call, _ = _load(command, arguments)
+  else:
+    call = hosts.load_together(
+      arguments.hosts,
+      [f'command: {name}'],
+      lambda: _load(command, arguments),
+    )
+  call()
+
+
+def _load(
+  command: Command, arguments: Arguments
+) -> tuple[Callable[[], Any], str]:
+  """Gives the call that does the command, and its configuration as text."""
   if not command.gin_file:
     with logs.without_noise():
-      function = _function(command)
-    function(**arguments.keywords)
-    return
+      call = functools.partial(_function(command), **arguments.keywords)
+    values = arguments.keywords.items()
+    return call, '\n'.join(f'{name}: {value}' for name, value in values)
   config = gin_loading.read(
     arguments.gin_files,
     arguments.bindings,
@@ -253,8 +322,8 @@ def _run(argv: Sequence[str], commands: Mapping[str, Command]) -> None:
     {flag.macro: flag.name for flag in command.flags if flag.macro},
   )
   with logs.without_noise():
-    function = gin_loading.load(config, _function(command))
-  function()
+    call = gin_loading.load(config, _function(command))
+  return call, operative_config.config_text()
 
 
 def _find(name: str, commands: Mapping[str, Command]) -> Command:

@@ -25,6 +25,8 @@ def train(model_dir, train_steps, model=None, rank=4, checkpoint=None):
   )
   if model_dir == 'unwritable':
     raise errors.ConfigError('cannot write to unwritable')
+  if model_dir == 'preempted':
+    raise errors.PreemptedError('stopped at step 3')
   if model_dir == 'interrupt':
     raise KeyboardInterrupt
   if model_dir == 'fault':

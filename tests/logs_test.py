@@ -37,6 +37,37 @@ def test_our_lines_and_others_warnings_are_shown():
   assert 'orbax' in others_warning
 
 
+PROCESS_CODE = """
+from absl import logging
+from perlhf_jax import logs
+
+logs.show()
+logs.show_process({0})
+logging.info('an info line')
+logging.warning('a warning')
+print('an answer')
+"""
+
+
+def test_the_first_of_several_processes_says_everything():
+  result = _run(PROCESS_CODE.format(0))
+  assert result.stdout == 'an answer\n'
+  info, _ = result.stderr.splitlines()
+  assert re.fullmatch(r'[\d:]{8} an info line', info)
+
+
+def test_other_processes_say_what_is_wrong():
+  result = _run(PROCESS_CODE.format(3))
+  assert result.stdout == ''
+  assert re.fullmatch(r'\[3\] [\d:]{8} WARNING: a warning\n', result.stderr)
+
+
+def _run(code):
+  return subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+
+
 NOISE_CODE = """
 import os
 from perlhf_jax import logs

@@ -469,10 +469,14 @@ def test_user_error_of_a_stage(capsys):
   )
 
 
-def test_interruption(capsys):
-  args = ['train', '--gin.MODEL_DIR="interrupt"', '--gin.TRAIN_STEPS=1']
-  assert main.run(args, COMMANDS) == 130
-  assert capsys.readouterr().err == 'perlhf: interrupted\n'
+@pytest.mark.parametrize(
+  ('name', 'code', 'message'),
+  [('preempted', 75, 'stopped at step 3'), ('interrupt', 130, 'interrupted')],
+)
+def test_a_run_that_was_stopped(capsys, name, code, message):
+  args = ['train', f'--gin.MODEL_DIR="{name}"', '--gin.TRAIN_STEPS=1']
+  assert main.run(args, COMMANDS) == code
+  assert capsys.readouterr().err == f'perlhf: {message}\n'
 
 
 def test_a_fault_of_ours_keeps_its_traceback():

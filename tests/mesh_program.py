@@ -27,6 +27,7 @@ from perlhf_jax.training import compiled_step
 from perlhf_jax.training import fingerprint
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
 from perlhf_jax.training import train_state
 from perlhf_jax.training import train_step
 
@@ -92,7 +93,7 @@ def run(mesh, tuning):
     name='step',
     out_shardings=(state_shardings, partitioning.replicated(mesh)),
   )
-  batch = partitioning.shard_batch(host_batch(), mesh)
+  batch = placement.shard_batch(host_batch(), mesh)
   state, metrics = step(state, frozen, batch)
   updates = jax.tree.map(
     lambda a, b: np.abs(np.subtract(a, b)).max(), state.trainable, trainable
@@ -102,7 +103,7 @@ def run(mesh, tuning):
   return {
     'metrics': {name: float(value) for name, value in metrics.items()},
     'smallest_update': min(jax.tree.leaves(updates)),
-    'leaves': {p: partitioning.to_host(leaf) for p, leaf in flat.items()},
+    'leaves': {p: placement.to_host(leaf) for p, leaf in flat.items()},
     'shards': {
       p: leaf.sharding.shard_shape(leaf.shape) for p, leaf in flat.items()
     },
@@ -142,12 +143,7 @@ def error_of(function, *arguments):
 
 
 def main(path):
-  alone = jax.make_mesh(
-    (1, 1, 1),
-    partitioning.MESH_AXES,
-    axis_types=(jax.sharding.AxisType.Auto,) * 3,
-    devices=jax.devices()[:1],
-  )
+  alone = partitioning.Partitioner().make_mesh(jax.devices()[:1])
   meshes = {shape: partitioning.make_mesh(shape) for shape in MESHES}
   meshes[1, 1, 1] = alone
   wide = partitioning.make_mesh((1, 1, -1))

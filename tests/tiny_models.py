@@ -11,6 +11,18 @@ from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
 
+# As gin/models/t5_1_1_base.gin has it, for what needs no weights.
+T5_1_1_BASE = t5_config.T5Config(
+  vocab_size=32128,
+  emb_dim=768,
+  num_heads=12,
+  num_encoder_layers=12,
+  num_decoder_layers=12,
+  head_dim=64,
+  mlp_dim=2048,
+  mlp_activations=('gelu', 'linear'),
+)
+
 # No two dimensions are equal, so that a swapped pair cannot go unseen; each
 # divides by 2, and the width by 4, for meshes.
 CONFIG = t5_config.T5Config(

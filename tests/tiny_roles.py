@@ -22,6 +22,7 @@ from perlhf_jax.rl import programs
 from perlhf_jax.rl import rollout
 from perlhf_jax.sampling import sampler
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
 
 CONFIG = dataclasses.replace(
   tiny_models.CONFIG,
@@ -100,7 +101,7 @@ def prompts(seed=0, batch=BATCH):
     'prompt_mask': mask,
     'example_mask': np.ones(batch, bool),
   }
-  return partitioning.shard_batch(prompts, partitioning.make_mesh())
+  return placement.shard_batch(prompts, partitioning.make_mesh())
 
 
 def decode(tokens):

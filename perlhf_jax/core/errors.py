@@ -4,9 +4,23 @@
 thing and says what to do about it.
 """
 
+import os
+
+# Exit code (EX_TEMPFAIL, 75) of a command that goes on when it is started
+# again; launchers do so.
+GOES_ON = os.EX_TEMPFAIL
+
 
 class UserError(Exception):
-  """A mistake in what the user gave, not in this library."""
+  """A mistake in what the user gave, not in this library.
+
+  Attributes:
+    on_every_host: whether every process of a run on several hosts raises it,
+      so that they can still do together what needs all of them, such as a
+      save.
+  """
+
+  on_every_host = False
 
 
 class ConfigError(UserError):
@@ -19,3 +33,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
   """A checkpoint that is missing, damaged or of another model."""
+
+
+class PreemptedError(Exception):
+  """A run that was told to stop, and has: nothing is lost, nobody is wrong."""

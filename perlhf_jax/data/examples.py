@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import seqio
 
-from perlhf_jax.core import errors
 from perlhf_jax.data import example_order
 from perlhf_jax.data import feature_converters
+from perlhf_jax.data import length_buckets
 
 
 class TokenColumn:
@@ -119,56 +119,48 @@ class Examples:
     )
 
   def batch_at(
-    self, step: int, process_index: int = 0, process_count: int = 1
+    self, step: int, part: np.ndarray | None = None
   ) -> feature_converters.Batch:
-    """The part of one host of the global training batch of a step.
+    """The global training batch of a step, or a part of it.
+
+    Prompts alone are padded to a bucket that holds the longest of the global
+    batch, so that all hosts have the same.
 
     Args:
       step: from 0. Step `s` reads positions s*batch_size ... of the endless
         stream; a data set smaller than a batch is simply repeated.
-      process_index: which host.
-      process_count: number of hosts; the parts put together in the order of
-        the hosts are the global batch.
+      part: int64 `[rows]`, which rows of the global batch to make; all of
+        them if None.
 
     Returns:
-      The batch of `converter`, `batch_size / process_count` rows.
-
-    Raises:
-      ConfigError: the batch size is not divisible by the number of hosts.
+      The batch of `converter`, its rows in the order of `part`.
     """
     rows = self.order.rows(step * self.batch_size, (step + 1) * self.batch_size)
-    part = _host_part(self.batch_size, process_index, process_count)
-    return self.converter([self.example(int(row)) for row in rows[part]])
+    return self._batch(rows, part)
 
   def eval_batch_at(
-    self,
-    index: int,
-    batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    self, index: int, batch_size: int
   ) -> feature_converters.Batch:
-    """The part of one host of an evaluation batch: rows in their order.
+    """An evaluation batch: rows in their order.
 
     Rows beyond the last example are padding, with `example_mask` False.
     """
-    part = _host_part(batch_size, process_index, process_count)
     start = index * batch_size
-    rows = range(start, start + batch_size)[part]
-    examples = [self.example(row) for row in rows if row < len(self)]
-    return self.converter(examples, batch_size=len(rows))
+    return self._batch(np.arange(start, start + batch_size), None)
+
+  def _batch(self, rows, part):
+    """Makes `rows[part]`; those beyond the last example are padding."""
+    mine = rows if part is None else rows[part]
+    examples = [self.example(int(row)) for row in mine if row < len(self)]
+    batch = self.converter(examples, batch_size=len(mine))
+    if self.kind != 'prompts':
+      return batch
+    prompts = self.columns['inputs']
+    longest = max(len(prompts[int(r)]) for r in rows if r < len(self))
+    return length_buckets.trim_prompts(batch, longest)
 
 
 def strip_eos(tokens: np.ndarray) -> np.ndarray:
   """Tokens without the EOS at their end, if there is one."""
   ends = len(tokens) and tokens[-1] == feature_converters.EOS_ID
   return tokens[:-1] if ends else tokens
-
-
-def _host_part(batch_size: int, index: int, count: int) -> slice:
-  if batch_size % count:
-    raise errors.ConfigError(
-      f'A batch of {batch_size} examples cannot be divided among {count} hosts.'
-      f' Set BATCH_SIZE to a multiple of {count}.'
-    )
-  size = batch_size // count
-  return slice(index * size, (index + 1) * size)

@@ -20,6 +20,7 @@ import seqio
 import tensorflow as tf
 
 from perlhf_jax.core import errors
+from perlhf_jax.data import cached_tasks
 from perlhf_jax.data import example_order
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import feature_converters
@@ -46,7 +47,7 @@ class DatasetConfig:
     batch_size: examples in a global batch.
     shuffle: whether training goes through each epoch in a random order.
     seed: seed of that order.
-    use_cached: read what `seqio_cache_tasks` wrote.
+    use_cached: read what `seqio_cache_tasks` wrote into PERLHF_CACHE_DIR.
     module: a module to import first, which registers tasks.
     max_examples: read only so many rows (of each task of a mixture).
     skip_bad_rows: leave out unusable rows, counted and reported, instead of
@@ -138,21 +139,23 @@ def load_examples(
 def train_iterator(
   examples: Examples,
   start_step: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  part: np.ndarray | None = None,
 ) -> Iterator[feature_converters.Batch]:
   """Yields the batches of steps start_step, start_step + 1, ... for ever.
 
   A thread prepares the next batches meanwhile. The position to save in a
   checkpoint is the step.
+
+  Args:
+    examples: what to go through.
+    start_step: from 0.
+    part: int64 `[rows]`, which rows of a global batch to make; all if None.
   """
   executor = futures.ThreadPoolExecutor(1, thread_name_prefix='batches')
   try:
     queue = deque()
     for step in itertools.count(start_step):
-      queue.append(
-        executor.submit(examples.batch_at, step, process_index, process_count)
-      )
+      queue.append(executor.submit(examples.batch_at, step, part))
       if len(queue) > _PREFETCH:
         yield queue.popleft().result()
   finally:
@@ -160,26 +163,19 @@ def train_iterator(
 
 
 def eval_batches(
-  examples: Examples,
-  batch_size: int | None = None,
-  process_index: int = 0,
-  process_count: int = 1,
+  examples: Examples, batch_size: int | None = None
 ) -> Iterator[feature_converters.Batch]:
-  """Yields every example once, in order; every host yields as many batches.
+  """Yields every example once, in order, the same on every host.
 
   The last batch is padded with rows whose `example_mask` is False.
 
   Args:
     examples: what to go through.
     batch_size: rows of a global batch, that of training by default.
-    process_index: which host.
-    process_count: number of hosts.
   """
   batch_size = batch_size or examples.batch_size
   for index in range(math.ceil(len(examples) / batch_size)):
-    yield examples.eval_batch_at(
-      index, batch_size, process_index, process_count
-    )
+    yield examples.eval_batch_at(index, batch_size)
 
 
 class _Reader:
@@ -209,17 +205,19 @@ class _Reader:
     """Adds the rows of a task; returns how many."""
     config = self._config
     tokenised = self._check_features(task)
-    dataset = task.get_dataset(
-      sequence_length=None,
-      split=config.split,
-      use_cached=config.use_cached,
-      shuffle=False,
-      seed=config.seed,
-      num_epochs=1,
-      trim_output_features=False,
-    )
+    if config.use_cached:
+      rows = cached_tasks.read(task, config.split, config.seed)
+    else:
+      rows = task.get_dataset(
+        sequence_length=None,
+        split=config.split,
+        shuffle=False,
+        seed=config.seed,
+        num_epochs=1,
+        trim_output_features=False,
+      ).as_numpy_iterator()
     before = len(self.origins)
-    for index, row in enumerate(dataset.as_numpy_iterator()):
+    for index, row in enumerate(rows):
       if len(self.origins) - before == config.max_examples:
         break
       origin = _decode(row.get('origin', f'{task.name}/{config.split}#{index}'))
@@ -397,7 +395,7 @@ def _tasks_with_rates(
     if split in (task.splits or ()):
       try:
         rate = provider.get_rate(task)
-      except (TypeError, ValueError) as error:
+      except (TypeError, ValueError, AssertionError) as error:
         raise errors.ConfigError(
           f'The rate of {task.name!r} in mixture {provider.name!r} cannot be'
           f' computed ({error}). Give it as a number.'

@@ -6,8 +6,6 @@ halvings of the limit.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
 from perlhf_jax.core import typing
 
 SHORTEST = 16
@@ -60,26 +58,24 @@ def batches_by_length(
 
 
 def trim_prompts(
-  batch: Mapping[str, typing.Array], shortest: int = SHORTEST
+  batch: Mapping[str, typing.Array], longest: int, shortest: int = SHORTEST
 ) -> dict[str, typing.Array]:
   """Cuts padding off the prompts of a batch, down to the smallest bucket.
 
-  The encoder's cost falls with the prompts' length; no result changes. The
-  bucket is chosen by the rows given, so that where several hosts feed one
-  program, each has to give the rows of the global batch.
+  The encoder's cost falls with the prompts' length; no result changes.
 
   Args:
     batch: `prompt_tokens` and `prompt_mask` `[batch, prompt_length]`, and
       others, which stay as they are.
+    longest: tokens of the longest prompt. Where several hosts feed one
+      program, that of all of them.
     shortest: the smallest bucket.
 
   Returns:
     The batch, with prompts `[batch, bucket]`.
   """
-  mask = np.asarray(batch['prompt_mask'])
-  used = np.flatnonzero(mask.any(axis=0))
-  longest = int(used[-1]) + 1 if used.size else 0
-  length = padded_length(longest, mask.shape[1], shortest)
+  limit = batch['prompt_tokens'].shape[1]
+  length = padded_length(longest, limit, shortest)
   return {
     **batch,
     'prompt_tokens': batch['prompt_tokens'][:, :length],

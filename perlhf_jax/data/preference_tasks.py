@@ -98,7 +98,12 @@ def add_text_task(name: str, source: sources.TextSource) -> seqio.Task:
       f'There is already a task {name!r}; give yours another name.'
     )
   return seqio.TaskRegistry.add(
-    name, source, output_features=text_features(source.kind)
+    name,
+    source,
+    output_features=text_features(source.kind),
+    # What `seqio_cache_tasks` stores is text, so that one cache serves every
+    # vocabulary.
+    preprocessors=[seqio.CacheDatasetPlaceholder()],
   )
 
 

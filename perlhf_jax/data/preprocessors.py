@@ -12,6 +12,9 @@ import tensorflow as tf
 
 ASSISTANT_MARKER = '\n\nAssistant:'
 
+# What a source says of a row beside its text.
+_KEPT = ('origin', 'problem', 'position')
+
 
 def split_dialogue(
   dialogue: str, marker: str = ASSISTANT_MARKER
@@ -97,7 +100,7 @@ def from_python(
     function: takes an example, a dict in which text is `str`, and returns
       new text features.
     outputs: names of these features. They replace those of the example,
-      except for `origin` and `problem`, which stay.
+      except for `origin`, `problem` and `position`, which stay.
 
   Returns:
     A preprocessor, for `preprocessors=[...]` of a SeqIO task.
@@ -118,9 +121,7 @@ def from_python(
       values = tf.numpy_function(
         call, [example[name] for name in names], [tf.string] * len(outputs)
       )
-      features = {
-        name: example[name] for name in ('origin', 'problem') if name in names
-      }
+      features = {name: example[name] for name in _KEPT if name in names}
       for name, value in zip(outputs, values, strict=True):
         value.set_shape([])
         features[name] = value

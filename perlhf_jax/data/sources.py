@@ -1,9 +1,10 @@
 """SeqIO sources of preference data: JSON files, and Python functions.
 
-Sources yield text features and two more: `origin`, where a row came from
-(`file:line`), and `problem`, what is wrong with it (empty if nothing is).
-An unusable row flows on to the loader, which knows whether to stop or to skip
-it; it must not raise inside TensorFlow, where the message would drown.
+Sources yield text features and three more: `origin`, where a row came from
+(`file:line`), `problem`, what is wrong with it (empty if nothing is), and
+`position`, which file and row it is, by which a cached task is put back in
+order. An unusable row flows on to the loader, which knows whether to stop or
+to skip it; it must not raise inside TensorFlow, where the message would drown.
 
 Paths are looked up when data is read, not when a task is registered, so that
 importing all tasks needs no data.
@@ -17,6 +18,7 @@ import os
 from typing import Any
 
 from absl import logging
+import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -25,9 +27,12 @@ from perlhf_jax.data import json_rows
 from perlhf_jax.data import row_checks
 
 DATA_DIR_VARIABLE = 'PERLHF_DATA_DIR'
+POSITION = 'position'
 
 # A record to features; None leaves the record out of the task.
 Parse = Callable[[dict[str, Any]], Mapping[str, Any] | None]
+# A name, and features, `origin` and `problem` of each row, read on demand.
+Shard = tuple[str, Iterator[dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,25 +84,44 @@ def split_by_hash(key: str, fractions: Mapping[str, float]) -> str:
 
 
 class TextSource(seqio.DataSource):
-  """A source whose rows are made in Python, one kind of task at a time."""
+  """A source whose rows are made in Python, one kind of task at a time.
 
-  def __init__(self, kind: str, splits: Iterable[str], info: DatasetInfo):
+  Attributes:
+    kind: sft, pairwise, pointwise or prompts.
+    info: source and licence.
+    module: name of the module that registers the task, as far as the function
+      that makes the rows tells it.
+  """
+
+  def __init__(
+    self,
+    kind: str,
+    splits: Iterable[str],
+    info: DatasetInfo,
+    module: str | None = None,
+  ):
     super().__init__(splits=splits)
     self.kind = kind
     self.info = info
+    self.module = module
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
-    """False: every host reads its whole split."""
+    """False: a shard is never divided."""
     return False
 
-  def list_shards(self, split: str) -> Sequence[str]:
-    """One shard a split."""
-    return [split]
-
   @abc.abstractmethod
+  def shards(self, split: str) -> list[Shard]:
+    """The parts of a split, in order, that machines may read apart."""
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    """Names of the shards of a split."""
+    return [name for name, _ in self.shards(split)]
+
   def rows(self, split: str) -> Iterator[dict[str, Any]]:
     """Features, `origin` and `problem` of each row of a split."""
+    for _, rows in self.shards(split):
+      yield from rows
 
   @property
   def location(self) -> str:
@@ -107,18 +131,38 @@ class TextSource(seqio.DataSource):
   def get_dataset(
     self, split='train', shuffle=True, seed=None, shard_info=None, **_
   ) -> tf.data.Dataset:
-    """All rows of a split, in order; SeqIO shuffles afterwards if asked."""
-    if shard_info and shard_info.num_shards > 1:
-      raise ValueError(f'{type(self).__name__} has one shard only.')
+    """The rows of a split, in order; SeqIO shuffles afterwards if asked.
+
+    Args:
+      split: which split.
+      shuffle: is SeqIO's, and without effect here.
+      seed: likewise.
+      shard_info: reads only the shards `index`, `index + num_shards`, ...
+
+    Raises:
+      ValueError: there are fewer shards than are asked for.
+    """
+    shards = self.shards(split)
+    index, step = 0, 1
+    if shard_info:
+      index, step = shard_info.index, shard_info.num_shards
+      if step > len(shards):
+        raise ValueError(
+          f'Split {split!r} has {len(shards)} shards, fewer than {step}.'
+        )
     text = [*row_checks.TEXT_FEATURES[self.kind], 'origin', 'problem']
     numbers = list(row_checks.NUMBER_FEATURES[self.kind])
     columns = {name: [] for name in text + numbers}
-    for row in self.rows(split):
-      for name, column in columns.items():
-        column.append(row[name])
+    positions = []
+    for shard in range(index, len(shards), step):
+      for number, row in enumerate(shards[shard][1]):
+        positions.append((shard, number))
+        for name, column in columns.items():
+          column.append(row[name])
     return tf.data.Dataset.from_tensor_slices(
       {name: tf.constant(columns[name], tf.string) for name in text}
       | {name: tf.constant(columns[name], tf.float32) for name in numbers}
+      | {POSITION: np.array(positions, np.int64).reshape(-1, 2)}
     )
 
 
@@ -143,7 +187,7 @@ class FileSource(TextSource):
     splits = dict.fromkeys(
       split for layout in layouts for group in layout for split in group.splits
     )
-    super().__init__(kind, splits, info)
+    super().__init__(kind, splits, info, getattr(parse, '__module__', None))
     self.layouts = layouts
     self.base_dir = base_dir
     self._parse = parse
@@ -156,25 +200,33 @@ class FileSource(TextSource):
       for layout in self.layouts
     )
 
-  def rows(self, split: str) -> Iterator[dict[str, Any]]:
-    """Reads the rows of a split, and the unreadable rows of its files.
+  def shards(self, split: str) -> list[Shard]:
+    """One shard a file that holds rows of the split, unreadable ones included.
 
     Raises:
-      DataError: there is no data directory or no file in it, or an array
-        file is not JSON.
+      DataError: there is no data directory or no file in it; when a shard is
+        read, an array file is not JSON.
     """
-    for group, paths in self._find_files():
-      if split not in group.splits:
+    found = [
+      (path, self._file_rows(path, group.splits, split))
+      for group, paths in self._find_files()
+      if split in group.splits
+      for path in paths
+    ]
+    # SeqIO refuses to cache a task of which a split has no shard.
+    return found or [(split, iter(()))]
+
+  def _file_rows(
+    self, path: str, fractions: Mapping[str, float], split: str
+  ) -> Iterator[dict[str, Any]]:
+    for row in json_rows.read(path):
+      example = self._example(row)
+      if example is None:
         continue
-      for path in paths:
-        for row in json_rows.read(path):
-          example = self._example(row)
-          if example is None:
-            continue
-          key = example['inputs']
-          # A row without a prompt could belong anywhere; each run sees it.
-          if not key or split_by_hash(key, group.splits) == split:
-            yield example
+      key = example['inputs']
+      # A row without a prompt could belong anywhere; each run sees it.
+      if not key or split_by_hash(key, fractions) == split:
+        yield example
 
   def _example(self, row: json_rows.Row) -> dict[str, Any] | None:
     problem = row.problem
@@ -235,10 +287,14 @@ class PythonSource(TextSource):
     make_rows: Callable[[str], Iterable[Mapping[str, Any]]],
     info: DatasetInfo,
   ):
-    super().__init__(kind, splits, info)
+    super().__init__(kind, splits, info, getattr(make_rows, '__module__', None))
     self._make_rows = make_rows
 
-  def rows(self, split: str) -> Iterator[dict[str, Any]]:
+  def shards(self, split: str) -> list[Shard]:
+    """One shard a split: the function makes all its rows."""
+    return [(split, self._made_rows(split))]
+
+  def _made_rows(self, split: str) -> Iterator[dict[str, Any]]:
     """Calls the function; a row's origin is its number."""
     for index, features in enumerate(self._make_rows(split)):
       yield _complete(self.kind, features, f'{split}#{index}', '')

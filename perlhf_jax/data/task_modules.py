@@ -12,6 +12,7 @@ from types import ModuleType
 import seqio
 
 from perlhf_jax.core import errors
+from perlhf_jax.data import cached_tasks
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import sources
 
@@ -42,6 +43,8 @@ class TaskSummary:
 def import_tasks(module: str | None = None):
   """Registers the built-in tasks and those of one more module.
 
+  SeqIO is told where their caches are, which mixtures ask for their sizes.
+
   Args:
     module: importable name, such as `my_tasks` or `my_package.tasks`.
 
@@ -61,6 +64,7 @@ def import_tasks(module: str | None = None):
     importlib.import_module(f'{_PACKAGE}.{name}')
   if module:
     _import_user_module(module)
+  cached_tasks.add_cache_dir()
 
 
 def find(name: str) -> seqio.Task | seqio.Mixture:

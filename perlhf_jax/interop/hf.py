@@ -2,7 +2,8 @@
 
 Such a directory holds `config.json` and `model.safetensors`, or shards and
 `model.safetensors.index.json`. T5 v1.0 and v1.1, Flan-T5, LM-adapted T5, ByT5
-and mT5 are read; its vocabulary is `data.vocabularies`' business.
+and mT5 are read; its vocabulary is `data.vocabularies`' business. Weights are
+mapped from local disk, so that a remote directory is copied first.
 
 Where the output layer is a T5's embedding matrix, logits are divided by
 sqrt(emb_dim) (`logits_via_embedding`). transformers 5 also writes models in
@@ -11,7 +12,7 @@ with an output layer of their own that starts as a copy of the embedding, which
 computes the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import json
 import os
 import pathlib
@@ -26,6 +27,7 @@ from perlhf_jax.core import typing
 from perlhf_jax.interop import hf_config
 from perlhf_jax.interop import hf_match
 from perlhf_jax.interop import hf_names
+from perlhf_jax.interop import remote_files
 from perlhf_jax.interop import safetensors_files
 from perlhf_jax.models import t5_config
 
@@ -34,6 +36,7 @@ CONFIG = 'config.json'
 MAX_SHARD_SIZE = 5_000_000_000
 
 _WEIGHTS = (safetensors_files.SINGLE, safetensors_files.INDEX)
+_TOKENIZER = ('tokenizer_config.json', 'spiece.model')
 _OTHER_WEIGHTS = (
   'pytorch_model.bin',
   'pytorch_model.bin.index.json',
@@ -50,17 +53,24 @@ def is_hf_directory(path: str | os.PathLike[str]) -> bool:
   """Whether `path` is a directory with a file of a Hugging Face model.
 
   It need not be complete: what is missing is for the functions below to say.
+
+  Args:
+    path: local or remote, such as `gs://bucket/flan-t5-xl`.
+
+  Raises:
+    CheckpointError: a remote directory cannot be reached.
   """
-  directory = epath.Path(path)
   names = (CONFIG, *_WEIGHTS, *_OTHER_WEIGHTS)
-  return any((directory / name).exists() for name in names)
+  with remote_files.explained(path):
+    directory = epath.Path(path)
+    return any((directory / name).exists() for name in names)
 
 
 def load_config(path: str | os.PathLike[str]) -> t5_config.T5Config:
   """Reads the architecture of a Hugging Face T5 directory.
 
   Args:
-    path: a local directory.
+    path: local or remote.
 
   Returns:
     A config in float32 with unrolled layers.
@@ -68,34 +78,62 @@ def load_config(path: str | os.PathLike[str]) -> t5_config.T5Config:
   Raises:
     CheckpointError: `config.json` is missing, or of no T5 that is supported.
   """
-  directory = _existing(path)
-  return hf_config.to_t5_config(
-    _read_config(directory), str(directory / CONFIG)
-  )
+  with remote_files.explained(path):
+    directory = _existing(path)
+    raw = _read_config(directory)
+  return hf_config.to_t5_config(raw, str(directory / CONFIG))
+
+
+def local_directory(path: str | os.PathLike[str]) -> epath.Path:
+  """Returns a directory itself, or this machine's copy of a remote one.
+
+  The copy has the files that are read, the vocabulary's among them, and is
+  found again by later calls and processes; see `remote_files`.
+
+  Args:
+    path: local or remote.
+
+  Raises:
+    CheckpointError: there is no such directory; or it is remote and incomplete,
+      cannot be reached or has no room on this machine.
+  """
+  with remote_files.explained(path):
+    directory = _existing(path)
+    if not remote_files.is_remote(path):
+      return directory
+    _read_config(directory)
+    weights = safetensors_files.files_of(directory)
+    if not weights:
+      raise errors.CheckpointError(_no_weights(directory))
+    tokenizer = [name for name in _TOKENIZER if (directory / name).exists()]
+  return remote_files.copy_of(directory, [CONFIG, *weights, *tokenizer])
 
 
 def load_params(
-  path: str | os.PathLike[str], config: t5_config.T5Config
+  path: str | os.PathLike[str],
+  config: t5_config.T5Config,
+  put: Callable[[str, np.ndarray], Any] | None = None,
 ) -> dict[str, Any]:
-  """Reads the weights of a Hugging Face T5 directory.
-
-  Tensors are read one at a time, so that little more than one copy of the
-  weights is ever in memory.
+  """Reads the weights of a Hugging Face T5 directory, one tensor at a time.
 
   Args:
-    path: a local directory.
+    path: local; or remote, which is read from its `local_directory`.
     config: of the model to fill; its architecture must be the directory's,
       while `dtype`, `scan_layers` and the like are free.
+    put: of a parameter's path and float32 array, makes what the result holds
+      of it, such as an array that is split among devices; the array itself if
+      None. No other parameter is in this host's memory meanwhile, but the
+      embedding.
 
   Returns:
-    Nested dict of float32 numpy arrays with T5X's names and unrolled layers,
-    whatever `config.scan_layers` is.
+    Nested dict with T5X's names and unrolled layers, whatever
+    `config.scan_layers` is.
 
   Raises:
     CheckpointError: weights are missing, damaged, of another architecture or
       of another shape; every tensor must be used and every parameter filled.
   """
-  directory = _existing(path)
+  directory = local_directory(path)
   raw = _read_config(directory)
   _check_architecture(config, directory, raw)
   if not any((directory / name).exists() for name in _WEIGHTS):
@@ -107,15 +145,15 @@ def load_params(
     sources = hf_match.match(
       table, shapes, embeddings, hf_config.is_tied(raw), str(directory)
     )
+    embedding = reader.read(embeddings[0])
+    for name in embeddings[1:]:
+      hf_match.check_copy(reader.read(name), name, embedding, directory)
     flat = {}
     for entry in table:
       tensor = reader.read(sources[entry])
       if entry.transposed:
         tensor = np.ascontiguousarray(tensor.T)
-      flat[entry.path] = tensor
-    embedding = flat[hf_names.EMBEDDING]
-    for name in embeddings[1:]:
-      hf_match.check_copy(reader.read(name), name, embedding, directory)
+      flat[entry.path] = tensor if put is None else put(entry.path, tensor)
   return tree_paths.unflatten(flat)
 
 
@@ -181,13 +219,8 @@ def save(
   )
 
 
-def _existing(path: str | os.PathLike[str]) -> pathlib.Path:
-  if '://' in os.fspath(path):
-    raise errors.CheckpointError(
-      f'{path} is remote, and safetensors files are mapped from local disk: '
-      'copy the directory here first, for example with "gcloud storage cp -r".'
-    )
-  directory = pathlib.Path(path)
+def _existing(path: str | os.PathLike[str]) -> epath.Path:
+  directory = epath.Path(path)
   if not directory.is_dir():
     raise errors.CheckpointError(
       f'There is no directory {path}; {_CONTENTS}. A model of the hub must be '
@@ -196,7 +229,7 @@ def _existing(path: str | os.PathLike[str]) -> pathlib.Path:
   return directory
 
 
-def _read_config(directory: pathlib.Path) -> dict[str, Any]:
+def _read_config(directory: epath.Path) -> dict[str, Any]:
   if not (directory / CONFIG).exists():
     raise errors.CheckpointError(
       f'{directory} has no {CONFIG}; {_CONTENTS}. Copy it from where the '
@@ -206,7 +239,7 @@ def _read_config(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _check_architecture(
-  config: t5_config.T5Config, directory: pathlib.Path, raw: Mapping[str, Any]
+  config: t5_config.T5Config, directory: epath.Path, raw: Mapping[str, Any]
 ) -> None:
   source = str(directory / CONFIG)
   wanted = t5_config.architecture(config)
@@ -224,16 +257,19 @@ def _check_architecture(
     )
 
 
-def _no_weights(directory: pathlib.Path) -> str:
+def _no_weights(directory: epath.Path) -> str:
   others = [name for name in _OTHER_WEIGHTS if (directory / name).exists()]
   if not others:
     return f'{directory} has no weights; {_CONTENTS}.'
+  # transformers reads and writes local directories.
+  remote = remote_files.is_remote(directory)
+  place = 'COPY' if remote else directory
   convert = (
     'from transformers import AutoModelForSeq2SeqLM as M; '
-    f"M.from_pretrained('{directory}').save_pretrained('{directory}')"
+    f"M.from_pretrained('{place}').save_pretrained('{place}')"
   )
   return (
     f'{directory} has its weights only as {", ".join(others)}; {_CONTENTS}. '
-    'Convert them where torch and transformers are installed: '
-    f'python -c "{convert}"'
+    f'Convert {"a local copy" if remote else "them"} where torch and '
+    f'transformers are installed: python -c "{convert}"'
   )

@@ -6,8 +6,8 @@ four names, or under any one of them.
 """
 
 from collections.abc import Iterable, Mapping
-import pathlib
 
+from etils import epath
 import numpy as np
 
 from perlhf_jax.core import errors
@@ -101,7 +101,7 @@ def check_shape(
 
 
 def check_copy(
-  tensor: np.ndarray, name: str, embedding: np.ndarray, directory: pathlib.Path
+  tensor: np.ndarray, name: str, embedding: np.ndarray, directory: epath.Path
 ) -> None:
   """Raises a `CheckpointError` if a second embedding is not a copy.
 

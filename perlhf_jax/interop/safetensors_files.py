@@ -5,6 +5,7 @@ import contextlib
 import json
 import pathlib
 
+from etils import epath
 import ml_dtypes  # noqa: F401  Teaches numpy bfloat16, for safetensors.
 import numpy as np
 import safetensors
@@ -19,7 +20,7 @@ _FLOATS = ('F64', 'F32', 'F16', 'BF16')
 _LFS_POINTER = b'version https://git-lfs'
 
 
-def read_json(path: pathlib.Path) -> dict:
+def read_json(path: epath.Path) -> dict:
   """Reads a JSON object.
 
   Raises:
@@ -39,17 +40,46 @@ def read_json(path: pathlib.Path) -> dict:
   return value
 
 
+def files_of(directory: epath.Path) -> list[str]:
+  """Names the files that `Reader` reads, by what is in a directory.
+
+  Args:
+    directory: local or remote.
+
+  Returns:
+    `model.safetensors`, or the index and its shards; nothing without either.
+
+  Raises:
+    CheckpointError: the index is damaged.
+  """
+  if (directory / SINGLE).exists():
+    return [SINGLE]
+  if (directory / INDEX).exists():
+    return [INDEX, *sorted(set(_weight_map(directory).values()))]
+  return []
+
+
+def _weight_map(directory: epath.Path) -> dict[str, str]:
+  index = directory / INDEX
+  weight_map = read_json(index).get('weight_map')
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise errors.CheckpointError(
+      f'{index} has no weight_map; copy or download it again.'
+    )
+  return weight_map
+
+
 class Reader(contextlib.ExitStack):
   """Reads tensors one at a time; files stay mapped until it is closed.
 
   A context manager.
   """
 
-  def __init__(self, directory: pathlib.Path):
+  def __init__(self, directory: epath.Path):
     """Opens the files.
 
     Args:
-      directory: holds `model.safetensors`, or shards and their index.
+      directory: local, with `model.safetensors`, or shards and their index.
 
     Raises:
       CheckpointError: a file is missing or damaged, or the shards are not
@@ -85,12 +115,7 @@ class Reader(contextlib.ExitStack):
       ) from error
 
   def _open_shards(self) -> None:
-    index = self._directory / INDEX
-    weight_map = read_json(index).get('weight_map')
-    if not isinstance(weight_map, dict) or not weight_map:
-      raise errors.CheckpointError(
-        f'{index} has no weight_map; copy or download it again.'
-      )
+    weight_map = _weight_map(self._directory)
     shards = sorted(set(weight_map.values()))
     absent = [name for name in shards if not (self._directory / name).exists()]
     if absent:

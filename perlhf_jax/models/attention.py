@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 import numpy as np
 
 from perlhf_jax.core import typing
+from perlhf_jax.models import attend
 from perlhf_jax.models import kv_cache
 from perlhf_jax.models import layers
 from perlhf_jax.models import lora as lora_lib
@@ -198,17 +199,15 @@ class Attention(nn.Module):
 
     key, value = cached('key'), cached('value')
 
-    logits = jnp.einsum(
-      'bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32
+    biases = [b for b in (mask_bias, position_bias) if b is not None]
+    y = attend.attend(
+      query,
+      key,
+      value,
+      biases,
+      self._make_dropout(query, key, deterministic=deterministic),
+      config.attention_block,
     )
-    logits = logits + mask_bias
-    if position_bias is not None:
-      logits = logits + position_bias
-    weights = jax.nn.softmax(logits, axis=-1).astype(config.compute_dtype)
-    weights = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(
-      weights, deterministic=deterministic
-    )
-    y = jnp.einsum('bhqk,bkhd->bqhd', weights, value)
     y = y.reshape(*y.shape[:2], width)
     y = layers.Dense(
       features=config.emb_dim,
@@ -218,3 +217,13 @@ class Attention(nn.Module):
       name='out',
     )(y, deterministic=deterministic)
     return y.reshape(shape)
+
+  def _make_dropout(self, query, key, *, deterministic):
+    """Returns dropout of weights [batch, heads, query_length, key_length]."""
+    rate = self.config.dropout_rate
+    if deterministic or not rate:
+      return lambda weights: weights
+    shape = (query.shape[0], self.config.num_heads, 1, key.shape[1])
+    # Drawn once, as T5X does it: all queries miss the same keys.
+    kept = nn.Dropout(rate)(jnp.ones(shape), deterministic=False) != 0
+    return lambda weights: jnp.where(kept, weights / (1 - rate), 0)

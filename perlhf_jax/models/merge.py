@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import typing
@@ -33,6 +32,7 @@ def merge_and_check(
   *,
   tolerance: float,
   rng: jax.Array | None = None,
+  shardings: typing.PyTree | None = None,
 ) -> tuple[dict, MergeReport]:
   """Merges adapters and compares logits before and after.
 
@@ -42,6 +42,7 @@ def merge_and_check(
     lora: its adapters.
     tolerance: the largest |Δlogit| to accept.
     rng: draws the random tokens that the logits are compared on.
+    shardings: of the merged `params`; of the compiler's choice if None.
 
   Returns:
     The merged `params`, to be applied without adapters, and the report.
@@ -50,20 +51,25 @@ def merge_and_check(
     CheckpointError: the difference exceeds the tolerance.
   """
   config = model.adapters.config
-  merged = lora_lib.merge_lora(params, lora, config)
+  merged = jax.jit(
+    lambda params, lora: lora_lib.merge_lora(params, lora, config),
+    out_shardings=shardings,
+  )(params, lora)
   rng = jax.random.key(0) if rng is None else rng
   prompt, response = jax.random.randint(
     rng, (2, 4, 32), 2, model.config.vocab_size
   )
-  unmerged_logits = model.apply(
-    {'params': params, 'lora': lora}, prompt, response
-  )
-  bare = t5.T5(model.config)
-  merged_logits = bare.apply({'params': merged}, prompt, response)
-  # numpy's maximum of NaN is NaN, which is refused; XLA's on a CPU is not.
-  difference = float(
-    np.max(np.abs(np.subtract(unmerged_logits, merged_logits)))
-  )
+
+  def compare(params, lora, merged):
+    unmerged = model.apply({'params': params, 'lora': lora}, prompt, response)
+    bare = t5.T5(model.config).apply({'params': merged}, prompt, response)
+    difference = jnp.abs(unmerged - bare)
+    # The maximum of NaN, which is refused, is no NaN by XLA on a CPU.
+    return jnp.where(
+      jnp.all(jnp.isfinite(difference)), jnp.max(difference), jnp.nan
+    )
+
+  difference = float(jax.jit(compare)(params, lora, merged))
   if not difference <= tolerance:
     raise errors.CheckpointError(
       f'Merging the adapters changes logits by up to {difference:.3g}, more '
@@ -80,13 +86,21 @@ def _lost_updates(params, merged, lora) -> float:
   def visit(params, merged, lora):
     nonlocal lost, total
     if 'lora_a' in lora.get('lora', {}):
-      update = jnp.matmul(lora['lora']['lora_a'], lora['lora']['lora_b'])
-      unchanged = (params['kernel'] == merged['kernel']) & (update != 0)
-      lost += int(jnp.sum(unchanged))
-      total += int(jnp.sum(update != 0))
+      swallowed, updated = _count_lost(
+        params['kernel'], merged['kernel'], lora['lora']
+      )
+      lost += int(swallowed)
+      total += int(updated)
       return
     for name, child in lora.items():
       visit(params[name], merged[name], child)
 
   visit(params, merged, lora)
   return lost / total if total else 0.0
+
+
+@jax.jit
+def _count_lost(kernel, merged, lora):
+  has_update = jnp.matmul(lora['lora_a'], lora['lora_b']) != 0
+  unchanged = (kernel == merged) & has_update
+  return jnp.sum(unchanged), jnp.sum(has_update)

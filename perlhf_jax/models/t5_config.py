@@ -43,6 +43,9 @@ class T5Config:
       compiled, for deep models). Outputs are the same either way.
     remat_policy: what the backward pass recomputes: `none`, `minimal` (all
       but matrix products) or `full`.
+    attention_block: queries whose attention weights, of all keys and heads,
+      are held at a time at most; the backward pass recomputes them. None for
+      all. Outputs are the same, and long prompts need less memory.
   """
 
   vocab_size: int
@@ -61,6 +64,7 @@ class T5Config:
   dtype: str = 'float32'
   scan_layers: bool = False
   remat_policy: str = 'none'
+  attention_block: int | None = None
 
   def __post_init__(self):
     if isinstance(self.mlp_activations, str):
@@ -80,6 +84,12 @@ class T5Config:
         f'T5Config.remat_policy is {self.remat_policy!r}; choose one of '
         f'{", ".join(REMAT_POLICIES)}.'
       )
+    block = self.attention_block
+    if block is not None and block < 1:
+      raise errors.ConfigError(
+        f'T5Config.attention_block is {block}; it must be at least 1, or None '
+        'to attend from all queries at once.'
+      )
     for name in self.mlp_activations:
       if name not in ACTIVATIONS:
         raise errors.ConfigError(
@@ -98,7 +108,9 @@ class T5Config:
 
 
 # What may differ between two runs of one model without changing its weights.
-RUN_FIELDS = frozenset(('dropout_rate', 'dtype', 'scan_layers', 'remat_policy'))
+RUN_FIELDS = frozenset(
+  ('dropout_rate', 'dtype', 'scan_layers', 'remat_policy', 'attention_block')
+)
 
 
 def architecture(config: T5Config) -> dict:

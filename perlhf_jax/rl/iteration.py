@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 import numpy as np
 
+from perlhf_jax.core import errors
 from perlhf_jax.core import typing
 from perlhf_jax.rl import learner as learner_lib
 from perlhf_jax.rl import programs
@@ -16,7 +16,9 @@ from perlhf_jax.rl import reward_functions
 from perlhf_jax.rl import rewards
 from perlhf_jax.rl import state as state_lib
 from perlhf_jax.training import compiled_step
+from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
 
 # Tokens [length] of a prompt or a response -> text.
 Decode = Callable[[np.ndarray], str]
@@ -32,46 +34,77 @@ class Scoring:
     model_weight: factor on it.
     functions: Python functions of prompts and responses, each with its weight.
     decode: makes text for them.
+    mesh: where samples lie.
   """
 
   reduce: str
   model_weight: float
   functions: Sequence[tuple[Callable[..., Any], float]]
   decode: Decode
+  mesh: partitioning.LogicalMesh
 
   def __call__(self, samples: typing.Batch) -> jax.Array:
     """Returns scores `[batch, responses]` of samples on the mesh.
 
-    Functions never see the rows that only fill up a batch.
+    Functions are called on every host with its own rows, and never see the
+    rows that only fill up a batch. Hosts that share rows each score them, so
+    that a function has to give the same for the same.
 
     Raises:
-      DataError: a function failed.
+      DataError: a function failed, on this host or on another.
     """
-    shape = samples['response_tokens'].shape[:2]
-    total = jnp.zeros(shape, jnp.float32)
+    total = None
     if 'model_scores' in samples:
       total = self.model_weight * rewards.combine(
         samples['model_scores'], self.reduce
       )
     if self.functions:
-      prompts, responses = texts(samples, self.decode)
-      is_example = partitioning.to_host(samples['example_mask'])
-      rows = np.flatnonzero(np.repeat(is_example, shape[1]))
-      prompts = [prompts[row] for row in rows]
-      responses = [responses[row] for row in rows]
-      sharding = samples['response_tokens'].sharding
-      for function, weight in self.functions:
-        scores = np.zeros(is_example.size * shape[1], np.float32)
-        scores[rows] = reward_functions.call(function, prompts, responses)
-        scores = jax.device_put(scores.reshape(shape), sharding)
-        total = total + weight * scores
+      error = scores = None
+      try:
+        scores = self._call_functions(samples)
+      except errors.DataError as e:
+        error = e
+      multihost.raise_together(error)
+      scores = placement.shard_rows(scores, self.mesh)
+      total = scores if total is None else total + scores
+    if total is None:
+      shape = samples['response_tokens'].shape[:2]
+      sharding = partitioning.batch_sharding(self.mesh)
+      total = jnp.zeros(shape, jnp.float32, device=sharding)
     return total
 
+  def _call_functions(self, samples) -> np.ndarray:
+    """Returns the functions' weighted sum, float32 `[rows, responses]`."""
+    prompts, responses = texts(samples, self.decode, placement.local_rows)
+    is_example = placement.local_rows(samples['example_mask'])
+    num_responses = samples['response_tokens'].shape[1]
+    total = np.zeros(is_example.size * num_responses, np.float32)
+    rows = np.flatnonzero(np.repeat(is_example, num_responses))
+    if not rows.size:
+      return total.reshape(-1, num_responses)
+    prompts = [prompts[row] for row in rows]
+    responses = [responses[row] for row in rows]
+    for function, weight in self.functions:
+      scores = reward_functions.call(function, prompts, responses)
+      total[rows] += np.float32(weight) * scores
+    return total.reshape(-1, num_responses)
 
-def texts(samples: typing.Batch, decode: Decode) -> tuple[list[str], list[str]]:
-  """Returns the prompt and the response of every row, as text."""
+
+def texts(
+  samples: typing.Batch,
+  decode: Decode,
+  read: Callable[[jax.Array], np.ndarray] = placement.to_host,
+) -> tuple[list[str], list[str]]:
+  """Returns the prompt and the response of every row, as text.
+
+  Args:
+    samples: of `rollout.sample`.
+    decode: makes text.
+    read: brings an array to the host: `placement.to_host` the rows of all
+      hosts, `placement.local_rows` this host's.
+  """
   host = {
-    name: partitioning.to_host(samples[name])
+    name: read(samples[name])
     for name in (
       'prompt_tokens',
       'prompt_mask',
@@ -102,7 +135,7 @@ class Iteration:
     rollout: programs.RolloutPrograms,
     scoring: Scoring,
     learner: learner_lib.Learner,
-    mesh: Mesh,
+    mesh: partitioning.LogicalMesh,
     state_shardings: state_lib.PolicyState,
   ):
     """Prepares the programs.

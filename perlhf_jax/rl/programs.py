@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from perlhf_jax.core import typing
 from perlhf_jax.data import length_buckets
@@ -27,7 +26,7 @@ class RolloutPrograms:
   def __init__(
     self,
     models: rollout.Models,
-    mesh: Mesh,
+    mesh: partitioning.LogicalMesh,
     sampling: sampler.SamplingConfig,
     seed: int,
   ):
@@ -62,7 +61,12 @@ class RolloutPrograms:
         partitioning.replicated(mesh),
       ),
     )
-    self.assess = compiled_step.CompiledStep(assess, mesh, name='assessment')
+    self.assess = compiled_step.CompiledStep(
+      assess,
+      mesh,
+      name='assessment',
+      out_shardings=partitioning.batch_sharding(mesh),
+    )
 
   def __call__(
     self,

@@ -141,12 +141,12 @@ def shape_scores(
 
 
 def combine(
-  scores: Float[typing.Array, 'members batch responses'], how: str
+  scores: Float[typing.Array, 'batch responses members'], how: str
 ) -> Float[jax.Array, 'batch responses']:
   """Makes one score of those of several rewards.
 
   Args:
-    scores: `[members, batch, responses]`.
+    scores: `[batch, responses, members]`.
     how: 'mean', or 'min', which is hard to fool but sees only the strictest.
 
   Returns:
@@ -160,4 +160,5 @@ def combine(
       f'The ensemble of rewards is {how!r}; choose one of '
       f'{", ".join(ENSEMBLES)}.'
     )
-  return jnp.mean(scores, axis=0) if how == 'mean' else jnp.min(scores, axis=0)
+  reduce = jnp.mean if how == 'mean' else jnp.min
+  return reduce(scores, axis=-1)

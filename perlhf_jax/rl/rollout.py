@@ -116,7 +116,7 @@ def assess(
 
   Returns:
     `samples`, with `ref_logprobs` and `values`, `[batch, responses, length]`,
-    and `model_scores` `[models, batch, responses]`, as far as there are such
+    and `model_scores` `[batch, responses, models]`, as far as there are such
     models.
   """
   prompts = samples['prompt_tokens'], samples['prompt_mask']
@@ -144,7 +144,8 @@ def assess(
         for model, variables in zip(
           models.rewards, frozen['rewards'], strict=True
         )
-      ]
+      ],
+      axis=-1,
     )
   return assessed
 

@@ -4,7 +4,7 @@ Needs no data: the weights of a model file are random unless a checkpoint is
 given, and so are prompts unless a task is. Nothing is written but the figures.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import json
 from typing import Any
 
@@ -29,10 +29,11 @@ from perlhf_jax.stages import benchmark_setting
 from perlhf_jax.stages import benchmark_table
 from perlhf_jax.stages import benchmark_timing
 from perlhf_jax.stages import line_files
-from perlhf_jax.stages import setup_run
-from perlhf_jax.training import layer_layout
+from perlhf_jax.stages import model_variables
+from perlhf_jax.stages import starts
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
 
 _RANDOM = 'random'
 
@@ -53,7 +54,7 @@ def benchmark(
   initial_checkpoint_path: str | None = None,
   mixture_or_task_name: str | None = None,
   module: str | None = None,
-  mesh_shape: Sequence[int] = (-1, 1, 1),
+  partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
   seed: int = 0,
   output: str | None = None,
 ) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def benchmark(
     initial_checkpoint_path: weights to use; None for random ones.
     mixture_or_task_name: a task whose prompts to use; None for random ones.
     module: module that registers the task.
-    mesh_shape: sizes of (data, fsdp, tensor).
+    partitioner: how the model and batches are split among devices.
     seed: of weights, prompts and samples.
     output: JSON file for the figures; None for none.
 
@@ -95,7 +96,7 @@ def benchmark(
   Raises:
     UserError: any input that cannot be used; raised before anything is timed.
   """
-  mesh = partitioning.make_mesh(mesh_shape)
+  mesh = partitioner.make_mesh()
   setting_checks.check_whole_number('REPEATS', repeats, 1)
   setting_checks.check_positive('TEMPERATURE', temperature)
   benchmark_batches.check_lengths(task_feature_lengths)
@@ -106,7 +107,7 @@ def benchmark(
   if output is not None:
     line_files.check_output(output)
   start = _resolve_start(
-    model, vocabulary, initial_checkpoint_path, mixture_or_task_name
+    model, vocabulary, initial_checkpoint_path, mixture_or_task_name, mesh
   )
   rng = np.random.default_rng(seed)
   limits, vocab_size = task_feature_lengths, start.config.vocab_size
@@ -132,7 +133,7 @@ def benchmark(
     'full': benchmark_setting.Setting(None, full_optimizer, mesh, seed),
   }
   batch = benchmark_batches.pair_batch(rng, prompts, limits, vocab_size)
-  batch = benchmark_batches.place(batch, mesh)
+  batch = placement.put_batch(batch, mesh)
   programs = {
     tuning: benchmark_reward.RewardPrograms(start, setting, batch)
     for tuning, setting in tunings.items()
@@ -146,7 +147,7 @@ def benchmark(
     num_samples=num_samples,
   )
   batch = benchmark_batches.prompt_batch(prompts, limits['inputs'])
-  batch = benchmark_batches.place(batch, mesh)
+  batch = placement.put_batch(batch, mesh)
   programs = None  # Frees their weights.
   programs = {
     tuning: benchmark_policy.PolicyPrograms(
@@ -193,16 +194,16 @@ def benchmark(
   return result
 
 
-def _resolve_start(model, vocabulary, path, task) -> setup_run.Start:
+def _resolve_start(model, vocabulary, path, task, mesh) -> starts.Start:
   if path is not None:
-    return setup_run.resolve_start(model, vocabulary, None, path)
+    return starts.resolve_start(model, vocabulary, None, path, mesh)
   if model is None:
     raise errors.ConfigError(
       'No model: give a gin/models/*.gin file, for random weights, or '
       'INITIAL_CHECKPOINT_PATH.'
     )
   if task is None:
-    return setup_run.Start(model, vocabulary, None)
+    return starts.Start(model, vocabulary, None)
   if vocabulary is None:
     raise errors.ConfigError(
       f'The prompts of {task} need a VOCABULARY to become tokens: put a file '
@@ -210,23 +211,22 @@ def _resolve_start(model, vocabulary, path, task) -> setup_run.Start:
       'INITIAL_CHECKPOINT_PATH, or leave out MIXTURE_OR_TASK_NAME for random '
       'prompts.'
     )
-  return setup_run.resolve_start(model, vocabulary, None, None)
+  return starts.resolve_start(model, vocabulary, None, None, mesh)
 
 
-def _with_random_weights(start, mesh, seed) -> setup_run.Start:
+def _with_random_weights(start, mesh, seed) -> starts.Start:
   """Draws a backbone once, for all tunings and roles to begin from."""
   bare = t5.T5(start.config)
 
   def init():
     return {'params': t5.init_variables(bare, jax.random.key(seed))['params']}
 
-  params = setup_run.place(init, {}, mesh)[0]['params']
-  params = jax.tree.map(partitioning.to_host, params)
+  variables, _ = model_variables.place(init, {}, mesh, copy=False)
   backbone = backbones.Backbone(
     path='(random weights)',
     config=start.config,
-    params=layer_layout.to_layout(params, scan_layers=False),
+    params=variables['params'],
     vocabulary=start.vocabulary,
     fingerprint=_RANDOM,
   )
-  return setup_run.Start(start.config, start.vocabulary, backbone)
+  return starts.Start(start.config, start.vocabulary, backbone)

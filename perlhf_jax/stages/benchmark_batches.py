@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 import math
 from typing import Any
 
-import jax
 import numpy as np
 
 from perlhf_jax.core import errors
@@ -13,7 +12,6 @@ from perlhf_jax.data import feature_converters
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.data import length_buckets
 from perlhf_jax.rl import setting_checks
-from perlhf_jax.training import partitioning
 
 # Random sequences have from this share of the limit to all of it.
 SHORTEST = 0.25
@@ -74,7 +72,7 @@ def prompt_batch(
   """Makes a batch of prompts, cut to a bucket of lengths as in training."""
   converter = feature_converters.PromptConverter(prompt_length)
   batch = converter([{'inputs': prompt} for prompt in prompts])
-  return length_buckets.trim_prompts(batch)
+  return length_buckets.trim_prompts(batch, max(map(len, prompts)))
 
 
 def pair_batch(
@@ -97,12 +95,3 @@ def pair_batch(
       for prompt, good, bad in zip(prompts, chosen, rejected, strict=True)
     ]
   )
-
-
-def place(
-  batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh
-) -> dict[str, jax.Array]:
-  """Puts a global batch, which every host has, on the mesh."""
-  hosts, host = jax.process_count(), jax.process_index()
-  part = {name: np.split(x, hosts)[host] for name, x in batch.items()}
-  return partitioning.shard_batch(part, mesh)

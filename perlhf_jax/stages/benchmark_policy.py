@@ -11,22 +11,17 @@ import jax.numpy as jnp
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
 from perlhf_jax.rl import algorithm as algorithm_lib
-from perlhf_jax.rl import iteration
-from perlhf_jax.rl import learner as learner_lib
 from perlhf_jax.rl import programs
-from perlhf_jax.rl import rewards
 from perlhf_jax.rl import rollout
-from perlhf_jax.rl import state as state_lib
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import backbones
 from perlhf_jax.stages import benchmark_setting
 from perlhf_jax.stages import benchmark_timing
+from perlhf_jax.stages import policy_steps
 from perlhf_jax.stages import reward_sources
 from perlhf_jax.stages import roles as roles_lib
-from perlhf_jax.stages import setup_run
-from perlhf_jax.stages import train_policy
+from perlhf_jax.stages import starts
 from perlhf_jax.training import compiled_step
-from perlhf_jax.training import optimizers
 
 # The parts of an iteration, in their order.
 PARTS = ('sampling', 'reward', 'reference', 'value', 'learning')
@@ -40,7 +35,7 @@ class PolicyPrograms:
 
   def __init__(
     self,
-    start: setup_run.Start,
+    start: starts.Start,
     setting: benchmark_setting.Setting,
     algorithm: algorithm_lib.Algorithm,
     sampling: sampler.SamplingConfig,
@@ -68,29 +63,22 @@ class PolicyPrograms:
       needs_value=algorithm.needs_value,
       rewards=[reward],
     )
-    by_role = {role: setting.make_optimizer() for role in roles.trainable}
-    optimizer = optimizers.by_name(by_role)
-    shardings = train_policy.state_shardings(roles, by_role, mesh)
-    self._state = jax.jit(
-      lambda trainable: state_lib.create(trainable, optimizer, _KL_BETA),
-      out_shardings=shardings,
-    )(roles.trainable)
-    self._scoring = reward_sources.RewardSources().scoring(start.vocabulary)
-    self._iteration = iteration.Iteration(
-      programs.RolloutPrograms(roles.models, mesh, sampling, seed),
-      self._scoring,
-      learner_lib.Learner(
-        models=roles.models,
-        algorithm=algorithm,
-        optimizer=optimizer,
-        schedule=setting.make_schedule(),
-        shaping=rewards.RewardShaping(),
-        temperature=sampling.temperature,
-        seed=seed,
-      ),
-      mesh,
-      shardings,
+    self._scoring = reward_sources.RewardSources().scoring(
+      start.vocabulary, mesh
     )
+    steps = policy_steps.make_steps(
+      roles,
+      self._scoring,
+      mesh,
+      algorithm=algorithm,
+      optimizer_configs=dict.fromkeys(roles.trainable, setting.optimizer),
+      sampling=sampling,
+      train_steps=benchmark_setting.TRAIN_STEPS,
+      kl_beta=_KL_BETA,
+      seed=seed,
+    )
+    self._state = steps.create(roles.trainable)
+    self._iteration = steps.iterate
     self._held_bytes = tree_paths.count_bytes((self._state, roles.frozen))
     self._samples = self._iteration.rollout.draw(
       self._state.trainable, self._backbone, 0, prompts

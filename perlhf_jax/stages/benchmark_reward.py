@@ -13,11 +13,9 @@ from perlhf_jax.stages import benchmark_timing
 from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import setup_run
+from perlhf_jax.stages import starts
 from perlhf_jax.stages import train_reward
-from perlhf_jax.training import compiled_step
-from perlhf_jax.training import partitioning
-from perlhf_jax.training import train_state
-from perlhf_jax.training import train_step
+from perlhf_jax.training import placement
 
 
 class RewardPrograms:
@@ -29,7 +27,7 @@ class RewardPrograms:
 
   def __init__(
     self,
-    start: setup_run.Start,
+    start: starts.Start,
     setting: benchmark_setting.Setting,
     pairs: typing.Batch,
   ):
@@ -40,34 +38,24 @@ class RewardPrograms:
       setting: how it is tuned.
       pairs: the batch, on the mesh.
     """
-    mesh, optimizer = setting.mesh, setting.make_optimizer()
     run = setup_run.make_run(
       start,
       setting.lora,
-      mesh,
+      setting.mesh,
       setting.seed,
       init_heads=lambda rng: reward_model.init_heads(start.config, rng),
     )
-    shardings = train_state.state_shardings(
-      run.trainable_shardings, run.trainable, optimizer, mesh
-    )
-    loss = train_reward.make_loss(
-      reward_model.RewardModel(run.model), reward_scoring.PAIRWISE, 0.0
-    )
     self.checkpoint = _untrained(start, setting, run.trainable)
-    self._state = jax.jit(
-      lambda trainable: train_state.create(trainable, optimizer),
-      out_shardings=shardings,
-    )(run.trainable)
-    self._step = compiled_step.CompiledStep(
-      train_step.make_train_step(
-        loss, optimizer, setting.make_schedule(), seed=setting.seed
+    steps = setup_run.make_steps(
+      run,
+      train_reward.make_loss(
+        reward_model.RewardModel(run.model), reward_scoring.PAIRWISE, 0.0
       ),
-      mesh,
-      name='the training step of the reward model',
-      donate_argnums=(0,),
-      out_shardings=(shardings, partitioning.replicated(mesh)),
+      setting.optimizer,
+      train_steps=benchmark_setting.TRAIN_STEPS,
+      seed=setting.seed,
     )
+    self._state, self._step = steps.create(run.trainable), steps.train
     self._frozen, self._pairs = run.frozen, pairs
     self._trainable_fraction = run.trainable_fraction
 
@@ -96,7 +84,7 @@ class RewardPrograms:
 def _untrained(start, setting, trainable) -> backbones.Checkpoint:
   """Returns the checkpoint that the model would have at step 0."""
   own = {
-    name: jax.tree.map(partitioning.to_host, tree)
+    name: jax.tree.map(placement.to_host, tree)
     for name, tree in trainable.items()
     if name != 'params'  # Those of full tuning begin as the backbone.
   }

@@ -1,17 +1,13 @@
 """How the models of a benchmark are tuned."""
 
-from collections.abc import Callable
 import dataclasses
-from typing import Any
-
-import jax
-import optax
 
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.training import optimizers
+from perlhf_jax.training import partitioning
 
 # Of the schedule; no benchmark is as long.
-_TRAIN_STEPS = 1_000_000
+TRAIN_STEPS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +23,5 @@ class Setting:
 
   lora: lora_lib.LoraConfig | None
   optimizer: optimizers.Optimizer
-  mesh: jax.sharding.Mesh
+  mesh: partitioning.LogicalMesh
   seed: int
-
-  def make_optimizer(self) -> optax.GradientTransformation:
-    """Returns the gradient transformation."""
-    return optimizers.make_optimizer(self.optimizer, _TRAIN_STEPS)
-
-  def make_schedule(self) -> Callable[[Any], Any]:
-    """Returns the learning rate as a function of the step."""
-    return optimizers.make_schedule(self.optimizer, _TRAIN_STEPS)

@@ -1,6 +1,6 @@
 """Metrics of a checkpoint on a task, into MODEL_DIR/eval.json."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import json
 from typing import Any
 
@@ -17,6 +17,7 @@ from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import train_reward
 from perlhf_jax.stages import trained_models
+from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 
 _HF_LENGTHS = {'inputs': 512, 'targets': 128}
@@ -35,7 +36,7 @@ def evaluate(
   skip_bad_rows: bool = False,
   base_checkpoint: str | None = None,
   policy: evaluate_policy.PolicyEvaluation | None = None,
-  mesh_shape: Sequence[int] = (-1, 1, 1),
+  partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
 ) -> dict[str, Any]:
   """Evaluates a checkpoint and writes eval.json beside its checkpoints.
 
@@ -61,7 +62,7 @@ def evaluate(
     base_checkpoint: where the adapter's base is, or the reference of a policy
       that was tuned in full, if it has been moved.
     policy: how to evaluate a language model.
-    mesh_shape: sizes of (data, fsdp, tensor).
+    partitioner: how the model and batches are split among devices.
 
   Returns:
     What eval.json holds.
@@ -69,9 +70,9 @@ def evaluate(
   Raises:
     UserError: any input that cannot be used.
   """
-  mesh = partitioning.make_mesh(mesh_shape)
+  mesh = partitioner.make_mesh()
   partitioning.check_batch_size(batch_size, mesh)
-  loaded = backbones.load_checkpoint(checkpoint, base_checkpoint)
+  loaded = backbones.load_checkpoint(checkpoint, mesh, base_checkpoint)
   metadata = loaded.metadata
   if metadata is None and mixture_or_task_name is None:
     raise errors.ConfigError(
@@ -96,7 +97,8 @@ def evaluate(
     ),
   )
   vocabulary = getattr(loaded, 'backbone', loaded).vocabulary
-  examples = input_pipeline.load_examples(dataset, vocabulary)
+  with multihost.together():
+    examples = input_pipeline.load_examples(dataset, vocabulary)
   if metadata is not None and metadata.kind == run_metadata.REWARD:
     metrics = _evaluate_reward_model(loaded, examples, batch_size, mesh)
   else:
@@ -130,6 +132,7 @@ def evaluate(
 def _evaluate_reward_model(loaded, examples, batch_size, mesh):
   objective = train_reward.check_objective(examples, examples.name)
   model, variables = trained_models.place_reward_model(loaded, mesh)
+  loaded.backbone.release()
   columns = reward_scoring.collect(
     reward_scoring.make_scorer(model, mesh, objective),
     variables,

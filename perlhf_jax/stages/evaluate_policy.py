@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
-
 from perlhf_jax.core import errors
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.models import t5
@@ -18,6 +16,7 @@ from perlhf_jax.stages import reward_sources
 from perlhf_jax.stages import roles
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import trained_models
+from perlhf_jax.training import partitioning
 
 _NUM_SAMPLES_SHOWN = 8
 
@@ -56,7 +55,7 @@ def evaluate_policy(
   *,
   response_length: int,
   batch_size: int,
-  mesh: jax.sharding.Mesh,
+  mesh: partitioning.LogicalMesh,
   base_checkpoint: str | None = None,
 ) -> dict[str, Any]:
   """Answers every prompt and returns the metrics of the answers.
@@ -98,7 +97,9 @@ def evaluate_policy(
         'A win rate needs a judge: set JUDGE, REWARD_CHECKPOINT or '
         'REWARD_FUNCTIONS.'
       )
-    baseline = _load_baseline(config.baseline_checkpoint, examples.vocabulary)
+    baseline = _load_baseline(
+      config.baseline_checkpoint, examples.vocabulary, mesh
+    )
 
   def answer(loaded, reference):
     return _answer(
@@ -112,7 +113,7 @@ def evaluate_policy(
       mesh=mesh,
     )
 
-  answers = answer(loaded, _reference(loaded, base_checkpoint))
+  answers = answer(loaded, _reference(loaded, mesh, base_checkpoint))
   result = {
     'temperature': temperature,
     'responses': len(answers.responses),
@@ -125,7 +126,7 @@ def evaluate_policy(
     result.update(text_metrics.rouge(answers.responses, targets))
   if baseline is not None:
     name = 'judge_score' if config.judge is not None else 'score'
-    theirs = answer(baseline, _reference(baseline))
+    theirs = answer(baseline, _reference(baseline, mesh))
     result.update(_compare(answers, theirs, name, config.baseline_checkpoint))
   result['samples'] = list(answers.rows(_NUM_SAMPLES_SHOWN))
   return result
@@ -136,13 +137,15 @@ def _policy_metadata(loaded: Loaded) -> dict[str, Any]:
   return dict(metadata.policy or {}) if metadata is not None else {}
 
 
-def _load_baseline(path: str, vocabulary: Any) -> Loaded:
+def _load_baseline(
+  path: str, vocabulary: Any, mesh: partitioning.LogicalMesh
+) -> Loaded:
   """Loads what a policy is compared with.
 
   Raises:
     CheckpointError: it writes nothing, or other tokens.
   """
-  loaded = backbones.load_checkpoint(path)
+  loaded = backbones.load_checkpoint(path, mesh)
   metadata = loaded.metadata
   if metadata is not None and metadata.kind == run_metadata.REWARD:
     raise errors.CheckpointError(
@@ -170,7 +173,7 @@ def _answer(
   shared = reference or backbone
   try:
     checkpoints = roles.load_reward_models(
-      rewards.checkpoints, backbone.vocabulary, sampling.max_length
+      rewards.checkpoints, shared, mesh, sampling.max_length
     )
   except errors.CheckpointError as error:
     if rewards is config.rewards:
@@ -182,13 +185,15 @@ def _answer(
   modules, frozen['rewards'] = roles.place_reward_models(
     checkpoints, shared, mesh
   )
+  for held in (backbone, shared):
+    held.release()
   models = rollout.Models(
     policy=model,
     value=None,
     reference=None if reference is None else t5.T5(reference.config),
     rewards=modules,
   )
-  scoring = rewards.scoring(backbone.vocabulary)
+  scoring = rewards.scoring(backbone.vocabulary, mesh)
   has_score = bool(rewards.checkpoints or rewards.functions)
   return policy_evaluation.answer(
     programs.RolloutPrograms(models, mesh, sampling, config.seed),
@@ -204,12 +209,15 @@ def _answer(
 
 
 def _reference(
-  loaded: Loaded, moved_to: str | None = None
+  loaded: Loaded,
+  mesh: partitioning.LogicalMesh,
+  moved_to: str | None = None,
 ) -> backbones.Backbone | None:
   """Returns what a policy was anchored to; None for other models.
 
   Args:
     loaded: the policy, or another model.
+    mesh: where to put its weights.
     moved_to: where the reference lies now.
 
   Raises:
@@ -221,7 +229,7 @@ def _reference(
   if loaded.lora is not None:
     return loaded.backbone
   return backbones.load_recorded(
-    recorded, f'The policy {loaded.step_path}', 'reference', moved_to
+    recorded, f'The policy {loaded.step_path}', 'reference', mesh, moved_to
   )
 
 

@@ -17,7 +17,9 @@ from perlhf_jax.stages import line_files
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import trained_models
 from perlhf_jax.training import compiled_step
+from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
 
 # Of a Hugging Face directory, which says nothing of it.
 _MAX_LENGTH = 128
@@ -43,6 +45,7 @@ def generate(
   batch_size: int = 32,
   base_checkpoint: str | None = None,
   prompt_length: int | None = None,
+  mesh_shape: str = '-1,1,1',
 ) -> None:
   """Writes every input line with `response` added, in the same order.
 
@@ -67,21 +70,24 @@ def generate(
     base_checkpoint: where the adapter's base is, if it has been moved.
     prompt_length: longest prompt in tokens, EOS included; by default that of
       the training, or any length for a Hugging Face directory.
+    mesh_shape: sizes of (data, fsdp, tensor), separated by commas; one of
+      them may be -1.
 
   Raises:
     UserError: flags that exclude each other, a bad line (file and number are
       named) or checkpoint; nothing has been written then.
   """
-  mesh = partitioning.make_mesh()
+  mesh = partitioning.make_mesh(partitioning.parse_mesh_shape(mesh_shape))
   partitioning.check_batch_size(batch_size, mesh)
   if not 0 <= seed < 2**32:
     raise errors.ConfigError(f'--seed={seed} is not between 0 and 2**32 - 1.')
   config = _decoding_config(
     max_length, temperature, top_k, top_p, num_beams, num_samples
   )
-  rows = line_files.read(input_path, ('prompt',))
+  with multihost.together():
+    rows = line_files.read(input_path, ('prompt',))
   line_files.check_output(output_path)
-  loaded = backbones.load_checkpoint(checkpoint, base_checkpoint)
+  loaded = backbones.load_checkpoint(checkpoint, mesh, base_checkpoint)
   truncate_prompt = 'keep_end'
   if isinstance(loaded, backbones.Checkpoint):
     if loaded.metadata.kind == run_metadata.REWARD:
@@ -95,7 +101,10 @@ def generate(
     prompt_length = prompt_length or lengths['inputs']
     truncate_prompt = loaded.metadata.truncate_prompt
   config = dataclasses.replace(config, max_length=max_length or _MAX_LENGTH)
-  vocabulary = getattr(loaded, 'backbone', loaded).vocabulary
+  decoder = _make_decoder(loaded, config, seed, mesh)
+  backbone = getattr(loaded, 'backbone', loaded)
+  backbone.release()
+  vocabulary = backbone.vocabulary
   prompts = [
     feature_converters.tokenize_prompt(vocabulary, row['prompt'])
     for row in rows
@@ -103,7 +112,7 @@ def generate(
   line_files.report_cuts('prompt', [len(p) for p in prompts], prompt_length)
   responses = decode_prompts(
     prompts,
-    _make_decoder(loaded, config, seed, mesh),
+    decoder,
     batch_size=batch_size,
     prompt_length=prompt_length,
     truncate_prompt=truncate_prompt,
@@ -213,18 +222,18 @@ def _make_decoder(
   loaded: backbones.Checkpoint | backbones.Backbone,
   config: Config,
   seed: int,
-  mesh: jax.sharding.Mesh,
+  mesh: partitioning.LogicalMesh,
 ) -> Decoder:
   """Returns a compiled function that answers batches of prompts."""
   model, variables = trained_models.place_backbone(loaded, mesh)
 
-  def function(variables, root_key, batch):
+  def function(variables, batch):
     prompts = batch['prompt_tokens'], batch['prompt_mask']
     if isinstance(config, beam.BeamConfig):
       samples, _ = beam.beam_search(model, variables, *prompts, config)
     else:
       fold_each = jax.vmap(jax.random.fold_in, (None, 0))
-      keys = fold_each(root_key, batch['line'])
+      keys = fold_each(jax.random.key(seed), batch['line'])
       samples = sampler.sample(model, variables, *prompts, keys, config)
     return samples.tokens, samples.mask
 
@@ -234,12 +243,11 @@ def _make_decoder(
     name='generation',
     out_shardings=partitioning.batch_sharding(mesh),
   )
-  root_key = jax.device_put(jax.random.key(seed), partitioning.replicated(mesh))
 
   def decoder(batch):
-    batch = partitioning.shard_batch(batch, mesh)
-    tokens, mask = compiled(variables, root_key, batch)
-    return partitioning.to_host(tokens), partitioning.to_host(mask)
+    batch = placement.put_batch(batch, mesh)
+    tokens, mask = compiled(variables, batch)
+    return placement.to_host(tokens), placement.to_host(mask)
 
   return decoder
 

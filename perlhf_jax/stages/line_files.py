@@ -9,8 +9,10 @@ from typing import Any
 
 from absl import logging
 from etils import epath
+import jax
 
 from perlhf_jax.core import errors
+from perlhf_jax.training import multihost
 
 
 def read(path: str, fields: Sequence[str]) -> list[dict[str, Any]]:
@@ -37,11 +39,21 @@ def read(path: str, fields: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def check_output(path: str) -> None:
-  """Makes sure that a file can be written, before the work is done.
+  """Makes sure that process 0 can write a file, before the work is done.
 
   Raises:
-    ConfigError: it cannot.
+    ConfigError: it cannot; on all hosts.
   """
+  error = None
+  if jax.process_index() == 0:
+    try:
+      _try_to_write(path)
+    except errors.ConfigError as e:
+      error = e
+  multihost.raise_together(error)
+
+
+def _try_to_write(path: str) -> None:
   output = epath.Path(path)
   if not output.parent.exists():
     raise errors.ConfigError(
@@ -62,7 +74,12 @@ def check_output(path: str) -> None:
 
 
 def write(path: str, rows: Iterable[Mapping[str, Any]]) -> None:
-  """Writes one object a line; the file appears whole or not at all."""
+  """Writes one object a line; the file appears whole or not at all.
+
+  Process 0 writes, and the others have nothing to do.
+  """
+  if jax.process_index():
+    return
   output = epath.Path(path)
   temporary = _temporary(output)
   with temporary.open('w', encoding='utf-8') as file:

@@ -10,12 +10,13 @@ import numpy as np
 from perlhf_jax.core import errors
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import input_pipeline
-from perlhf_jax.data import length_buckets
 from perlhf_jax.rl import iteration
 from perlhf_jax.rl import programs
 from perlhf_jax.rl import reward_functions
 from perlhf_jax.rl import rollout as rollout_lib
+from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
 
 
 def response_length(task_feature_lengths: Mapping[str, int]) -> int:
@@ -71,7 +72,7 @@ def answer(
   examples: examples_lib.Examples,
   *,
   batch_size: int,
-  mesh: jax.sharding.Mesh,
+  mesh: partitioning.LogicalMesh,
   judge: Callable[..., Any] | None = None,
   decode: iteration.Decode,
 ) -> Answers:
@@ -101,15 +102,14 @@ def answer(
     input_pipeline.eval_batches(examples.prompts(), batch_size)
   ):
     valid = batch['example_mask']
-    batch = partitioning.shard_batch(length_buckets.trim_prompts(batch), mesh)
-    samples = rollout(policy, frozen, number, batch)
+    samples = rollout(policy, frozen, number, placement.put_batch(batch, mesh))
     text = iteration.texts(samples, decode)
     valid = np.repeat(valid, samples['response_tokens'].shape[1])
     for store, column in zip((prompts, responses), text, strict=True):
       store += [t for t, v in zip(column, valid, strict=True) if v]
     columns = _columns(samples)
     if scoring is not None:
-      columns['score'] = partitioning.to_host(scoring(samples)).reshape(-1)
+      columns['score'] = placement.to_host(scoring(samples)).reshape(-1)
     for name, column in columns.items():
       collected.setdefault(name, []).append(column[valid])
   columns = {
@@ -117,15 +117,13 @@ def answer(
     for name, parts in collected.items()
   }
   if judge is not None:
-    columns['judge_score'] = np.asarray(
-      reward_functions.call(judge, prompts, responses), np.float64
-    )
+    columns['judge_score'] = _judge(judge, prompts, responses)
   return Answers(prompts, responses, columns)
 
 
 def _columns(samples: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
   host = {
-    name: partitioning.to_host(samples[name])
+    name: placement.to_host(samples[name])
     for name in (
       'response_tokens',
       'response_mask',
@@ -145,3 +143,18 @@ def _columns(samples: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     kl = np.where(mask, difference, 0.0).sum(axis=-1)
     columns = {'kl': kl.reshape(-1), **columns}
   return columns
+
+
+def _judge(judge, prompts, responses) -> np.ndarray:
+  """Has each host judge a share of the answers; returns all, float64."""
+  scores, error = np.zeros(0, np.float32), None
+  hosts, host = jax.process_count(), jax.process_index()
+  share = -(-len(responses) // hosts)
+  mine = slice(host * share, (host + 1) * share)
+  try:
+    if responses[mine]:
+      scores = reward_functions.call(judge, prompts[mine], responses[mine])
+  except errors.DataError as e:
+    error = e
+  multihost.raise_together(error)
+  return placement.gather_numbers(scores, share)[: len(responses)]

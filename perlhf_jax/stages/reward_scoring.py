@@ -12,6 +12,7 @@ from perlhf_jax.models import reward_model
 from perlhf_jax.objectives import metrics
 from perlhf_jax.training import compiled_step
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
 
 PAIRWISE = 'pairwise'
 POINTWISE = 'pointwise'
@@ -59,7 +60,9 @@ def point_scores(
 
 
 def make_scorer(
-  model: reward_model.RewardModel, mesh: jax.sharding.Mesh, objective: str
+  model: reward_model.RewardModel,
+  mesh: partitioning.LogicalMesh,
+  objective: str,
 ) -> Scorer:
   """Returns a compiled function that scores batches of an objective."""
 
@@ -78,8 +81,8 @@ def make_scorer(
   )
 
   def scorer(trainable, frozen, batch):
-    scores = compiled(trainable, frozen, partitioning.shard_batch(batch, mesh))
-    return {k: partitioning.to_host(v) for k, v in scores.items()}
+    scores = compiled(trainable, frozen, placement.put_batch(batch, mesh))
+    return {k: placement.to_host(v) for k, v in scores.items()}
 
   return scorer
 

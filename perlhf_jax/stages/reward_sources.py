@@ -8,6 +8,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.rl import iteration
 from perlhf_jax.rl import rewards
+from perlhf_jax.training import partitioning
 
 # (prompts, responses), two lists of strings -> one number for each.
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -69,13 +70,16 @@ class RewardSources:
         'perlhf train_reward (or to several), or REWARD_FUNCTIONS.'
       )
 
-  def scoring(self, vocabulary: Any) -> iteration.Scoring:
-    """Returns what combines the scores of samples."""
+  def scoring(
+    self, vocabulary: Any, mesh: partitioning.LogicalMesh
+  ) -> iteration.Scoring:
+    """Returns what combines the scores of samples that lie on a mesh."""
     return iteration.Scoring(
       reduce=self.reduce,
       model_weight=self.model_weight,
       functions=tuple(zip(self.functions, self.function_weights, strict=True)),
       decode=decoder(vocabulary),
+      mesh=mesh,
     )
 
 

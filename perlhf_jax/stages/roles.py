@@ -14,15 +14,17 @@ import jax
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
+from perlhf_jax.models import frozen_dtypes
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import policy as policy_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5
 from perlhf_jax.rl import rollout
 from perlhf_jax.stages import backbones
-from perlhf_jax.stages import setup_run
+from perlhf_jax.stages import model_variables
+from perlhf_jax.stages import starts
 from perlhf_jax.stages import trained_models
-from perlhf_jax.training import layer_layout
+from perlhf_jax.training import partitioning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +47,17 @@ class Roles:
 
 
 def load_reward_models(
-  paths: Sequence[str], vocabulary: Any, response_length: int
+  paths: Sequence[str],
+  shared: backbones.Backbone,
+  mesh: partitioning.LogicalMesh,
+  response_length: int,
 ) -> list[backbones.Checkpoint]:
   """Loads reward models and holds them against a policy.
 
   Args:
     paths: their checkpoints.
-    vocabulary: the policy's.
+    shared: the policy's reference, which their adapters may be trained on.
+    mesh: where to put weights.
     response_length: most tokens of a response.
 
   Raises:
@@ -60,9 +66,9 @@ def load_reward_models(
   loaded = []
   for path in paths:
     checkpoint = trained_models.require_reward_model(
-      backbones.load_checkpoint(path), path
+      backbones.load_checkpoint(path, mesh, shared=shared), path
     )
-    theirs = checkpoint.backbone.vocabulary
+    theirs, vocabulary = checkpoint.backbone.vocabulary, shared.vocabulary
     if theirs != vocabulary:
       raise errors.CheckpointError(
         f'The reward model {path} reads {theirs}, but the policy writes '
@@ -81,7 +87,7 @@ def load_reward_models(
 
 
 def init_roles(
-  start: setup_run.Start,
+  start: starts.Start,
   adapters: lora_lib.Adapters | None,
   seed: int,
   *,
@@ -121,13 +127,14 @@ def init_roles(
 
 
 def make_roles(
-  start: setup_run.Start,
+  start: starts.Start,
   lora: lora_lib.LoraConfig | None,
-  mesh: jax.sharding.Mesh,
+  mesh: partitioning.LogicalMesh,
   seed: int,
   *,
   needs_value: bool,
-  rewards: Sequence[backbones.Checkpoint],
+  rewards: Sequence[backbones.Checkpoint] = (),
+  only_shapes: bool = False,
 ) -> Roles:
   """Puts all roles on the mesh.
 
@@ -138,36 +145,42 @@ def make_roles(
     seed: of adapters.
     needs_value: whether there is a value model.
     rewards: of `load_reward_models`.
+    only_shapes: whether to make `jax.ShapeDtypeStruct`s instead of arrays,
+      for compiling; `start` then needs no backbone, and no `rewards` are
+      given.
   """
   adapters = None
   if lora is not None:
     adapters = lora_lib.resolve(lora, t5.dense_module_paths(start.config))
   models = _make_models(start, adapters, needs_value=needs_value)
-  given = layer_layout.to_layout(
-    start.backbone.params, start.config.scan_layers
-  )
 
   def init(name):
-    variables = init_roles(start, adapters, seed, needs_value=needs_value)[1]
-    return variables if name is None else variables[name]
+    return init_roles(start, adapters, seed, needs_value=needs_value)[1][name]
 
-  placed, shardings = {}, {}
-  base, _ = setup_run.place(
-    lambda: {'params': init('params')}, {'params': given}, mesh
-  )
+  given = {}
+  if not only_shapes:
+    given['params'] = start.backbone.in_layout_of(start.config, mesh)
+
+  def place(init, given):
+    if only_shapes:
+      return model_variables.shapes(init, mesh)
+    return model_variables.place(init, given, mesh, copy=True)
+
+  trainable, shardings = {}, {}
   for name in ('policy', 'value') if needs_value else ('policy',):
-    placed[name], shardings[name] = setup_run.place(
-      lambda name=name: init(name),
-      {'params': given} if adapters is None else {},
-      mesh,
+    trainable[name], shardings[name] = place(
+      lambda name=name: init(name), given if adapters is None else {}
     )
-  frozen = {'params': base['params']}
-  modules, variables = place_reward_models(
-    rewards, dataclasses.replace(start.backbone, config=start.config), mesh
-  )
+  if only_shapes:
+    given, _ = place(lambda: {'params': init('params')}, {})
+  frozen = {'params': frozen_dtypes.cast(given['params'], start.config)}
+  modules, variables = (), ()
+  if rewards:
+    shared = dataclasses.replace(start.backbone, config=start.config)
+    modules, variables = place_reward_models(rewards, shared, mesh)
   frozen['rewards'] = variables
   models = dataclasses.replace(models, rewards=modules)
-  trained = tree_paths.count_parameters(placed)
+  trained = tree_paths.count_parameters(trainable)
   total = trained + tree_paths.count_parameters(
     {'params': frozen['params'], **{str(i): v for i, v in enumerate(variables)}}
   )
@@ -179,13 +192,13 @@ def make_roles(
     total / backbone,
     f'{trained:,}',
   )
-  return Roles(models, placed, frozen, shardings, trained / total)
+  return Roles(models, trainable, frozen, shardings, trained / total)
 
 
 def place_reward_models(
   checkpoints: Sequence[backbones.Checkpoint],
   shared: backbones.Backbone,
-  mesh: jax.sharding.Mesh,
+  mesh: partitioning.LogicalMesh,
 ) -> tuple[tuple[reward_model.RewardModel, ...], tuple[Mapping[str, Any], ...]]:
   """Puts on the mesh what reward models have beside a shared backbone.
 

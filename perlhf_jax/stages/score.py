@@ -19,7 +19,9 @@ from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import trained_models
 from perlhf_jax.training import compiled_step
+from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
 
 # A host batch of SFT or pointwise features -> numbers [batch]
 BatchScorer = Callable[[Mapping[str, np.ndarray]], np.ndarray]
@@ -34,6 +36,7 @@ def score(
   base_checkpoint: str | None = None,
   prompt_length: int | None = None,
   response_length: int | None = None,
+  mesh_shape: str = '-1,1,1',
 ) -> None:
   """Writes every input line with a number added, in the same order.
 
@@ -50,16 +53,19 @@ def score(
     base_checkpoint: where the adapter's base is, if it has been moved.
     prompt_length: longest prompt in tokens, EOS included.
     response_length: longest response in tokens, for reward models.
+    mesh_shape: sizes of (data, fsdp, tensor), separated by commas; one of
+      them may be -1.
 
   Raises:
     UserError: a bad line (file and number are named) or checkpoint; nothing
       has been written then.
   """
-  mesh = partitioning.make_mesh()
+  mesh = partitioning.make_mesh(partitioning.parse_mesh_shape(mesh_shape))
   partitioning.check_batch_size(batch_size, mesh)
-  rows = line_files.read(input_path, ('prompt', 'response'))
+  with multihost.together():
+    rows = line_files.read(input_path, ('prompt', 'response'))
   line_files.check_output(output_path)
-  loaded = backbones.load_checkpoint(checkpoint, base_checkpoint)
+  loaded = backbones.load_checkpoint(checkpoint, mesh, base_checkpoint)
   is_reward = (
     isinstance(loaded, backbones.Checkpoint)
     and loaded.metadata.kind == run_metadata.REWARD
@@ -77,6 +83,7 @@ def score(
       )
     scorer = _logprob_scorer(loaded, mesh)
   backbone = getattr(loaded, 'backbone', loaded)
+  backbone.release()
   examples = [
     {
       'inputs': feature_converters.tokenize_prompt(
@@ -152,7 +159,7 @@ def score_examples(
 
 
 def _reward_scorer(
-  checkpoint: backbones.Checkpoint, mesh: jax.sharding.Mesh
+  checkpoint: backbones.Checkpoint, mesh: partitioning.LogicalMesh
 ) -> BatchScorer:
   model, variables = trained_models.place_reward_model(checkpoint, mesh)
   scorer = reward_scoring.make_scorer(model, mesh, reward_scoring.POINTWISE)
@@ -160,7 +167,8 @@ def _reward_scorer(
 
 
 def _logprob_scorer(
-  loaded: backbones.Checkpoint | backbones.Backbone, mesh: jax.sharding.Mesh
+  loaded: backbones.Checkpoint | backbones.Backbone,
+  mesh: partitioning.LogicalMesh,
 ) -> BatchScorer:
   model, variables = trained_models.place_backbone(loaded, mesh)
   compiled = compiled_step.CompiledStep(
@@ -171,9 +179,9 @@ def _logprob_scorer(
   )
 
   def scorer(batch):
-    logprobs = compiled(variables, partitioning.shard_batch(batch, mesh))
+    logprobs = compiled(variables, placement.put_batch(batch, mesh))
     # In float64: a float32 sum of a long response is off by 1e-4.
-    return partitioning.to_host(logprobs).astype(np.float64).sum(axis=1)
+    return placement.to_host(logprobs).astype(np.float64).sum(axis=1)
 
   return scorer
 

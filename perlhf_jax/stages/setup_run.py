@@ -1,102 +1,31 @@
-"""What the training stages share: from a configuration to a run."""
+"""A model set up for training: what trains, what is frozen, and its steps."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 from etils import epath
-import flax
 import jax
-import numpy as np
 
-from perlhf_jax.core import errors
 from perlhf_jax.core import operative_config
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import input_pipeline
+from perlhf_jax.models import frozen_dtypes
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5
-from perlhf_jax.models import t5_config
-from perlhf_jax.stages import backbones
+from perlhf_jax.stages import model_variables
 from perlhf_jax.stages import run_metadata
+from perlhf_jax.stages import starts
 from perlhf_jax.training import checkpoints
 from perlhf_jax.training import compiled_step
-from perlhf_jax.training import layer_layout
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
 from perlhf_jax.training import train_loop
 from perlhf_jax.training import train_state
 from perlhf_jax.training import train_step
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-  """Where a run starts from, before anything is put on devices.
-
-  Attributes:
-    config: the model to train.
-    vocabulary: the tokenizer.
-    backbone: initial weights; None to draw them.
-  """
-
-  config: t5_config.T5Config
-  vocabulary: Any
-  backbone: backbones.Backbone | None
-
-
-def resolve_start(
-  model: t5_config.T5Config | None,
-  vocabulary: Any,
-  lora: lora_lib.LoraConfig | None,
-  initial_checkpoint_path: str | None,
-) -> Start:
-  """Loads the initial checkpoint and holds it against the configuration.
-
-  Raises:
-    ConfigError: nothing to start from, or two models that differ.
-  """
-  if initial_checkpoint_path is None:
-    if lora is not None:
-      raise errors.ConfigError(
-        'LoRA adapts a trained model, and INITIAL_CHECKPOINT_PATH is None. '
-        'Give one, or train all weights with --gin_file=gin/lora/none.gin.'
-      )
-    if model is None or vocabulary is None:
-      raise errors.ConfigError(
-        'No model: give a gin/models/*.gin file to train from scratch, or '
-        'INITIAL_CHECKPOINT_PATH.'
-      )
-    # A token beyond the embedding would be NaN from the first step on.
-    if vocabulary.vocab_size > model.vocab_size:
-      raise errors.ConfigError(
-        f'VOCABULARY has {vocabulary.vocab_size} ids, but '
-        f'T5Config.vocab_size is {model.vocab_size}; make it at least as large.'
-      )
-    return Start(model, vocabulary, None)
-  backbone = backbones.load_backbone(initial_checkpoint_path)
-  if model is None:
-    model = backbone.config
-  wanted = t5_config.architecture(model)
-  given = t5_config.architecture(backbone.config)
-  differing = [
-    f'{name} {wanted[name]} (checkpoint {given[name]})'
-    for name in wanted
-    if wanted[name] != given[name]
-  ]
-  if differing:
-    raise errors.ConfigError(
-      f'The model file and {initial_checkpoint_path} are different models: '
-      f'{", ".join(differing)}. Use the gin/models file of the checkpoint, or '
-      'leave it out.'
-    )
-  if vocabulary is not None and vocabulary != backbone.vocabulary:
-    raise errors.ConfigError(
-      f'VOCABULARY is {vocabulary}, but {initial_checkpoint_path} was trained '
-      f'with {backbone.vocabulary}. Leave VOCABULARY None to take the '
-      "checkpoint's."
-    )
-  return Start(model, backbone.vocabulary, backbone)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +42,9 @@ class Run:
     trainable_fraction: trainable parameters over all.
   """
 
-  start: Start
+  start: starts.Start
   model: t5.T5
-  mesh: jax.sharding.Mesh
+  mesh: partitioning.LogicalMesh
   trainable: Mapping[str, Any]
   frozen: Mapping[str, Any]
   trainable_shardings: Mapping[str, Any]
@@ -123,20 +52,24 @@ class Run:
 
 
 def make_run(
-  start: Start,
+  start: starts.Start,
   lora: lora_lib.LoraConfig | None,
-  mesh: jax.sharding.Mesh,
+  mesh: partitioning.LogicalMesh,
   seed: int,
   init_heads: Callable[[jax.Array], Mapping[str, Any]] | None = None,
+  *,
+  only_shapes: bool = False,
 ) -> Run:
-  """Initialises what is missing and puts everything on the mesh.
+  """Sets a model up: makes what is missing, freezes what does not train.
 
   Args:
-    start: of `resolve_start`.
+    start: of `starts.resolve_start`.
     lora: None for full tuning.
     mesh: the mesh.
     seed: of everything drawn here.
     init_heads: returns boxed heads.
+    only_shapes: whether to make `jax.ShapeDtypeStruct`s instead of arrays,
+      for compiling; `start` then needs no backbone.
   """
   adapters = None
   if lora is not None:
@@ -150,21 +83,24 @@ def make_run(
       variables['heads'] = init_heads(heads_rng)
     return variables
 
-  given = {}
-  if start.backbone is not None:
-    given['params'] = layer_layout.to_layout(
-      start.backbone.params, start.config.scan_layers
+  if only_shapes:
+    variables, shardings = model_variables.shapes(init, mesh)
+  else:
+    given = {}
+    if start.backbone is not None:
+      given['params'] = start.backbone.in_layout_of(start.config, mesh)
+    variables, shardings = model_variables.place(
+      init, given, mesh, copy=lora is None
     )
-  variables, shardings = place(init, given, mesh)
-  frozen_names = {'params'} if lora is not None else set()
-  frozen = {n: v for n, v in variables.items() if n in frozen_names}
-  trainable = {n: v for n, v in variables.items() if n not in frozen_names}
-  if adapters is not None:
+  frozen = {}
+  if lora is not None:
+    frozen['params'] = frozen_dtypes.cast(variables.pop('params'), start.config)
+  if adapters is not None and not only_shapes:
     logging.info(
-      lora_lib.describe(adapters, variables['lora'], variables['params'])
+      lora_lib.describe(adapters, variables['lora'], frozen['params'])
     )
-  trained = tree_paths.count_parameters(trainable)
-  total = tree_paths.count_parameters(variables)
+  trained = tree_paths.count_parameters(variables)
+  total = trained + tree_paths.count_parameters(frozen)
   logging.info(
     'Training %s of %s parameters (%.3f%%).',
     f'{trained:,}',
@@ -175,43 +111,70 @@ def make_run(
     start=start,
     model=model,
     mesh=mesh,
-    trainable=trainable,
+    trainable=variables,
     frozen=frozen,
-    trainable_shardings={n: shardings[n] for n in trainable},
+    trainable_shardings={n: shardings[n] for n in variables},
     trainable_fraction=trained / total,
   )
 
 
-def place(
-  init: Callable[[], Mapping[str, Any]],
-  given: Mapping[str, Any],
-  mesh: jax.sharding.Mesh,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Puts variables on the mesh, initialising those that are not given.
+class Steps(NamedTuple):
+  """The programs of a training run.
+
+  Attributes:
+    create: compiled, from `Run.trainable`, which it takes over, to the state
+      before the first step.
+    shardings: of the state.
+    train: `(state, frozen, batch) -> (state, metrics)`.
+  """
+
+  create: Callable[[Any], train_state.TrainState]
+  shardings: train_state.TrainState
+  train: compiled_step.CompiledStep
+
+
+def make_steps(
+  run: Run,
+  loss_fn: train_step.LossFn,
+  optimizer: optimizers.Optimizer,
+  *,
+  train_steps: int,
+  seed: int,
+  accumulation_steps: int = 1,
+) -> Steps:
+  """Prepares the programs of a run; they compile when first called.
 
   Args:
-    init: returns all variables, boxed, by name.
-    given: some of them, on the host.
-    mesh: the mesh.
-
-  Returns:
-    The variables, and their shardings.
+    run: the model.
+    loss_fn: the loss.
+    optimizer: optimizer and schedule.
+    train_steps: length of the schedule.
+    seed: of dropout.
+    accumulation_steps: parts in which a batch is differentiated.
   """
-  shardings = partitioning.shardings_of(jax.eval_shape(init), mesh)
-  drawn = {name: s for name, s in shardings.items() if name not in given}
-
-  def init_drawn():
-    # What is given is not computed: the compiler drops it.
-    variables = flax.core.meta.unbox(init())
-    return {name: variables[name] for name in drawn}
-
-  variables = jax.jit(init_drawn, out_shardings=drawn)() if drawn else {}
-  for name, tree in given.items():
-    # What is put from a device (merged or stacked weights) may share its
-    # memory with what was put before, and be gone when that is donated.
-    tree = jax.tree.map(np.asarray, tree)
-    variables[name] = jax.device_put(tree, shardings[name])
-  return variables, shardings
+  transformation = optimizers.make_optimizer(optimizer, train_steps)
+  shardings = train_state.state_shardings(
+    run.trainable_shardings, run.trainable, transformation, run.mesh
+  )
+  create = jax.jit(
+    lambda trainable: train_state.create(trainable, transformation),
+    donate_argnums=0,  # Or `run` would hold a second copy to the end.
+    out_shardings=shardings,
+  )
+  train = compiled_step.CompiledStep(
+    train_step.make_train_step(
+      loss_fn,
+      transformation,
+      optimizers.make_schedule(optimizer, train_steps),
+      seed=seed,
+      accumulation_steps=accumulation_steps,
+    ),
+    run.mesh,
+    name='the training step',
+    donate_argnums=(0,),
+    out_shardings=(shardings, partitioning.replicated(run.mesh)),
+  )
+  return Steps(create, shardings, train)
 
 
 def resume(
@@ -228,13 +191,7 @@ def resume(
   latest = manager.latest_step()
   if latest is None:
     return state
-  abstract = jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    state,
-    shardings,
-  )
+  abstract = partitioning.abstract_arrays(state, shardings)
   state = manager.restore(latest, abstract, check=fields)
   logging.info('Going on from step %d.', latest)
   return state
@@ -308,41 +265,29 @@ def train(
   manager = checkpoints.CheckpointManager(
     model_dir, fields, keep_best=loop.keep_best
   )
-  transformation = optimizers.make_optimizer(optimizer, loop.train_steps)
-  shardings = train_state.state_shardings(
-    run.trainable_shardings, run.trainable, transformation, run.mesh
+  steps = make_steps(
+    run,
+    loss_fn,
+    optimizer,
+    train_steps=loop.train_steps,
+    seed=loop.seed,
+    accumulation_steps=loop.accumulation_steps,
   )
-  state = jax.jit(
-    lambda trainable: train_state.create(trainable, transformation),
-    donate_argnums=0,  # Or `run` would hold a second copy to the end.
-    out_shardings=shardings,
-  )(run.trainable)
-  state = resume(manager, state, shardings, fields)
+  if run.start.backbone is not None:
+    run.start.backbone.release()
+  state = resume(manager, steps.create(run.trainable), steps.shardings, fields)
   write_config(model_dir)
-  step = compiled_step.CompiledStep(
-    train_step.make_train_step(
-      loss_fn,
-      transformation,
-      optimizers.make_schedule(optimizer, loop.train_steps),
-      seed=loop.seed,
-      accumulation_steps=loop.accumulation_steps,
-    ),
-    run.mesh,
-    name='the training step',
-    donate_argnums=(0,),
-    out_shardings=(shardings, partitioning.replicated(run.mesh)),
-  )
+  batch_size = metadata.data_order['batch_size']
+  part = placement.host_rows(batch_size, run.mesh)
   return train_loop.train(
     loop,
     model_dir=model_dir,
     manager=manager,
-    step=step,
+    step=steps.train,
     state=state,
     frozen=run.frozen,
-    batches=lambda first: input_pipeline.train_iterator(
-      examples, first, jax.process_index(), jax.process_count()
-    ),
-    batch_size=metadata.data_order['batch_size'],
+    batches=lambda first: input_pipeline.train_iterator(examples, first, part),
+    batch_size=batch_size,
     evaluate=evaluate,
     selection=selection,
     mesh=run.mesh,

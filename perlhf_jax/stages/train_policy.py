@@ -4,39 +4,37 @@ Paper section 2.2: the policy starts from the SFT checkpoint, which stays the
 reference; J = (1 - β) · score - β · KL(policy ‖ reference).
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
 
 import jax
-import optax
 
 from perlhf_jax.core import errors
 from perlhf_jax.data import input_pipeline
-from perlhf_jax.data import length_buckets
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
 from perlhf_jax.rl import alarms as alarms_lib
 from perlhf_jax.rl import algorithm as algorithm_lib
-from perlhf_jax.rl import iteration
 from perlhf_jax.rl import kl_controller
-from perlhf_jax.rl import learner as learner_lib
 from perlhf_jax.rl import programs
 from perlhf_jax.rl import rewards as rewards_lib
 from perlhf_jax.rl import state as state_lib
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import policy_evaluation
+from perlhf_jax.stages import policy_steps
 from perlhf_jax.stages import reward_sources
 from perlhf_jax.stages import roles as roles_lib
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import setup_run
+from perlhf_jax.stages import starts
 from perlhf_jax.training import checkpoints
+from perlhf_jax.training import multihost
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
 from perlhf_jax.training import step_log
 from perlhf_jax.training import train_loop
-from perlhf_jax.training import train_state
 
 SELECTION = train_loop.Selection('score')
 SAMPLES_FILE = 'samples.jsonl'
@@ -64,7 +62,7 @@ def train_policy(
   controller: kl_controller.AdaptiveKl | None = None,
   alarms: alarms_lib.Alarms | None = None,
   judge: Any = None,
-  mesh_shape: Sequence[int] = (-1, 1, 1),
+  partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
 ) -> state_lib.PolicyState:
   """Tunes a policy into MODEL_DIR, resuming what it finds there.
 
@@ -95,7 +93,7 @@ def train_policy(
     alarms: thresholds of warnings.
     judge: a `reward_sources.RewardFunction` that is only reported, as
       `judge_score`.
-    mesh_shape: sizes of (data, fsdp, tensor).
+    partitioner: how the model and batches are split among devices.
 
   Returns:
     The last state.
@@ -104,7 +102,7 @@ def train_policy(
     UserError: any input that cannot be used; raised before training starts,
       or, by a reward function, at a step: the state before it is saved.
   """
-  mesh = partitioning.make_mesh(mesh_shape)
+  mesh = partitioner.make_mesh()
   algorithm_lib.check_kl_beta(kl_beta, controller is not None)
   algorithm_lib.check_num_samples(algorithm, num_samples)
   rewards.check_any()
@@ -115,12 +113,13 @@ def train_policy(
   )
   partitioning.check_batch_size(eval_dataset.batch_size, mesh)
   directory = checkpoints.prepare_model_dir(model_dir)
-  start = _resolve_start(model, vocabulary, lora, initial_checkpoint_path)
+  start = _resolve_start(model, vocabulary, lora, initial_checkpoint_path, mesh)
   reward_models = roles_lib.load_reward_models(
-    rewards.checkpoints, start.vocabulary, sampling.max_length
+    rewards.checkpoints, start.backbone, mesh, sampling.max_length
   )
-  examples = input_pipeline.load_examples(dataset, start.vocabulary)
-  eval_examples = input_pipeline.load_examples(eval_dataset, start.vocabulary)
+  with multihost.together():
+    examples = input_pipeline.load_examples(dataset, start.vocabulary)
+    eval_examples = input_pipeline.load_examples(eval_dataset, start.vocabulary)
   roles = roles_lib.make_roles(
     start,
     lora,
@@ -150,54 +149,42 @@ def train_policy(
     },
   )
 
-  updates = algorithm.epochs * algorithm.minibatches
-  configs = {'policy': policy_optimizer, 'value': value_optimizer}
-  by_role = {
-    role: optimizers.make_optimizer(configs[role], loop.train_steps * updates)
-    for role in roles.trainable
-  }
-  optimizer = optimizers.by_name(by_role)
-  shardings = state_shardings(roles, by_role, mesh)
-  state = jax.jit(
-    lambda trainable: state_lib.create(trainable, optimizer, kl_beta),
-    donate_argnums=0,  # Or `roles` would hold a second copy to the end.
-    out_shardings=shardings,
-  )(roles.trainable)
+  scoring = rewards.scoring(start.vocabulary, mesh)
+  steps = policy_steps.make_steps(
+    roles,
+    scoring,
+    mesh,
+    algorithm=algorithm,
+    optimizer_configs={'policy': policy_optimizer, 'value': value_optimizer},
+    sampling=sampling,
+    train_steps=loop.train_steps,
+    kl_beta=kl_beta,
+    shaping=shaping,
+    controller=controller,
+    seed=loop.seed,
+    accumulation_steps=loop.accumulation_steps,
+  )
+  start.backbone.release()
   fields = run_metadata.to_json(metadata)
   manager = checkpoints.CheckpointManager(
     directory, fields, keep_best=loop.keep_best
   )
-  state = setup_run.resume(manager, state, shardings, fields)
-  setup_run.write_config(directory)
-
-  scoring = rewards.scoring(start.vocabulary)
-  step = iteration.Iteration(
-    programs.RolloutPrograms(roles.models, mesh, sampling, loop.seed),
-    scoring,
-    learner_lib.Learner(
-      models=roles.models,
-      algorithm=algorithm,
-      optimizer=optimizer,
-      schedule=optimizers.make_schedule(
-        policy_optimizer, loop.train_steps * updates
-      ),
-      shaping=shaping or rewards_lib.RewardShaping(),
-      temperature=temperature,
-      controller=controller,
-      seed=loop.seed,
-      accumulation_steps=loop.accumulation_steps,
-    ),
-    mesh,
-    shardings,
+  state = setup_run.resume(
+    manager, steps.create(roles.trainable), steps.shardings, fields
   )
+  setup_run.write_config(directory)
   return train_loop.train(
     loop,
     model_dir=directory,
     manager=manager,
-    step=step,
+    step=steps.iterate,
     state=state,
     frozen=roles.frozen,
-    batches=lambda first: prompt_batches(examples, first),
+    batches=lambda first: input_pipeline.train_iterator(
+      examples.prompts(),
+      first,
+      placement.host_rows(dataset.batch_size, mesh),
+    ),
     batch_size=dataset.batch_size * num_samples,
     evaluate=_evaluation(
       roles,
@@ -219,39 +206,6 @@ def train_policy(
   )
 
 
-def prompt_batches(examples: input_pipeline.Examples, first: int):
-  """Yields batches of prompts from a step on, cut to a bucket of lengths."""
-  hosts = jax.process_count()
-  for batch in input_pipeline.train_iterator(
-    examples.prompts(), first, jax.process_index(), hosts
-  ):
-    # Several hosts would have to agree on the bucket.
-    yield batch if hosts > 1 else length_buckets.trim_prompts(batch)
-
-
-def state_shardings(
-  roles: roles_lib.Roles,
-  by_role: Mapping[str, optax.GradientTransformation],
-  mesh: jax.sharding.Mesh,
-) -> state_lib.PolicyState:
-  """Returns the sharding of every leaf of the state."""
-  whole = partitioning.replicated(mesh)
-  return state_lib.PolicyState(
-    step=whole,
-    trainable=roles.trainable_shardings,
-    opt_state={
-      role: train_state.state_shardings(
-        roles.trainable_shardings[role], roles.trainable[role], optimizer, mesh
-      ).opt_state
-      for role, optimizer in by_role.items()
-    },
-    kl_beta=whole,
-    reward_moments=rewards_lib.Moments(whole, whole, whole),
-    skipped=whole,
-    skipped_in_a_row=whole,
-  )
-
-
 def _sampling(dataset, temperature, num_samples) -> sampler.SamplingConfig:
   is_number = isinstance(temperature, int | float)
   if not (is_number and 0 < temperature < math.inf):
@@ -266,7 +220,7 @@ def _sampling(dataset, temperature, num_samples) -> sampler.SamplingConfig:
   )
 
 
-def _resolve_start(model, vocabulary, lora, path) -> setup_run.Start:
+def _resolve_start(model, vocabulary, lora, path, mesh) -> starts.Start:
   if path is None:
     raise errors.ConfigError(
       'A policy starts from a language model: set INITIAL_CHECKPOINT_PATH to '
@@ -279,7 +233,7 @@ def _resolve_start(model, vocabulary, lora, path) -> setup_run.Start:
         'learning has no dropout: the policy that learns would not be the one '
         'that sampled. Set it to 0 (DROPOUT_RATE for the model).'
       )
-  return setup_run.resolve_start(model, vocabulary, lora, path)
+  return starts.resolve_start(model, vocabulary, lora, path, mesh)
 
 
 def _describe(

@@ -4,7 +4,6 @@ Paper sections 2.1 and 4: adapters on every attention projection of a frozen
 backbone and a scalar head, the checkpoint chosen by the validation metric.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,7 +19,9 @@ from perlhf_jax.objectives import losses
 from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import setup_run
+from perlhf_jax.stages import starts
 from perlhf_jax.training import checkpoints
+from perlhf_jax.training import multihost
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import train_loop
@@ -94,7 +95,7 @@ def train_reward(
   initial_checkpoint_path: str | None,
   model: t5_config.T5Config | None = None,
   vocabulary: Any = None,
-  mesh_shape: Sequence[int] = (-1, 1, 1),
+  partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
   centering: float = 0.0,
 ) -> train_state.TrainState:
   """Trains a reward model into MODEL_DIR, resuming what it finds there.
@@ -113,7 +114,7 @@ def train_reward(
       None to train from random weights (full tuning only).
     model: architecture; that of the initial checkpoint if None.
     vocabulary: tokenizer; that of the initial checkpoint if None.
-    mesh_shape: sizes of (data, fsdp, tensor).
+    partitioner: how the model and batches are split among devices.
     centering: coefficient of the pairwise loss's centring term.
 
   Returns:
@@ -122,17 +123,18 @@ def train_reward(
   Raises:
     UserError: any input that cannot be used; raised before training starts.
   """
-  mesh = partitioning.make_mesh(mesh_shape)
+  mesh = partitioner.make_mesh()
   partitioning.check_batch_size(
     dataset.batch_size, mesh, loop.accumulation_steps
   )
   partitioning.check_batch_size(eval_dataset.batch_size, mesh)
   directory = checkpoints.prepare_model_dir(model_dir)
-  start = setup_run.resolve_start(
-    model, vocabulary, lora, initial_checkpoint_path
+  start = starts.resolve_start(
+    model, vocabulary, lora, initial_checkpoint_path, mesh
   )
-  examples = input_pipeline.load_examples(dataset, start.vocabulary)
-  eval_examples = input_pipeline.load_examples(eval_dataset, start.vocabulary)
+  with multihost.together():
+    examples = input_pipeline.load_examples(dataset, start.vocabulary)
+    eval_examples = input_pipeline.load_examples(eval_dataset, start.vocabulary)
   objective = check_objective(examples, dataset.mixture_or_task_name)
 
   run = setup_run.make_run(

@@ -1,6 +1,5 @@
 """Supervised tuning: next-token cross-entropy on demonstrations."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from perlhf_jax.core import errors
@@ -11,10 +10,13 @@ from perlhf_jax.models import t5_config
 from perlhf_jax.objectives import losses
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import setup_run
+from perlhf_jax.stages import starts
 from perlhf_jax.training import checkpoints
 from perlhf_jax.training import compiled_step
+from perlhf_jax.training import multihost
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
 from perlhf_jax.training import train_loop
 from perlhf_jax.training import train_state
 from perlhf_jax.training import train_step
@@ -62,7 +64,7 @@ def train_sft(
   initial_checkpoint_path: str | None = None,
   model: t5_config.T5Config | None = None,
   vocabulary: Any = None,
-  mesh_shape: Sequence[int] = (-1, 1, 1),
+  partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
 ) -> train_state.TrainState:
@@ -79,7 +81,7 @@ def train_sft(
       train from random weights.
     model: architecture; that of the initial checkpoint if None.
     vocabulary: tokenizer; that of the initial checkpoint if None.
-    mesh_shape: sizes of (data, fsdp, tensor).
+    partitioner: how the model and batches are split among devices.
     label_smoothing: of the targets, in the training loss.
     z_loss: coefficient of log(Z)² in the training loss.
 
@@ -89,17 +91,18 @@ def train_sft(
   Raises:
     UserError: any input that cannot be used; raised before training starts.
   """
-  mesh = partitioning.make_mesh(mesh_shape)
+  mesh = partitioner.make_mesh()
   partitioning.check_batch_size(
     dataset.batch_size, mesh, loop.accumulation_steps
   )
   partitioning.check_batch_size(eval_dataset.batch_size, mesh)
   directory = checkpoints.prepare_model_dir(model_dir)
-  start = setup_run.resolve_start(
-    model, vocabulary, lora, initial_checkpoint_path
+  start = starts.resolve_start(
+    model, vocabulary, lora, initial_checkpoint_path, mesh
   )
-  examples = input_pipeline.load_examples(dataset, start.vocabulary)
-  eval_examples = input_pipeline.load_examples(eval_dataset, start.vocabulary)
+  with multihost.together():
+    examples = input_pipeline.load_examples(dataset, start.vocabulary)
+    eval_examples = input_pipeline.load_examples(eval_dataset, start.vocabulary)
   if examples.kind != run_metadata.SFT:
     raise errors.ConfigError(
       f'The task {dataset.mixture_or_task_name!r} is of the kind '
@@ -121,7 +124,7 @@ def train_sft(
       eval_examples, eval_dataset.batch_size
     ):
       sums = eval_step(
-        state.trainable, run.frozen, partitioning.shard_batch(batch, mesh)
+        state.trainable, run.frozen, placement.put_batch(batch, mesh)
       )
       flat = {
         'loss': float(sums.loss_sum),

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from perlhf_jax.core import errors
+from perlhf_jax.models import frozen_dtypes
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5
@@ -13,6 +14,7 @@ from perlhf_jax.stages import backbones
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.training import layer_layout
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
 
 
 def require_reward_model(
@@ -36,19 +38,19 @@ def require_reward_model(
 
 def place_backbone(
   checkpoint: backbones.Checkpoint | backbones.Backbone,
-  mesh: jax.sharding.Mesh,
+  mesh: partitioning.LogicalMesh,
   *,
   share_params: bool = False,
 ) -> tuple[t5.T5, dict[str, Any]]:
-  """Puts a backbone, and adapters if there are any, on the mesh.
+  """Makes a model of what was loaded, which is not trained any more.
 
   Args:
-    checkpoint: what to place.
+    checkpoint: what was loaded.
     mesh: the mesh.
-    share_params: whether `params` are on the mesh already, and are left out.
+    share_params: whether another holds the `params`, which are left out.
 
   Returns:
-    The model, and its variables `params` and perhaps `lora`.
+    The model, and its variables `params` and perhaps `lora`, on the mesh.
   """
   lora = None
   backbone = checkpoint
@@ -61,25 +63,30 @@ def place_backbone(
       checkpoint.metadata.lora, t5.dense_module_paths(config)
     )
   model = t5.T5(config, adapters)
-  boxed = jax.eval_shape(lambda: t5.init_variables(model, jax.random.key(0)))
-  host = {} if share_params else {'params': backbone.params}
+  variables = {}
+  if not share_params:
+    variables['params'] = frozen_dtypes.cast(backbone.params, config)
   if lora is not None:
-    host['lora'] = lora
-  host = {
-    name: layer_layout.to_layout(tree, config.scan_layers)
-    for name, tree in host.items()
-  }
-  boxed = {name: boxed[name] for name in host}
-  return model, jax.device_put(host, partitioning.shardings_of(boxed, mesh))
+    boxed = jax.eval_shape(lambda: t5.init_variables(model, jax.random.key(0)))
+    variables['lora'] = placement.put(
+      layer_layout.to_layout(lora, config.scan_layers),
+      partitioning.shardings_of(boxed['lora'], mesh),
+    )
+  return model, variables
 
 
 def place_reward_model(
   checkpoint: backbones.Checkpoint,
-  mesh: jax.sharding.Mesh,
+  mesh: partitioning.LogicalMesh,
   *,
   share_params: bool = False,
 ) -> tuple[reward_model.RewardModel, Mapping[str, Any]]:
-  """Puts a reward model on the mesh; returns it with its variables."""
+  """Makes a reward model; returns it with its variables on the mesh."""
   model, variables = place_backbone(checkpoint, mesh, share_params=share_params)
-  heads = jax.device_put(checkpoint.heads, partitioning.replicated(mesh))
+  boxed = jax.eval_shape(
+    lambda: reward_model.init_heads(model.config, jax.random.key(0))
+  )
+  heads = placement.put(
+    checkpoint.heads, partitioning.shardings_of(boxed, mesh)
+  )
   return reward_model.RewardModel(model), {**variables, 'heads': heads}

@@ -9,7 +9,9 @@ it into place last.
 """
 
 from collections.abc import Mapping
+import contextlib
 import os
+import time
 from typing import Any
 
 from etils import epath
@@ -19,33 +21,61 @@ import orbax.checkpoint as ocp
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import typing
+from perlhf_jax.training import multihost
 
 _CHECKPOINTS = 'checkpoints'
 _METRIC = 'selection'
 BEST = 'best'
+_SHARING_SECONDS = 30
 _policy = ocp.checkpoint_managers
 
 
 def prepare_model_dir(model_dir: str) -> epath.Path:
-  """Makes MODEL_DIR and proves that it can be written to.
+  """Makes MODEL_DIR and proves that every process can use it.
 
   Raises:
-    CheckpointError: it cannot.
+    CheckpointError: it cannot be written to, or it is another folder on
+      another host.
   """
   path = epath.Path(
     model_dir if '://' in model_dir else os.path.abspath(model_dir)
   )
   probe = path / '.write_test'
+  is_first = jax.process_index() == 0
+  error = None
   try:
-    path.mkdir(parents=True, exist_ok=True)
-    probe.write_text('')
-    probe.unlink()
-  except OSError as error:
-    raise errors.CheckpointError(
-      f'MODEL_DIR {model_dir} cannot be written to: {error}. Choose a folder '
+    if is_first:
+      path.mkdir(parents=True, exist_ok=True)
+      probe.write_text('')
+  except OSError as e:
+    error = errors.CheckpointError(
+      f'MODEL_DIR {model_dir} cannot be written to: {e}. Choose a folder '
       'that you may write to.'
-    ) from error
+    )
+  multihost.raise_together(error)
+  try:
+    multihost.raise_together(None if _appears(probe) else _not_shared(path))
+  finally:
+    if is_first:
+      probe.unlink()
   return path
+
+
+def _appears(path: epath.Path) -> bool:
+  """Whether a file is there, or comes to be: network file systems lag."""
+  for _ in range(_SHARING_SECONDS):
+    with contextlib.suppress(OSError):
+      if path.exists():
+        return True
+    time.sleep(1)
+  return False
+
+
+def _not_shared(model_dir: epath.Path) -> errors.CheckpointError:
+  return errors.CheckpointError(
+    f'MODEL_DIR {model_dir} is not the folder in which process 0 writes: give '
+    'one that all hosts share, in a bucket (gs://...) or on a network disk.'
+  )
 
 
 class CheckpointManager:
@@ -212,19 +242,49 @@ def _read_json(item: epath.Path) -> dict[str, Any]:
     return reader.restore(item)
 
 
-def read_trainable(step: epath.Path) -> typing.PyTree:
-  """Reads the trainable leaves of a step as numpy arrays, without optimizer."""
+def read_trainable(
+  step: epath.Path,
+  role: str | None = None,
+  params_shardings: typing.PyTree | None = None,
+) -> typing.PyTree:
+  """Reads the trainable leaves of a step, without the optimizer.
+
+  Args:
+    step: the step's folder.
+    role: of several models that were trained together, the one to read.
+    params_shardings: of `params`, where there are any: each host then reads
+      its own part of them alone, straight onto its devices.
+
+  Returns:
+    The tree, of numpy arrays but for what was given shardings.
+  """
   # The bare handler: a Checkpointer looks for metadata of a whole step here.
   handler = ocp.PyTreeCheckpointHandler()
-  wanted = {'trainable': handler.metadata(step / 'state').tree['trainable']}
-  restore_args = jax.tree.map(
-    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
-  )
+  wanted = handler.metadata(step / 'state').tree['trainable']
+  if role is not None:
+    wanted = wanted[role]
+  restore_args = {}
+  for name, tree in wanted.items():
+    if name == 'params' and params_shardings is not None:
+      restore_args[name] = jax.tree.map(
+        lambda _, sharding: ocp.ArrayRestoreArgs(sharding=sharding),
+        tree,
+        params_shardings,
+      )
+    else:
+      restore_args[name] = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+      )
+
+  def nest(tree):
+    return {'trainable': tree if role is None else {role: tree}}
+
   restored = handler.restore(
     step / 'state',
     args=ocp.args.PyTreeRestore(
-      item=wanted, restore_args=restore_args, partial_restore=True
+      item=nest(wanted), restore_args=nest(restore_args), partial_restore=True
     ),
   )
   handler.close()
-  return restored['trainable']
+  trainable = restored['trainable']
+  return trainable if role is None else trainable[role]

@@ -10,7 +10,6 @@ from typing import Any
 
 from absl import logging
 import jax
-from jax.sharding import Mesh
 
 from perlhf_jax.training import partitioning
 
@@ -27,7 +26,7 @@ class CompiledStep:
   def __init__(
     self,
     function: Callable[..., Any],
-    mesh: Mesh,
+    mesh: partitioning.LogicalMesh,
     *,
     name: str,
     donate_argnums: tuple[int, ...] = (),
@@ -59,10 +58,14 @@ class CompiledStep:
       self._programs[shapes] = self._compile(arguments)
     return self._programs[shapes](*arguments)
 
+  def lower(self, *arguments: Any) -> jax.stages.Lowered:
+    """Lowers the function on the mesh, for arrays or for their shapes."""
+    with partitioning.use_mesh(self._mesh):
+      return self._jitted.lower(*arguments)
+
   def _compile(self, arguments):
     start = time.perf_counter()
-    with partitioning.use_mesh(self._mesh):
-      program = self._jitted.lower(*arguments).compile()
+    program = self.lower(*arguments).compile()
     memory = program.memory_analysis()
     self.memory_bytes = max(
       self.memory_bytes,

@@ -15,6 +15,7 @@ import numpy as np
 
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
+from perlhf_jax.training import placement
 
 _MULTIPLIERS = (np.uint32(2654435761), np.uint32(2246822519))
 
@@ -52,7 +53,7 @@ def fingerprint(params: Mapping[str, Any]) -> str:
   lines = []
   for path, leaf in tree_paths.flatten(params).items():
     for name, part in _unrolled(path, jnp.asarray(leaf)):
-      sums = np.asarray(_leaf_sums(part))
+      sums = placement.to_host(_leaf_sums(part))
       lines.append(f'{name} {part.shape} {sums[0]} {sums[1]}')
   digest.update('\n'.join(sorted(lines)).encode())
   return digest.hexdigest()[:16]

@@ -1,17 +1,17 @@
 """The device mesh, and one table from logical axes to mesh axes.
 
-Layers name logical axes (T5X's names); only this file knows the mesh. Axes of
-the mesh: `data` replicates parameters, `fsdp` shards both batch and
-parameters, `tensor` splits heads, hidden units and vocabulary.
+Layers name logical axes (T5X's names); only this file knows the mesh. What is
+moved onto it and off it again is in `placement`.
 """
 
 from collections.abc import Mapping, Sequence
 import contextlib
+import dataclasses
 import math
 
 import flax.linen as nn
 import jax
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
@@ -25,34 +25,142 @@ from perlhf_jax.core import typing
 MESH_AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')
 
-# An array uses a mesh axis once: of two logical axes that ask for it, the one
-# that comes first here gets it. So activations give `fsdp` to `batch`.
-LOGICAL_AXIS_RULES = (
-  ('batch', BATCH_AXES),
-  ('vocab', 'tensor'),
-  ('mlp', 'tensor'),
-  ('heads', 'tensor'),
-  ('joined_kv', 'tensor'),
-  ('embed', 'fsdp'),
-  ('kv', None),
-  ('length', None),
-  ('layers', None),
-  ('lora_rank', None),
-  ('relpos_buckets', None),
-)
+# A logical axis and the mesh axes that split it. An array uses a mesh axis
+# once: of two logical axes that ask for it, the one that comes first here gets
+# it. So activations give `fsdp` to `batch`.
+Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+
+_SPLIT_BY_TENSOR = ('vocab', 'mlp', 'heads', 'joined_kv')
+_NOT_SPLIT = ('kv', 'length', 'layers', 'lora_rank', 'relpos_buckets')
 
 
-def make_mesh(mesh_shape: Sequence[int] = (-1, 1, 1)) -> Mesh:
-  """Makes the mesh of all devices.
+@dataclasses.dataclass(frozen=True)
+class LogicalMesh:
+  """A mesh of devices, and the rules from logical axes to its axes.
+
+  Attributes:
+    mesh: axes `MESH_AXES`.
+    rules: what splits which logical axis.
+  """
+
+  mesh: Mesh
+  rules: Rules
+
+  @property
+  def shape(self) -> Mapping[str, int]:
+    """Size of each mesh axis."""
+    return self.mesh.shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Partitioner:
+  """How models and batches are split; gin builds it, with T5X's terms.
+
+  Attributes:
+    mesh_shape: sizes of (data, fsdp, tensor); one of them may be -1 and takes
+      the devices that the others leave. `data` replicates parameters, `fsdp`
+      shards both batch and parameters, `tensor` splits heads, hidden units
+      and vocabulary.
+    activation_partitioning_dims: 1, or 2 to split the activations between
+      layers by `tensor` too, which costs communication and saves memory.
+    parameter_partitioning_dims: 2, or 1 to leave parameters whole on `fsdp`
+      and split them by `tensor` alone.
+  """
+
+  mesh_shape: Sequence[int] = (-1, 1, 1)
+  activation_partitioning_dims: int = 1
+  parameter_partitioning_dims: int = 2
+
+  def make_mesh(
+    self, devices: Sequence[jax.Device] | None = None
+  ) -> LogicalMesh:
+    """Makes the mesh.
+
+    Args:
+      devices: of the mesh, which need not be of this machine; all devices of
+        this run if None.
+
+    Raises:
+      ConfigError: the sizes do not multiply to the number of devices.
+    """
+    rules = standard_rules(
+      self.activation_partitioning_dims, self.parameter_partitioning_dims
+    )
+    devices = jax.devices() if devices is None else devices
+    sizes = _mesh_sizes(self.mesh_shape, len(devices))
+    placed = mesh_utils.create_device_mesh(
+      sizes,
+      devices,
+      # Or a mesh of other proportions than the wires of a slice is refused.
+      allow_split_physical_axes=True,
+    )
+    # Auto axes: the compiler propagates shardings from the constraints here.
+    mesh = Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    return LogicalMesh(mesh, rules)
+
+
+# Every device has the whole model, and a share of each batch.
+DATA_PARALLEL = Partitioner()
+
+
+def standard_rules(
+  activation_partitioning_dims: int = 1, parameter_partitioning_dims: int = 2
+) -> Rules:
+  """Returns T5X's standard rules for our mesh.
+
+  T5X has one axis `data` for what are `data` and `fsdp` here, and calls
+  `tensor` `model`.
 
   Args:
-    mesh_shape: sizes of (data, fsdp, tensor); one of them may be -1 and takes
-      the devices that the others leave.
+    activation_partitioning_dims: 1 or 2; see `Partitioner`.
+    parameter_partitioning_dims: 1 or 2.
 
   Raises:
-    ConfigError: the product is not the number of devices.
+    ConfigError: another number.
   """
-  devices = jax.device_count()
+  for name, dims in (
+    ('activation_partitioning_dims', activation_partitioning_dims),
+    ('parameter_partitioning_dims', parameter_partitioning_dims),
+  ):
+    if dims not in (1, 2):
+      raise errors.ConfigError(
+        f'Partitioner.{name} is {dims!r}; it must be 1 or 2.'
+      )
+  rules = [('batch', BATCH_AXES)]
+  rules += [(name, 'tensor') for name in _SPLIT_BY_TENSOR]
+  # Activations have given `fsdp` to `batch`, and kernels `tensor` to their
+  # other axis, so that each of these acts on one of the two kinds.
+  if activation_partitioning_dims == 2:
+    rules.append(('embed', 'tensor'))
+  rules.append(('embed', 'fsdp' if parameter_partitioning_dims == 2 else None))
+  return (*rules, *((name, None) for name in _NOT_SPLIT))
+
+
+def parse_mesh_shape(text: str) -> tuple[int, ...]:
+  """Reads a mesh shape such as `1,4,2` or `(1, 4, 2)` from a command line.
+
+  Raises:
+    ConfigError: it is not of that form.
+  """
+  try:
+    return tuple(int(size) for size in text.strip('() ').split(','))
+  except ValueError as error:
+    raise errors.ConfigError(
+      f'--mesh_shape={text} is no list of sizes of (data, fsdp, tensor), such '
+      'as 1,4,2.'
+    ) from error
+
+
+def make_mesh(mesh_shape: Sequence[int] = (-1, 1, 1)) -> LogicalMesh:
+  """Makes the mesh of all devices under the standard rules.
+
+  Raises:
+    ConfigError: as `Partitioner.make_mesh`.
+  """
+  return Partitioner(mesh_shape).make_mesh()
+
+
+def _mesh_sizes(mesh_shape: Sequence[int], devices: int) -> tuple[int, ...]:
   sizes = list(mesh_shape)
   if (
     len(sizes) != 3
@@ -71,25 +179,24 @@ def make_mesh(mesh_shape: Sequence[int] = (-1, 1, 1)) -> Mesh:
       f'MESH_SHAPE {tuple(mesh_shape)} (data, fsdp, tensor) does not multiply '
       f'to the number of devices, {devices}.'
     )
-  # Auto axes: the compiler propagates shardings from the constraints here.
-  return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+  return tuple(sizes)
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Mesh):
-  """Makes `mesh` and the rules current, for tracing and for compiling."""
-  with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXIS_RULES):
+def use_mesh(mesh: LogicalMesh):
+  """Makes `mesh` and its rules current, for tracing and for compiling."""
+  with jax.set_mesh(mesh.mesh), nn.logical_axis_rules(mesh.rules):
     yield
 
 
-def shardings_of(boxed: typing.PyTree, mesh: Mesh) -> typing.PyTree:
+def shardings_of(boxed: typing.PyTree, mesh: LogicalMesh) -> typing.PyTree:
   """Returns the sharding of every leaf of a boxed tree (arrays or shapes).
 
   Raises:
     ConfigError: a mesh axis does not divide the dimension that it splits.
   """
   specs = nn.get_partition_spec(boxed)
-  shardings = nn.logical_to_mesh_sharding(specs, mesh, LOGICAL_AXIS_RULES)
+  shardings = nn.logical_to_mesh_sharding(specs, mesh.mesh, mesh.rules)
   shapes = tree_paths.flatten(nn.meta.unbox(boxed))
   for path, sharding in tree_paths.flatten(shardings).items():
     for size, axis in zip(shapes[path].shape, sharding.spec, strict=False):
@@ -103,19 +210,32 @@ def shardings_of(boxed: typing.PyTree, mesh: Mesh) -> typing.PyTree:
   return shardings
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def abstract_arrays(
+  shapes: typing.PyTree, shardings: typing.PyTree
+) -> typing.PyTree:
+  """Returns shapes and dtypes with shardings, to restore or compile with."""
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    shapes,
+    shardings,
+  )
+
+
+def replicated(mesh: LogicalMesh) -> NamedSharding:
   """The sharding of what every device holds whole."""
-  return NamedSharding(mesh, PartitionSpec())
+  return NamedSharding(mesh.mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: LogicalMesh) -> NamedSharding:
   """The sharding of arrays whose first axis is `batch`."""
-  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+  return NamedSharding(mesh.mesh, PartitionSpec(BATCH_AXES))
 
 
 def check_batch_size(
   batch_size: int,
-  mesh: Mesh,
+  mesh: LogicalMesh,
   accumulation_steps: int = 1,
   minibatches: int = 1,
 ) -> None:
@@ -139,21 +259,3 @@ def check_batch_size(
       f'(data x fsdp of MESH_SHAPE) times {accumulation_steps} accumulation '
       f'step(s){times}; use a multiple of {factor}.'
     )
-
-
-def shard_batch(
-  batch: Mapping[str, np.ndarray], mesh: Mesh
-) -> dict[str, jax.Array]:
-  """Puts this process's rows of a batch on its devices."""
-  sharding = batch_sharding(mesh)
-  return {
-    name: jax.make_array_from_process_local_data(sharding, array)
-    for name, array in batch.items()
-  }
-
-
-def to_host(array: jax.Array) -> np.ndarray:
-  """Gathers an array, rows of all hosts included, as numpy."""
-  if array.is_fully_addressable:
-    return np.asarray(array)
-  return multihost_utils.process_allgather(array, tiled=True)

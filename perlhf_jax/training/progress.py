@@ -5,6 +5,7 @@ import sys
 import time
 
 from absl import logging
+import jax
 import tqdm
 
 
@@ -30,7 +31,7 @@ class Progress:
     self._since: float | None = None
     self._counted_step = start_step
     self._bar = None
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and jax.process_index() == 0:
       self._bar = tqdm.tqdm(
         total=total_steps, initial=start_step, unit='step', dynamic_ncols=True
       )

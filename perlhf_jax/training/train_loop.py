@@ -1,6 +1,7 @@
 """The loop: batches in, updates, metrics, evaluations and checkpoints out."""
 
 from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,7 +16,10 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import typing
 from perlhf_jax.training import checkpoints
 from perlhf_jax.training import metric_writer
+from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
+from perlhf_jax.training import preemption
 from perlhf_jax.training import progress as progress_lib
 
 # A TrainState, or another pytree with a `step`.
@@ -104,7 +108,7 @@ def train(
   batch_size: int,
   evaluate: Callable[[State], Mapping[str, float]],
   selection: Selection,
-  mesh: jax.sharding.Mesh,
+  mesh: partitioning.LogicalMesh,
   summary: Mapping[str, float],
   check: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> State:
@@ -135,20 +139,28 @@ def train(
     UserError: by `check`, with the last checkpoint kept; or by `step` or
       `evaluate`, of input that they cannot use: the state before that step,
       or the one that was to be evaluated, is saved.
+    PreemptedError: SIGTERM told this process, or another, to stop; the state
+      is saved.
   """
   check = check or check_finite
   first = int(state.step)
   writer = metric_writer.MetricWriter(model_dir, first)
   progress = progress_lib.Progress(first, config.train_steps, batch_size)
   stream = batches(first)
-  try:
+  with preemption.Notice() as notice, _closing(manager, writer, progress):
+    pending = None
     for done in range(first + 1, config.train_steps + 1):
-      batch = partitioning.shard_batch(next(stream), mesh)
+      batch = placement.shard_batch(next(stream), mesh)
+      notice.ask()
       try:
         state, metrics = step(state, frozen, batch)
-      except errors.UserError:
-        _save_unmeasured(manager, state, first)
+      except errors.UserError as error:
+        _save_unmeasured(manager, state, first, error)
         raise
+      # One step ahead keeps the devices busy; from further ahead a notice would
+      # be followed too late.
+      jax.block_until_ready(pending)
+      pending = metrics
       if step.newly_compiled:
         jax.block_until_ready(metrics)
         progress.pause(done - 1)
@@ -157,30 +169,32 @@ def train(
       records = done % config.log_period == 0 or is_last
       saves = done % config.checkpoint_period == 0 or is_last
       evaluates = done % config.eval_period == 0 or saves
-      if not records and not evaluates:
-        continue
-      metrics = {name: float(value) for name, value in metrics.items()}
-      progress.pause(done)
-      if records:
-        writer.write(done, 'train', metrics)
-        progress.report(done, 'train', metrics)
-      check(done, metrics)
-      if evaluates:
-        try:
-          evaluated = evaluate(state)
-        except errors.UserError:
-          _save_unmeasured(manager, state, first)
-          raise
-        writer.write(done, 'eval', evaluated)
-        progress.report(done, 'eval', evaluated)
-        if saves:
-          manager.save(state, selection.value(evaluated))
-      progress.resume(done)
+      stops = notice.agreed() and not is_last
+      if records or evaluates or stops:
+        metrics = {name: float(value) for name, value in metrics.items()}
+        progress.pause(done)
+        if records:
+          writer.write(done, 'train', metrics)
+          progress.report(done, 'train', metrics)
+        _check_together(check, done, metrics)
+        if evaluates:
+          try:
+            evaluated = evaluate(state)
+          except errors.UserError as error:
+            _save_unmeasured(manager, state, first, error)
+            raise
+          writer.write(done, 'eval', evaluated)
+          progress.report(done, 'eval', evaluated)
+          if saves:
+            manager.save(state, selection.value(evaluated))
+        progress.resume(done)
+      if stops:
+        _save_unmeasured(manager, state, first)
+        raise errors.PreemptedError(
+          f'stopped by SIGTERM; step {done} is saved in {model_dir}. Started '
+          'again, the same command goes on from there.'
+        )
     progress.pause(config.train_steps)
-  finally:
-    progress.close()
-    writer.close()
-    manager.close()
   summary = {
     **summary,
     'steps': config.train_steps,
@@ -196,10 +210,52 @@ def train(
   return state
 
 
-def _save_unmeasured(manager, state, first):
-  """Saves a state that an error would lose."""
+@contextlib.contextmanager
+def _closing(
+  manager: checkpoints.CheckpointManager,
+  writer: metric_writer.MetricWriter,
+  progress: progress_lib.Progress,
+) -> Iterator[None]:
+  """Closes everything in the end, without waiting for a process that is gone.
+
+  A save is complete when all processes have done their part. The others do not
+  get there when this process alone fails, or when one of them is lost.
+  """
+  together = True
+  try:
+    yield
+  except errors.PreemptedError:
+    raise
+  except BaseException as error:
+    together = _is_shared(error)
+    raise
+  finally:
+    progress.close()
+    writer.close()
+    if together:
+      manager.close()
+
+
+def _is_shared(error: BaseException) -> bool:
+  """Whether every process has this error."""
+  return multihost.is_alone() or getattr(error, 'on_every_host', False)
+
+
+def _save_unmeasured(manager, state, first, error=None):
+  """Saves a state that would be lost, if all processes can."""
+  if error is not None and not _is_shared(error):
+    return
   if int(state.step) not in (first, manager.latest_step()):
     manager.save(state, None)
+
+
+def _check_together(check, step, metrics):
+  """Checks metrics; they are the same on every process, and so is an error."""
+  try:
+    check(step, metrics)
+  except errors.UserError as error:
+    error.on_every_host = True
+    raise
 
 
 def check_finite(step: int, metrics: Mapping[str, float]) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import optax
 
 from perlhf_jax.core import typing
@@ -46,12 +47,13 @@ def state_shardings(
   trainable_shardings: Mapping[str, Any],
   trainable: Mapping[str, Any],
   optimizer: optax.GradientTransformation,
-  mesh: Mesh,
+  mesh: partitioning.LogicalMesh,
 ) -> TrainState:
   """Returns the sharding of every leaf of the state.
 
-  Optimizer leaves of a parameter's shape lie as the parameter does; others
-  (Adafactor's rows and columns, counters) are small and are replicated.
+  Optimizer leaves of a parameter's shape lie as the parameter does, and so do
+  those that lack some of its axes (Adafactor's rows and columns), as far as
+  they have them. Others are scalars, which every device holds.
 
   Args:
     trainable_shardings: of `trainable`.
@@ -63,8 +65,8 @@ def state_shardings(
   abstract = jax.eval_shape(optimizer.init, trainable)
   opt_state = optax.tree_utils.tree_map_params(
     optimizer,
-    lambda leaf, sharding, parameter: (
-      sharding if leaf.shape == parameter.shape else whole
+    lambda leaf, sharding, parameter: _sharding_of_part(
+      leaf.shape, parameter.shape, sharding
     ),
     abstract,
     trainable_shardings,
@@ -72,3 +74,15 @@ def state_shardings(
     transform_non_params=lambda _: whole,
   )
   return TrainState(whole, trainable_shardings, opt_state)
+
+
+def _sharding_of_part(shape, parameter_shape, sharding):
+  """Returns the sharding of what has all of a parameter's axes, or some."""
+  spec = [*sharding.spec, *[None] * len(parameter_shape)]
+  rest, kept = list(shape), []
+  for size, axis in zip(parameter_shape, spec, strict=False):
+    if rest and rest[0] == size:
+      kept.append(axis)
+      rest.pop(0)
+  # What is left over has axes of its own, such as a placeholder's.
+  return NamedSharding(sharding.mesh, PartitionSpec(*([] if rest else kept)))

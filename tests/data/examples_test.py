@@ -1,9 +1,7 @@
 import hypothesis
 from hypothesis import strategies as st
 import numpy as np
-import pytest
 
-from perlhf_jax.core import errors
 from perlhf_jax.data import example_order
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import feature_converters
@@ -48,15 +46,25 @@ def test_token_columns_keep_rows(rows):
 @hypothesis.given(
   count=st.integers(1, 9),
   step=st.integers(0, 7),
-  hosts=st.sampled_from([1, 2, 4]),
+  part=st.lists(st.integers(0, 3), min_size=1, max_size=4, unique=True),
 )
-def test_hosts_together_hold_the_global_batch(count, step, hosts):
+def test_a_host_gets_its_rows_of_the_global_batch(count, step, part):
   examples = make(count)
   whole = examples.batch_at(step)
-  parts = [examples.batch_at(step, host, hosts) for host in range(hosts)]
+  mine = examples.batch_at(step, np.array(part))
   for name, array in whole.items():
-    joined = np.concatenate([part[name] for part in parts])
-    np.testing.assert_array_equal(joined, array)
+    np.testing.assert_array_equal(mine[name], array[part])
+
+
+def test_prompts_are_padded_as_the_global_batch_needs():
+  examples = make(10, shuffle=False).prompts()
+  examples.columns['inputs'] = examples_lib.TokenColumn(
+    [np.full(n, 5, np.int32) for n in (3, 40, 2, 2, 3, 3, 3, 3, 3, 3)]
+  )
+  examples.converter = feature_converters.PromptConverter(64)
+  for part in (None, np.array([0]), np.array([1])):
+    assert examples.batch_at(0, part)['prompt_tokens'].shape[1] == 64
+    assert examples.batch_at(1, part)['prompt_tokens'].shape[1] == 16
 
 
 def test_batches_follow_the_order():
@@ -78,29 +86,19 @@ def test_a_data_set_smaller_than_a_batch_is_repeated():
   assert len({tuple(row) for row in batch['response_tokens'].tolist()}) == 3
 
 
-def test_batch_that_hosts_cannot_share_is_an_error():
-  with pytest.raises(errors.ConfigError, match='divided among 3 hosts'):
-    make(5).batch_at(0, 0, 3)
-
-
-@pytest.mark.parametrize('hosts', [1, 2])
-def test_evaluation_holds_every_row_once_and_pads(hosts):
+def test_evaluation_holds_every_row_once_and_pads():
   examples = make(6)
-  parts = [
-    [examples.eval_batch_at(i, 4, host, hosts) for host in range(hosts)]
-    for i in range(2)
-  ]
-  masks = [
-    np.concatenate([part['example_mask'] for part in batch]) for batch in parts
-  ]
+  batches = [examples.eval_batch_at(i, 4) for i in range(2)]
+  masks = [batch['example_mask'] for batch in batches]
   assert [mask.tolist() for mask in masks] == [
     [True] * 4,
     [True, True, False, False],
   ]
-  tokens = np.concatenate(
-    [part['response_tokens'] for batch in parts for part in batch]
-  )[np.concatenate(masks)]
-  texts = [VOCABULARY.decode(row[row > 1].tolist()) for row in tokens]
+  tokens = np.concatenate([batch['response_tokens'] for batch in batches])
+  texts = [
+    VOCABULARY.decode(row[row > 1].tolist())
+    for row in tokens[np.concatenate(masks)]
+  ]
   assert texts == [f'r{i}' for i in range(6)]
 
 

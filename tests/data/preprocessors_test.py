@@ -79,3 +79,14 @@ def test_from_python_serves_as_a_preprocessor():
   # SeqIO checks types and ranks of what comes out.
   spec = preprocess(dataset).element_spec
   assert all(entry == tf.TensorSpec([], tf.string) for entry in spec.values())
+
+
+def test_from_python_keeps_what_a_source_says_of_a_row():
+  kept = {'origin': b'f:1', 'problem': b'', 'position': [0, 7]}
+  dataset = tf.data.Dataset.from_tensors({'text': 'a b', 'other': 'c'} | kept)
+  preprocess = preprocessors.from_python(
+    lambda example: {'inputs': example['text']}, ['inputs']
+  )
+  (row,) = preprocess(dataset).as_numpy_iterator()
+  assert row.pop('position').tolist() == kept.pop('position')
+  assert row == {'inputs': b'a b'} | kept

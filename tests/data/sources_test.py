@@ -199,8 +199,48 @@ def test_absent_margins_are_zero():
   assert row['margin'] == 0.0
 
 
-def test_sources_are_one_shard():
+def test_made_rows_are_one_shard():
   source = sources.PythonSource('sft', ['train'], lambda _: [], INFO)
   assert list(source.list_shards('train')) == ['train']
-  with pytest.raises(ValueError, match='one shard'):
+  with pytest.raises(ValueError, match='fewer than 2'):
     source.get_dataset('train', shard_info=seqio.ShardInfo(0, 2))
+
+
+def test_each_file_is_a_shard_and_rows_know_their_position(tmp_path):
+  for name, count in (('a', 3), ('b', 2), ('c', 4)):
+    write(tmp_path / f'{name}.jsonl', numbered(count))
+  groups = [
+    sources.FileGroup(('[ab].jsonl',), {'train': 1.0}),
+    sources.FileGroup(('c.jsonl',), {'train': 0.5, 'test': 0.5}),
+  ]
+  source = make([groups], str(tmp_path))
+  names = [str(tmp_path / f'{name}.jsonl') for name in 'abc']
+  assert list(source.list_shards('train')) == names
+  assert list(source.list_shards('test')) == names[2:]
+  whole = list(source.get_dataset('train').as_numpy_iterator())
+  assert [row['position'].tolist() for row in whole[:5]] == [
+    *([0, 0], [0, 1], [0, 2], [1, 0], [1, 1])
+  ]
+  for count in (2, 3):
+    parts = [
+      row
+      for index in range(count)
+      for row in source.get_dataset(
+        'train', shard_info=seqio.ShardInfo(index, count)
+      ).as_numpy_iterator()
+    ]
+    parts.sort(key=lambda row: row['position'].tolist())
+    assert [row['origin'] for row in parts] == [row['origin'] for row in whole]
+
+
+def test_a_split_that_no_file_has_is_an_empty_shard(tmp_path):
+  layouts = [
+    [sources.FileGroup(('no.jsonl',), {'train': 0.5, 'test': 0.5})],
+    [sources.FileGroup(('a.jsonl',), {'train': 1.0})],
+  ]
+  write(tmp_path / 'a.jsonl', numbered(2))
+  source = make(layouts, str(tmp_path))
+  assert list(source.list_shards('test')) == ['test']
+  dataset = source.get_dataset('test', shard_info=seqio.ShardInfo(0, 1))
+  assert list(dataset.as_numpy_iterator()) == []
+  assert dataset.element_spec['position'].shape == (2,)

@@ -141,7 +141,6 @@ def test_a_missing_directory(tmp_path):
   error = _error(hf.load_config, tmp_path / 'google' / 'flan-t5-base')
   assert 'There is no directory' in error
   assert 'flan-t5-base' in error and 'hf download' in error
-  assert 'is remote' in _error(hf.load_config, 'gs://bucket/t5')
 
 
 def test_a_missing_or_broken_config(tmp_path):

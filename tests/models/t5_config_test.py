@@ -32,6 +32,7 @@ def test_activations_become_a_hashable_tuple():
     ({'mlp_activations': ()}, 'one name, or two'),
     ({'mlp_activations': ('relu',) * 3}, 'one name, or two'),
     ({'dropout_rate': 1.0}, r'dropout_rate is 1.0; it must be in \[0, 1\)'),
+    ({'attention_block': 0}, 'attention_block is 0; it must be at least 1'),
     ({'dtype': 'bf16'}, "dtype is 'bf16'; choose one of float32, bfloat16"),
   ],
 )
@@ -48,6 +49,7 @@ def test_architecture_leaves_out_what_a_run_may_change():
     dtype='bfloat16',
     scan_layers=True,
     remat_policy='full',
+    attention_block=8,
   )
   deeper = t5_config.T5Config(vocab_size=4, num_encoder_layers=7)
   assert t5_config.architecture(one) == t5_config.architecture(other)

@@ -37,7 +37,13 @@ def _samples(example_mask=(True, True), **more):
 
 
 def _scoring(functions=(), reduce='mean', model_weight=1.0):
-  return iteration.Scoring(reduce, model_weight, functions, tiny_roles.decode)
+  return iteration.Scoring(
+    reduce,
+    model_weight,
+    functions,
+    tiny_roles.decode,
+    partitioning.make_mesh(),
+  )
 
 
 def test_texts_are_rows_with_the_prompt_before_each_response():
@@ -60,7 +66,7 @@ MODEL_SCORES = np.array(
   ],
 )
 def test_an_ensemble_is_one_score(reduce, wanted):
-  samples = _samples(model_scores=jnp.array(MODEL_SCORES))
+  samples = _samples(model_scores=jnp.array(np.moveaxis(MODEL_SCORES, 0, -1)))
   np.testing.assert_array_equal(_scoring(reduce=reduce)(samples), wanted)
   weighted = _scoring(reduce=reduce, model_weight=-0.5)(samples)
   np.testing.assert_array_equal(weighted, -0.5 * np.array(wanted))
@@ -82,7 +88,7 @@ def test_functions_and_models_are_added_with_their_weights():
   firsts = np.array([[7, 7], [9, 9]])
   alone = _scoring(functions)(_samples())
   np.testing.assert_allclose(alone, 0.5 * lengths + 10 * firsts)
-  samples = _samples(model_scores=jnp.array(MODEL_SCORES))
+  samples = _samples(model_scores=jnp.array(np.moveaxis(MODEL_SCORES, 0, -1)))
   both = _scoring(functions, 'min', 2.0)(samples)
   np.testing.assert_allclose(
     both, 2 * MODEL_SCORES.min(axis=0) + 0.5 * lengths + 10 * firsts
@@ -191,7 +197,7 @@ def test_the_metric_is_the_combined_score(run):
   step, state, frozen, _ = run
   batch = tiny_roles.prompts()
   samples = step.rollout(state.trainable, frozen, 0, batch)
-  models = np.asarray(samples['model_scores']).min(axis=0)
+  models = np.asarray(samples['model_scores']).min(axis=-1)
   lengths = np.asarray(samples['response_mask']).sum(axis=-1)
   _, metrics = step(_copy(state), frozen, batch)
   np.testing.assert_allclose(

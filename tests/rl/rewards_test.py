@@ -153,7 +153,7 @@ MEMBERS = np.random.default_rng(2).normal(size=(3, 2, 4)).astype(np.float32)
 
 @pytest.mark.parametrize(
   'how, expected',
-  [('mean', MEMBERS.mean(axis=0)), ('min', MEMBERS.min(axis=0))],
+  [('mean', MEMBERS.mean(axis=-1)), ('min', MEMBERS.min(axis=-1))],
 )
 def test_combine(how, expected):
   np.testing.assert_allclose(

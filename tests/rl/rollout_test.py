@@ -51,7 +51,7 @@ def test_shapes(samples):
     'values',
   ):
     assert samples[name].shape == shape, name
-  assert samples['model_scores'].shape == (2, *shape[:2])
+  assert samples['model_scores'].shape == (*shape[:2], 2)
   assert samples['example_mask'].all()
 
 
@@ -109,12 +109,12 @@ def test_scores_are_those_of_the_reward_models_on_the_text(
   params = roles[2]['params']
   actual = samples['model_scores']
   wanted = _own_scores(model, {'params': params, **shares}, samples)
-  np.testing.assert_allclose(actual[0], wanted, atol=2e-5)
+  np.testing.assert_allclose(actual[..., 0], wanted, atol=2e-5)
   wanted = _own_scores(other_model, owns, samples)
-  np.testing.assert_allclose(actual[1], wanted, atol=2e-5)
+  np.testing.assert_allclose(actual[..., 1], wanted, atol=2e-5)
   # The second would say other things of the shared backbone.
   wrong = _own_scores(other_model, {**owns, 'params': params}, samples)
-  assert np.abs(actual[1] - wrong).min() > 1e-3
+  assert np.abs(actual[..., 1] - wrong).min() > 1e-3
 
 
 def test_samples_are_a_function_of_seed_and_step(programs, samples, roles):
@@ -233,8 +233,8 @@ def test_what_the_roles_say_does_not_depend_on_the_padding(
   # A response that ran out of room is never longer than it was sampled.
   ended = rollout.has_eos(samples['response_tokens'], mask)
   np.testing.assert_allclose(
-    assessed['model_scores'][:, ended],
-    samples['model_scores'][:, ended],
+    assessed['model_scores'][ended],
+    samples['model_scores'][ended],
     atol=2e-5,
   )
   trimmed = rollout.trim(longer, tiny_roles.LENGTH)

@@ -22,9 +22,10 @@ from perlhf_jax.stages import benchmark_policy
 from perlhf_jax.stages import benchmark_reward
 from perlhf_jax.stages import benchmark_setting
 from perlhf_jax.stages import benchmark_timing
-from perlhf_jax.stages import setup_run
+from perlhf_jax.stages import starts
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
 
 _GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 _RUN = ('benchmark', '--gin_file=gin/runs/benchmark.gin')
@@ -250,7 +251,7 @@ def test_training_leaves_what_the_others_start_from(tuning):
   )
   mesh = partitioning.make_mesh()
   start = benchmark._with_random_weights(
-    setup_run.Start(config, None, None), mesh, 0
+    starts.Start(config, None, None), mesh, 0
   )
   rng = np.random.default_rng(0)
   prompts = benchmark_batches.random_tokens(rng, 2, 6, 20)
@@ -264,7 +265,7 @@ def test_training_leaves_what_the_others_start_from(tuning):
     seed=0,
   )
   programs = benchmark_reward.RewardPrograms(
-    start, setting, benchmark_batches.place(pairs, mesh)
+    start, setting, placement.put_batch(pairs, mesh)
   )
 
   def shared():

@@ -74,7 +74,7 @@ def sampled(root):
 
 def _argmax_loop(checkpoint, prompts, length):
   """Greedy responses by the whole forward pass, one prompt at a time."""
-  loaded = backbones.load_checkpoint(str(checkpoint))
+  loaded = backbones.load_checkpoint(str(checkpoint), partitioning.make_mesh())
   vocabulary = loaded.backbone.vocabulary
   model, variables = trained_models.place_backbone(
     loaded, partitioning.make_mesh()
@@ -325,7 +325,7 @@ def test_a_moved_base(root, tmp_path, greedy):
   (root / 'sft').rename(moved)
   try:
     with pytest.raises(errors.CheckpointError, match='--base_checkpoint'):
-      backbones.load_checkpoint(str(root / 'lora'))
+      backbones.load_checkpoint(str(root / 'lora'), partitioning.make_mesh())
     flags = f'--base_checkpoint={moved}', '--temperature=0'
     assert responses(root / 'lora', ROWS, tmp_path, *flags) == greedy['lora']
   finally:

@@ -12,6 +12,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
 from perlhf_jax.stages import backbones
 from perlhf_jax.training import checkpoints
+from perlhf_jax.training import partitioning
 
 PROMPT = 'todo: gym Rent tea Call mail'
 ROWS = [
@@ -64,8 +65,10 @@ def test_adapter_checkpoints_hold_no_backbone(root):
 
 
 def test_frozen_weights_are_bit_identical_after_training(root):
-  before = backbones.load_backbone(str(root / 'sft'))
-  after = backbones.load_checkpoint(str(root / 'lora')).backbone
+  before = backbones.load_backbone(str(root / 'sft'), partitioning.make_mesh())
+  after = backbones.load_checkpoint(
+    str(root / 'lora'), partitioning.make_mesh()
+  ).backbone
   assert before.fingerprint == after.fingerprint
   flat = tree_paths.flatten(after.params)
   for path, leaf in tree_paths.flatten(before.params).items():
@@ -73,7 +76,9 @@ def test_frozen_weights_are_bit_identical_after_training(root):
 
 
 def test_full_tuning_changes_every_kernel(root):
-  before = tree_paths.flatten(backbones.load_backbone(str(root / 'sft')).params)
+  before = tree_paths.flatten(
+    backbones.load_backbone(str(root / 'sft'), partitioning.make_mesh()).params
+  )
   step = checkpoints.find_step(str(root / 'full'))
   after = tree_paths.flatten(checkpoints.read_trainable(step)['params'])
   assert set(before) == set(after)
@@ -178,7 +183,7 @@ def test_an_adapter_whose_base_has_moved(root, tmp_path):
   before = runs.score(tmp_path / 'lora', ROWS, tmp_path)
   (tmp_path / 'sft').rename(tmp_path / 'moved')
   with pytest.raises(errors.CheckpointError, match='--base_checkpoint'):
-    backbones.load_checkpoint(str(tmp_path / 'lora'))
+    backbones.load_checkpoint(str(tmp_path / 'lora'), partitioning.make_mesh())
   after = runs.score(
     tmp_path / 'lora',
     ROWS,
@@ -221,10 +226,10 @@ def test_scanned_and_unrolled_stages_follow_each_other(tmp_path):
     'train_reward', 'attention', tmp_path / 'rm', 'demo_rm', start=lora, steps=1
   )
   for name in (sft, lora, tmp_path / 'rm'):
-    paths = tree_paths.flatten(
-      backbones.load_checkpoint(str(name)).backbone.params
-    )
-    assert any('/layers_0/' in path for path in paths)
+    loaded = backbones.load_checkpoint(str(name), partitioning.make_mesh())
+    assert loaded.backbone.config.scan_layers
+    paths = tree_paths.flatten(loaded.backbone.params)
+    assert any('/layers/' in path for path in paths)
     rows = runs.score(name, ROWS[:2], tmp_path)
     key = 'score' if name.name == 'rm' else 'logprob'
     assert np.isfinite([row[key] for row in rows]).all()

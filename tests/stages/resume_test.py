@@ -52,12 +52,13 @@ def reward(tmp_path_factory, sft):
   return path
 
 
-def _kill_and_resume(folder, arguments):
+def _kill_and_resume(folder, arguments, sent=signal.SIGKILL):
   """Runs twice into `folder`, once killed; returns the two MODEL_DIRs.
 
   Args:
     folder: an empty one.
     arguments: from a MODEL_DIR to a command line of `_STEPS` steps.
+    sent: the signal that kills, or tells to stop.
   """
   killed, whole = folder / 'killed', folder / 'whole'
   # Any record after the first checkpoint's, so that there is a step to go
@@ -69,9 +70,15 @@ def _kill_and_resume(folder, arguments):
     assert process.poll() is None, process.stderr.read()
     assert time.monotonic() < deadline
     time.sleep(0.005)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  process.stderr.close()
+  process.send_signal(sent)
+  err = process.communicate(timeout=120)[1]
+  if sent == signal.SIGTERM:
+    assert process.returncode == 75
+    saved = checkpoints.find_step(str(killed)).name
+    assert err.splitlines()[-1].startswith(
+      f'perlhf: stopped by SIGTERM; step {saved} is saved in {killed}. '
+    )
+    assert runs.metrics(killed)[-1]['step'] == int(saved) < _STEPS
 
   for path in killed, whole:
     assert main.run(arguments(path)) == 0
@@ -90,8 +97,17 @@ def _kill_and_resume(folder, arguments):
   return killed, whole
 
 
-@pytest.mark.parametrize('tuning', ['attention', 'none'])
-def test_sigkill_and_resume_equal_an_uninterrupted_run(tmp_path, sft, tuning):
+@pytest.mark.parametrize(
+  ('tuning', 'sent'),
+  [
+    ('attention', signal.SIGKILL),
+    ('none', signal.SIGKILL),
+    ('attention', signal.SIGTERM),
+  ],
+)
+def test_killed_and_resumed_equals_an_uninterrupted_run(
+  tmp_path, sft, tuning, sent
+):
   def arguments(model_dir):
     return runs.arguments(
       'train_reward',
@@ -104,7 +120,7 @@ def test_sigkill_and_resume_equal_an_uninterrupted_run(tmp_path, sft, tuning):
       steps=_STEPS,
     )
 
-  _, whole = _kill_and_resume(tmp_path, arguments)
+  _, whole = _kill_and_resume(tmp_path, arguments, sent)
   assert json.loads((whole / 'summary.json').read_text())['steps'] == _STEPS
 
 

@@ -5,27 +5,17 @@ import dataclasses
 import flax
 import jax
 import pytest
+import tiny_models
 
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import vocabularies
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5
-from perlhf_jax.models import t5_config
 from perlhf_jax.stages import roles
-from perlhf_jax.stages import setup_run
+from perlhf_jax.stages import starts
 
-# T5 1.1 base, as gin/models/t5_1_1_base.gin has it.
-BASE = t5_config.T5Config(
-  vocab_size=32128,
-  emb_dim=768,
-  num_heads=12,
-  num_encoder_layers=12,
-  num_decoder_layers=12,
-  head_dim=64,
-  mlp_dim=2048,
-  mlp_activations=('gelu', 'linear'),
-)
+BASE = tiny_models.T5_1_1_BASE
 
 
 def _bytes(tree):
@@ -38,7 +28,7 @@ def _held(lora, config=BASE):
   adapters = None
   if lora is not None:
     adapters = lora_lib.resolve(lora, t5.dense_module_paths(config))
-  start = setup_run.Start(config, vocabularies.byte_vocabulary(), None)
+  start = starts.Start(config, vocabularies.byte_vocabulary(), None)
   held = jax.eval_shape(
     lambda: roles.init_roles(start, adapters, 0, needs_value=True)[1]
   )
@@ -75,7 +65,7 @@ def test_without_a_baseline_there_is_no_value_model():
   adapters = lora_lib.resolve(
     lora_lib.LoraConfig(), t5.dense_module_paths(BASE)
   )
-  start = setup_run.Start(BASE, vocabularies.byte_vocabulary(), None)
+  start = starts.Start(BASE, vocabularies.byte_vocabulary(), None)
   held = jax.eval_shape(
     lambda: roles.init_roles(start, adapters, 0, needs_value=False)[1]
   )
@@ -96,7 +86,7 @@ def test_policy_and_value_begin_with_adapters_of_their_own():
   adapters = lora_lib.resolve(
     lora_lib.LoraConfig(rank=2), t5.dense_module_paths(config)
   )
-  start = setup_run.Start(config, vocabularies.byte_vocabulary(), None)
+  start = starts.Start(config, vocabularies.byte_vocabulary(), None)
   _, held = roles.init_roles(start, adapters, 0, needs_value=True)
   held = flax.core.meta.unbox(held)
   policy = tree_paths.flatten(held['policy'])

@@ -14,6 +14,7 @@ from perlhf_jax.models import policy as policy_lib
 from perlhf_jax.models import t5
 from perlhf_jax.stages import backbones
 from perlhf_jax.training import checkpoints
+from perlhf_jax.training import partitioning
 
 FEW = '--gin.EVAL_EXAMPLES=8'
 GOLD = '--gin_file=gin/demo/gold.gin'
@@ -72,7 +73,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope='module')
 def merged(root):
   """The policy with LoRA, as another stage starts from it."""
-  return backbones.load_backbone(str(root / 'lora'))
+  return backbones.load_backbone(str(root / 'lora'), partitioning.make_mesh())
 
 
 def _evaluate(checkpoint, *more):
@@ -150,8 +151,10 @@ def test_checkpoints_hold_what_was_trained(root):
   full = checkpoints.read_trainable(checkpoints.find_step(str(root / 'full')))
   assert {r: set(tree) for r, tree in full.items()} == {'policy': {'params'}}
   # The policy has moved, the backbone below it has not.
-  before = backbones.load_backbone(str(root / 'sft'))
-  loaded = backbones.load_checkpoint(str(root / 'lora'))
+  before = backbones.load_backbone(str(root / 'sft'), partitioning.make_mesh())
+  loaded = backbones.load_checkpoint(
+    str(root / 'lora'), partitioning.make_mesh()
+  )
   assert loaded.backbone.fingerprint == before.fingerprint
   b = [
     leaf
@@ -267,7 +270,9 @@ def _teacher_forced(model, variables, backbone, row):
 
 
 def test_scores_of_a_policy_are_its_log_probabilities(root, merged, tmp_path):
-  loaded = backbones.load_checkpoint(str(root / 'lora'))
+  loaded = backbones.load_checkpoint(
+    str(root / 'lora'), partitioning.make_mesh()
+  )
   backbone = loaded.backbone
   paths = t5.dense_module_paths(backbone.config)
   adapters = lora_lib.resolve(loaded.metadata.lora, paths)
@@ -287,13 +292,17 @@ def test_scores_of_a_policy_are_its_log_probabilities(root, merged, tmp_path):
 
 def test_a_policy_is_a_start_of_other_stages(root, merged):
   step = str(root / 'full' / 'checkpoints' / '3')
-  policy = backbones.load_backbone(str(root / 'full'))
-  metadata = backbones.load_checkpoint(str(root / 'rm_full')).metadata
+  policy = backbones.load_backbone(str(root / 'full'), partitioning.make_mesh())
+  metadata = backbones.load_checkpoint(
+    str(root / 'rm_full'), partitioning.make_mesh()
+  ).metadata
   assert metadata.base == {'path': step, 'fingerprint': policy.fingerprint}
   # The merged backbone is a Backbone like any other.
   assert merged.path == str(root / 'lora' / 'checkpoints' / '6')
   own, base = tree_paths.flatten(merged.params), root / 'sft'
-  before = tree_paths.flatten(backbones.load_backbone(str(base)).params)
+  before = tree_paths.flatten(
+    backbones.load_backbone(str(base), partitioning.make_mesh()).params
+  )
   changed = {path for path, leaf in before.items() if (leaf != own[path]).any()}
   assert set(own) == set(before)
   assert changed == {
@@ -317,7 +326,9 @@ def test_a_reference_that_has_moved(root, capsys):
     message = capsys.readouterr().err
     assert str(sft) in message and '--base_checkpoint' in message
     command.append(f'--base_checkpoint={moved}')
-    # Its reward model has lost its base too; another one has not.
+    # Its reward model was trained on that reference, and finds it here.
+    assert main.run(command) == 0
+    (root / 'rm').rename(root / 'lost')
     assert main.run(command) == 2
     message = capsys.readouterr().err
     assert str(root / 'rm') in message and 'REWARD_CHECKPOINT' in message
@@ -325,3 +336,4 @@ def test_a_reference_that_has_moved(root, capsys):
     assert main.run([*command, other]) == 0
   finally:
     moved.rename(sft)
+    (root / 'lost').rename(root / 'rm')

@@ -13,6 +13,7 @@ import tiny_models
 from perlhf_jax.core import errors
 from perlhf_jax.models import t5
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
 
 TESTS = pathlib.Path(__file__).parents[1]
 MESHES = ((8, 1, 1), (2, 2, 2), (1, 4, 2))
@@ -164,8 +165,8 @@ def test_constraints_are_traced_only_under_a_mesh():
 def test_batches_go_to_the_devices_and_back():
   mesh = partitioning.make_mesh()
   batch = {'tokens': np.arange(12).reshape(4, 3)}
-  sharded = partitioning.shard_batch(batch, mesh)
+  sharded = placement.shard_batch(batch, mesh)
   assert sharded['tokens'].sharding.spec == jax.P(('data', 'fsdp'))
   np.testing.assert_array_equal(
-    partitioning.to_host(sharded['tokens']), batch['tokens']
+    placement.to_host(sharded['tokens']), batch['tokens']
   )

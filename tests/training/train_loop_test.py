@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import signal
+import time
 
 from etils import epath
 import jax
@@ -261,6 +264,68 @@ def test_an_error_of_the_step_loses_nothing(
   assert (folder / 'metrics.jsonl').read_bytes() == (
     expected_folder / 'metrics.jsonl'
   ).read_bytes()
+
+
+def _telling(told_before):
+  """Batches, with SIGTERM before one of the steps."""
+
+  def batches(first):
+    for index, batch in enumerate(_batches(first), start=first):
+      if index + 1 == told_before:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)  # Another thread notes it.
+      yield batch
+
+  return batches
+
+
+# 5 is neither recorded nor evaluated, 6 is both; 3 is evaluated, 8 saved too.
+@pytest.mark.parametrize('step', [1, 3, 5, 6, 8])
+def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(
+  step, whole, compiled, tmp_path
+):
+  folder = epath.Path(tmp_path)
+  with pytest.raises(errors.PreemptedError) as error:
+    _train(folder, compiled, CONFIG, _telling(step))
+  assert str(error.value) == (
+    f'stopped by SIGTERM; step {step} is saved in {folder}. Started again, '
+    'the same command goes on from there.'
+  )
+  assert checkpoints.find_step(str(folder)).name == str(step)
+  best = folder / 'checkpoints' / 'best'
+  if step in (5, 6):  # They were not to be saved, so they cannot be the best.
+    assert checkpoints.find_step(str(best)).name == '4'
+  assert not (folder / 'summary.json').exists()
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  state = _train(folder, compiled, CONFIG)
+  expected_folder, expected = whole
+  np.testing.assert_array_equal(state.trainable['w'], expected)
+  assert (folder / 'metrics.jsonl').read_bytes() == (
+    expected_folder / 'metrics.jsonl'
+  ).read_bytes()
+  saved = {p.name for p in (folder / 'checkpoints').iterdir() if p.is_dir()}
+  assert saved == {'9'}
+
+
+def test_sigterm_before_the_last_step_lets_it_finish(whole, compiled, tmp_path):
+  folder = epath.Path(tmp_path)
+  state = _train(folder, compiled, CONFIG, _telling(9))
+  np.testing.assert_array_equal(state.trainable['w'], whole[1])
+  assert (folder / 'summary.json').exists()
+
+
+def test_a_diverged_step_is_not_saved_on_sigterm(compiled, tmp_path):
+  def batches(first):
+    told = _telling(5)(first)
+    for index, batch in enumerate(told, start=first):
+      if index + 1 == 5:
+        batch['y'][0] = np.nan
+      yield batch
+
+  folder = epath.Path(tmp_path)
+  with pytest.raises(errors.UserError, match='The loss at step 5 is nan'):
+    _train(folder, compiled, CONFIG, batches)
+  assert checkpoints.find_step(str(folder)).name == '4'
 
 
 def test_an_error_of_the_evaluation_loses_nothing(whole, compiled, tmp_path):

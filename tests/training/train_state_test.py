@@ -8,19 +8,9 @@ from perlhf_jax.core import tree_paths
 from perlhf_jax.models import lora
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5
-from perlhf_jax.models import t5_config
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import train_state
-
-T5_1_1_BASE = t5_config.T5Config(
-  vocab_size=32128,
-  emb_dim=768,
-  num_heads=12,
-  num_encoder_layers=12,
-  num_decoder_layers=12,
-  mlp_activations=('gelu', 'linear'),
-)
 
 
 def test_create():
@@ -59,14 +49,16 @@ def _bytes(lora_config):
   """Bytes of a reward model's checkpoint with Adafactor's state."""
   adapters = None
   if lora_config is not None:
-    adapters = lora.resolve(lora_config, t5.dense_module_paths(T5_1_1_BASE))
-  model = t5.T5(T5_1_1_BASE, adapters)
+    adapters = lora.resolve(
+      lora_config, t5.dense_module_paths(tiny_models.T5_1_1_BASE)
+    )
+  model = t5.T5(tiny_models.T5_1_1_BASE, adapters)
 
   def state():
     variables = dict(t5.init_variables(model, jax.random.key(0)))
     if adapters is not None:
       del variables['params']
-    heads = reward_model.init_heads(T5_1_1_BASE, jax.random.key(1))
+    heads = reward_model.init_heads(tiny_models.T5_1_1_BASE, jax.random.key(1))
     optimizer = optimizers.make_optimizer(optimizers.Optimizer(), 10)
     return train_state.create({**variables, 'heads': heads}, optimizer)
 

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perlhf_jax.stages import setup_run
+from perlhf_jax.stages import model_variables
 from perlhf_jax.training import partitioning
 
 
@@ -15,8 +15,8 @@ def test_what_is_placed_twice_does_not_share_its_memory():
   def init():
     return {'params': {'kernel': jnp.zeros((2, 3))}}
 
-  policy, _ = setup_run.place(init, given, mesh)
-  reference, _ = setup_run.place(init, given, mesh)
+  policy, _ = model_variables.place(init, given, mesh, copy=True)
+  reference, _ = model_variables.place(init, given, mesh, copy=True)
   step = jax.jit(
     lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0
   )
@@ -35,7 +35,24 @@ def test_only_what_is_not_given_is_drawn():
     return {'params': {'kernel': draw}, 'heads': {'bias': draw[0]}}
 
   given = {'params': {'kernel': np.full((2, 3), 7, np.float32)}}
-  placed, shardings = setup_run.place(init, given, mesh)
+  placed, shardings = model_variables.place(init, given, mesh, copy=True)
   np.testing.assert_array_equal(placed['params']['kernel'], 7)
   np.testing.assert_allclose(placed['heads']['bias'], init()['heads']['bias'])
   assert jax.tree.structure(placed) == jax.tree.structure(shardings)
+
+
+def test_shapes_are_those_of_what_is_placed():
+  mesh = partitioning.make_mesh()
+
+  def init():
+    return {'heads': {'bias': jnp.zeros(3), 'kernel': jnp.ones((2, 1))}}
+
+  placed, shardings = model_variables.place(init, {}, mesh, copy=False)
+  shapes, same = model_variables.shapes(init, mesh)
+  assert same == shardings
+  for leaf, shape in zip(
+    jax.tree.leaves(placed), jax.tree.leaves(shapes), strict=True
+  ):
+    assert isinstance(shape, jax.ShapeDtypeStruct)
+    assert (shape.shape, shape.dtype) == (leaf.shape, leaf.dtype)
+    assert shape.sharding == leaf.sharding

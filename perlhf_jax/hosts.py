@@ -1,0 +1,100 @@
+"""A command on several hosts: how its processes begin together, and end.
+
+Each host runs the same command line with `command_line.HOST_FLAGS`. No process
+may leave the others waiting: what goes wrong on one before the work starts is
+an error of all, and a process that fails later takes the others with it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import sys
+import traceback
+from typing import Any
+
+from perlhf_jax import logs
+from perlhf_jax import supervision
+from perlhf_jax.core import errors
+from perlhf_jax.core import versions
+
+
+def supervised(work: Callable[[], int]) -> int:
+  """Does the work of one of several processes, and ends it in bounded time.
+
+  Args:
+    work: returns an exit code.
+
+  Returns:
+    The exit code: that of `work`; `errors.GOES_ON` if another process was lost.
+  """
+
+  def ending_alone() -> int:
+    wait = True
+    try:
+      code = work()
+    except Exception as error:
+      lost = _lost_host(error)
+      if lost:
+        print(f'perlhf: error: {lost}', file=sys.stderr)
+        code, wait = errors.GOES_ON, False
+      else:
+        traceback.print_exc()
+        code = 1
+    supervision.if_aborted(code)
+    if code and 'jax' in sys.modules:
+      from perlhf_jax.training import multihost
+
+      multihost.leave(code, wait=wait)
+    return code
+
+  return supervision.run(ending_alone)
+
+
+def load_together(
+  flags: Mapping[str, Any],
+  command: Sequence[str],
+  load: Callable[[], tuple[Callable[[], Any], str]],
+) -> Callable[[], Any]:
+  """Meets the other processes and loads a command as they do.
+
+  Args:
+    flags: values of `command_line.HOST_FLAGS`.
+    command: lines that say what is to be done.
+    load: gives the call that does it, and its configuration as text.
+
+  Returns:
+    The call.
+
+  Raises:
+    UserError: by `load`, on any of the processes; or they are not all there, or
+      not about to do the same.
+  """
+  # jax takes a second to import, and must not have used a device before.
+  import jax
+
+  from perlhf_jax.training import multihost
+
+  # Where hosts are started one by one, the same command may succeed later.
+  supervision.if_aborted(errors.GOES_ON, multihost.unmet(**flags))
+  multihost.initialize(**flags)
+  supervision.if_aborted(errors.GOES_ON, multihost.LOST)
+  logs.show_process(jax.process_index())
+  call = error = None
+  configuration = ''
+  try:
+    call, configuration = load()
+  except errors.UserError as e:
+    error = e
+  multihost.raise_together(error)
+  multihost.check_same(
+    '\n'.join([*command, *versions.describe(), configuration]),
+    'the command, its configuration or their versions',
+  )
+  return call
+
+
+def _lost_host(error: Exception) -> str | None:
+  """Says that another process is gone, if that is what an error is about."""
+  if 'jax' not in sys.modules:
+    return None
+  from perlhf_jax.training import multihost
+
+  return multihost.lost_host(error)

@@ -1,0 +1,300 @@
+"""The programs of a run from shapes alone, built as the stages build them."""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from perlhf_jax.core import tree_paths
+from perlhf_jax.data import feature_converters
+from perlhf_jax.models import frozen_dtypes
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import reward_model
+from perlhf_jax.models import t5
+from perlhf_jax.models import t5_config
+from perlhf_jax.rl import algorithm as algorithm_lib
+from perlhf_jax.sampling import sampler
+from perlhf_jax.stages import model_variables
+from perlhf_jax.stages import policy_steps
+from perlhf_jax.stages import reward_scoring
+from perlhf_jax.stages import reward_sources
+from perlhf_jax.stages import roles as roles_lib
+from perlhf_jax.stages import setup_run
+from perlhf_jax.stages import starts
+from perlhf_jax.stages import train_reward
+from perlhf_jax.training import optimizers
+from perlhf_jax.training import partitioning
+
+REWARD_STEP = 'reward_step'
+ROLLOUT = 'rl_rollout'
+SCORING = 'rl_scoring'
+UPDATE = 'rl_update'
+PROGRAMS = (REWARD_STEP, ROLLOUT, SCORING, UPDATE)
+
+# Memory depends on none of these.
+_SEED = 0
+_TRAIN_STEPS = 1_000_000
+_KL_BETA = 0.05
+
+_OUTPUT_LAYER = 'logits_dense/kernel'
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What is to be run.
+
+  Attributes:
+    model: the architecture.
+    lora: adapters; None for full tuning.
+    optimizer: of every model that is trained.
+    algorithm: of reinforcement learning.
+    task_feature_lengths: tokens of `inputs` and `targets`.
+    batch_size: pairs of a reward step, and prompts of an iteration.
+    num_samples: responses of each prompt.
+    accumulation_steps: parts in which an update is differentiated.
+    temperature: of the sampling.
+  """
+
+  model: t5_config.T5Config
+  lora: lora_lib.LoraConfig | None
+  optimizer: optimizers.Optimizer
+  algorithm: algorithm_lib.Algorithm
+  task_feature_lengths: Mapping[str, int]
+  batch_size: int
+  num_samples: int = 1
+  accumulation_steps: int = 1
+  temperature: float = 1.0
+
+  @property
+  def tuning(self) -> str:
+    """`lora` or `full`."""
+    return 'full' if self.lora is None else 'lora'
+
+  def check_batch_size(self, mesh: partitioning.LogicalMesh) -> None:
+    """Raises a ConfigError if the mesh does not divide the batch."""
+    partitioning.check_batch_size(
+      self.batch_size, mesh, self.accumulation_steps, self.algorithm.minibatches
+    )
+
+  def batch_multiple(self, mesh: partitioning.LogicalMesh) -> int:
+    """Returns the number of which every batch size is a multiple."""
+    shards = math.prod(mesh.shape[axis] for axis in partitioning.BATCH_AXES)
+    return shards * self.accumulation_steps * self.algorithm.minibatches
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A program, and what a device holds while it runs.
+
+  Attributes:
+    name: one of `PROGRAMS`.
+    lower: lowers it.
+    argument_bytes: of a device, added up from the shapes of what it reads.
+    resident_bytes: of a device, its arguments and the weights and optimizer
+      states that wait for the other programs.
+  """
+
+  name: str
+  lower: Callable[[], jax.stages.Lowered]
+  argument_bytes: int
+  resident_bytes: int
+
+
+def make_programs(
+  setting: Setting, mesh: partitioning.LogicalMesh
+) -> Iterator[Program]:
+  """Yields the programs of a reward model's training and of RL.
+
+  Args:
+    setting: what is run.
+    mesh: of devices that need not be here.
+
+  Raises:
+    ConfigError: the mesh does not divide a dimension of the model.
+  """
+  yield _reward_step(setting, mesh)
+  yield from _policy_programs(setting, mesh)
+
+
+def device_bytes(tree: Any) -> int:
+  """Adds up what a device holds of a tree of sharded shapes."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def _reward_step(setting, mesh) -> Program:
+  start = starts.Start(setting.model, None, None)
+  run = setup_run.make_run(
+    start,
+    setting.lora,
+    mesh,
+    _SEED,
+    init_heads=lambda rng: reward_model.init_heads(start.config, rng),
+    only_shapes=True,
+  )
+  steps = setup_run.make_steps(
+    run,
+    train_reward.make_loss(
+      reward_model.RewardModel(run.model), reward_scoring.PAIRWISE, 0.0
+    ),
+    setting.optimizer,
+    train_steps=_TRAIN_STEPS,
+    seed=_SEED,
+    accumulation_steps=setting.accumulation_steps,
+  )
+  state = _created(steps, run.trainable)
+  lengths = setting.task_feature_lengths
+  tokens = np.ones(1, np.int32)
+  batch = _abstract_batch(
+    feature_converters.PairwiseConverter(lengths['inputs'], lengths['targets'])(
+      [{'inputs': tokens, 'chosen': tokens, 'rejected': tokens}]
+    ),
+    setting.batch_size,
+    mesh,
+  )
+  return Program(
+    REWARD_STEP,
+    lambda: steps.train.lower(state, run.frozen, batch),
+    device_bytes((state, _without_output_layer(run.frozen), batch)),
+    device_bytes((state, run.frozen, batch)),
+  )
+
+
+def _policy_programs(setting, mesh) -> Iterator[Program]:
+  roles = _with_reward_model(
+    roles_lib.make_roles(
+      starts.Start(setting.model, None, None),
+      setting.lora,
+      mesh,
+      _SEED,
+      needs_value=setting.algorithm.needs_value,
+      only_shapes=True,
+    ),
+    setting,
+    mesh,
+  )
+  lengths = setting.task_feature_lengths
+  steps = policy_steps.make_steps(
+    roles,
+    reward_sources.RewardSources().scoring(None, mesh),
+    mesh,
+    algorithm=setting.algorithm,
+    optimizer_configs=dict.fromkeys(roles.trainable, setting.optimizer),
+    sampling=sampler.SamplingConfig(
+      max_length=lengths['targets'],
+      temperature=setting.temperature,
+      num_samples=setting.num_samples,
+    ),
+    train_steps=_TRAIN_STEPS,
+    kl_beta=_KL_BETA,
+    seed=_SEED,
+    accumulation_steps=setting.accumulation_steps,
+  )
+  state = _created(steps, roles.trainable)
+  policy, value = (state.trainable.get(role) for role in ('policy', 'value'))
+  prompts = _abstract_batch(
+    feature_converters.PromptConverter(lengths['inputs'])(
+      [{'inputs': np.ones(1, np.int32)}]
+    ),
+    setting.batch_size,
+    mesh,
+  )
+  backbone = {'params': roles.frozen['params']}
+  # Under full tuning the policy reads nothing of the frozen backbone.
+  read_backbone = backbone if setting.lora is not None else {}
+  held = device_bytes((state, roles.frozen))
+  rollout, iterate = steps.iterate.rollout, steps.iterate
+
+  number = jax.ShapeDtypeStruct(
+    (), np.int32, sharding=partitioning.replicated(mesh)
+  )
+  sample = rollout.sample.lower(policy, backbone, number, prompts)
+  yield Program(
+    ROLLOUT,
+    lambda: sample,
+    device_bytes((policy, read_backbone, prompts)),
+    held + device_bytes(prompts),
+  )
+
+  samples = _split_by_rows(sample.out_info[0], mesh)
+  assess = rollout.assess.lower(value, roles.frozen, samples)
+  yield Program(
+    SCORING,
+    lambda: assess,
+    device_bytes(
+      (
+        _without_output_layer(value),
+        backbone,
+        _without_output_layer(roles.frozen['rewards']),
+        samples,
+      )
+    ),
+    held + device_bytes(samples),
+  )
+
+  experience = _split_by_rows(assess.out_info, mesh)
+  scores = {'scores': jax.eval_shape(iterate.scoring, experience)}
+  experience |= _split_by_rows(scores, mesh)
+  yield Program(
+    UPDATE,
+    lambda: iterate.learn.lower(state, backbone, experience),
+    device_bytes((state, read_backbone, experience)),
+    held + device_bytes(experience),
+  )
+
+
+def _created(steps, trainable) -> Any:
+  """Returns the shapes of the state before the first step."""
+  return partitioning.abstract_arrays(
+    jax.eval_shape(steps.create, trainable), steps.shardings
+  )
+
+
+def _with_reward_model(roles, setting, mesh) -> roles_lib.Roles:
+  """Adds a reward model that is tuned as the policy is."""
+  model = roles.models.policy
+
+  def init():
+    variables = t5.init_variables(model, jax.random.key(_SEED))
+    own = 'params' if setting.lora is None else 'lora'
+    heads = reward_model.init_heads(setting.model, jax.random.key(_SEED))
+    return {own: variables[own], 'heads': heads}
+
+  variables, _ = model_variables.shapes(init, mesh)
+  if 'params' in variables:
+    variables['params'] = frozen_dtypes.cast(variables['params'], setting.model)
+  models = dataclasses.replace(
+    roles.models, rewards=(reward_model.RewardModel(model),)
+  )
+  frozen = {**roles.frozen, 'rewards': (variables,)}
+  return dataclasses.replace(roles, models=models, frozen=frozen)
+
+
+def _abstract_batch(batch, rows: int, mesh) -> dict[str, Any]:
+  """Returns the shapes of a batch of `rows` rows like a given one."""
+  sharding = partitioning.batch_sharding(mesh)
+  return {
+    name: jax.ShapeDtypeStruct(
+      (rows, *array.shape[1:]), array.dtype, sharding=sharding
+    )
+    for name, array in batch.items()
+  }
+
+
+def _split_by_rows(shapes: Mapping[str, Any], mesh) -> dict[str, Any]:
+  """Returns shapes of samples as they lie on the mesh."""
+  shardings = dict.fromkeys(shapes, partitioning.batch_sharding(mesh))
+  return partitioning.abstract_arrays(dict(shapes), shardings)
+
+
+def _without_output_layer(tree: Any) -> Any:
+  """Leaves out what models with a scalar head do not read."""
+  if isinstance(tree, tuple):
+    return tuple(map(_without_output_layer, tree))
+  flat = tree_paths.flatten(tree or {})
+  return {p: x for p, x in flat.items() if not p.endswith(_OUTPUT_LAYER)}

@@ -1,0 +1,134 @@
+"""Settings on slices: what each needs, and the most or least that fits."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from absl import logging
+
+from perlhf_jax.core import errors
+from perlhf_jax.stages import plan_compiling
+from perlhf_jax.stages import plan_programs
+from perlhf_jax.stages import plan_search
+from perlhf_jax.training import partitioning
+from perlhf_jax.training import topologies
+
+# Where a setting is to run.
+Placed = tuple[topologies.Topology, plan_programs.Setting]
+
+
+class Planner:
+  """Compiles settings for slices, each program once."""
+
+  def __init__(
+    self, partitioner: partitioning.Partitioner, options: Mapping[str, Any]
+  ):
+    """Makes a planner.
+
+    Args:
+      partitioner: how models and batches are split.
+      options: the compiler's.
+    """
+    self._partitioner = partitioner
+    self._options = options
+    self._meshes: dict[topologies.Topology, partitioning.LogicalMesh] = {}
+    self._rows: dict[Any, plan_compiling.Row] = {}
+
+  def mesh(self, topology: topologies.Topology) -> partitioning.LogicalMesh:
+    """Returns the mesh of a slice.
+
+    Raises:
+      ConfigError: it has another number of devices than the mesh, or there is
+        no libtpu.
+    """
+    if topology not in self._meshes:
+      self._meshes[topology] = self._partitioner.make_mesh(
+        topologies.devices(topology)
+      )
+    return self._meshes[topology]
+
+  def rows(self, placed: Placed) -> list[plan_compiling.Row]:
+    """Returns a row for each program of a setting."""
+    topology, setting = placed
+    programs = plan_programs.make_programs(setting, self.mesh(topology))
+    return [self._row(placed, program) for program in programs]
+
+  def fits(self, placed: Placed) -> bool:
+    """Says whether all programs fit; compiles up to the first that does not."""
+    topology, setting = placed
+    programs = plan_programs.make_programs(setting, self.mesh(topology))
+    # From the last: where one does not fit, it is most often the update.
+    for program in reversed(list(programs)):
+      if (
+        # Not even what lies there before it starts.
+        program.resident_bytes > topology.memory_bytes
+        or not self._row(placed, program)['fits']
+      ):
+        logging.info('%s does not fit: %s.', program.name, _describe(placed))
+        return False
+    return True
+
+  def with_largest_batch(self, placed: Placed) -> Placed:
+    """Returns a setting with the largest batch of which all programs fit.
+
+    Where not even the smallest does, that is the one.
+    """
+    topology, setting = placed
+
+    def sized(size):
+      return topology, dataclasses.replace(setting, batch_size=size)
+
+    step = setting.batch_multiple(self.mesh(topology))
+    largest = plan_search.largest(lambda size: self.fits(sized(size)), step)
+    return sized(largest or step)
+
+  def on_smallest_slice(
+    self, family: Sequence[topologies.Topology], setting: plan_programs.Setting
+  ) -> Placed:
+    """Returns a setting on the first slice on which all programs fit.
+
+    Where they do on none, it is the largest that divides the batch.
+
+    Args:
+      family: slices of a generation, the smallest first.
+      setting: the setting.
+
+    Raises:
+      ConfigError: none of them divides the batch.
+    """
+    possible = [each for each in family if self._takes(each, setting)]
+    if not possible:
+      setting.check_batch_size(self.mesh(family[0]))
+    for topology in possible:
+      if self.fits((topology, setting)):
+        return topology, setting
+    return possible[-1], setting
+
+  def _takes(self, topology, setting) -> bool:
+    try:
+      setting.check_batch_size(self.mesh(topology))
+    except errors.ConfigError:
+      return False
+    return True
+
+  def _row(self, placed, program) -> plan_compiling.Row:
+    topology, setting = placed
+    key = (topology.name, setting.tuning, setting.batch_size, program.name)
+    if key not in self._rows:
+      logging.info('Compiling %s: %s.', program.name, _describe(placed))
+      row = plan_compiling.compile_program(
+        program, topology.memory_bytes, self._options
+      )
+      self._rows[key] = {
+        'program': row.pop('program'),
+        'tuning': setting.tuning,
+        'topology': topology.name,
+        'batch_size': setting.batch_size,
+        **row,
+      }
+    return self._rows[key]
+
+
+def _describe(placed: Placed) -> str:
+  topology, setting = placed
+  return f'{setting.tuning}, batch of {setting.batch_size}, {topology.name}'

@@ -1,0 +1,95 @@
+"""What programs need of a device, as a table for people."""
+
+from collections.abc import Iterator, Sequence
+import itertools
+
+from perlhf_jax.stages import plan_compiling
+from perlhf_jax.stages import plan_programs
+
+_COLUMNS = (
+  *('program', 'tuning', 'batch', 'arguments', 'temporaries', 'peak'),
+  *('held', 'limit', 'fits', 'of full', 'compile s'),
+)
+_WIDTHS = (12, 7, 6, 10, 12, 9, 9, 9, 6, 8, 10)
+_LEFT = 2  # Columns of words.
+
+_NOTE = """\
+MiB a device. peak: of the program, its arguments included. held: weights and
+optimizer states that lie there meanwhile. It fits if both together do.
+of full: peak + held of LoRA over those of full tuning."""
+_DOUBTFUL = """\
+yes?: arguments and temporaries add up to more than the limit, which the
+compiler lets pass because they do not all live at once. Untried on a TPU."""
+
+
+def make_table(
+  rows: Sequence[plan_compiling.Row], setting: plan_programs.Setting
+) -> str:
+  """Returns lines that say what was compiled, and the rows.
+
+  Args:
+    rows: of `plan.plan`.
+    setting: what is common to all of them.
+  """
+  lengths = setting.task_feature_lengths
+  lines = [
+    f'{type(setting.algorithm).__name__}; prompts of {lengths["inputs"]} '
+    f'tokens, {setting.num_samples} response(s) of {lengths["targets"]} each; '
+    f'updates in {setting.accumulation_steps} part(s).'
+  ]
+  for topology, group in itertools.groupby(rows, lambda row: row['topology']):
+    lines += ['', topology, _line(_COLUMNS)]
+    group = list(group)
+    lines += [_line(_cells(row, group)) for row in _by_program(group)]
+  lines += ['', _NOTE]
+  if any(row['doubtful'] for row in rows):
+    lines.append(_DOUBTFUL)
+  return '\n'.join(lines)
+
+
+def needed_bytes(row: plan_compiling.Row) -> int:
+  """Returns what a device must have while a program runs."""
+  return row['peak_bytes'] + row['held_bytes']
+
+
+def _by_program(rows) -> Iterator[plan_compiling.Row]:
+  """Puts the tunings of a program below each other."""
+  order = list(dict.fromkeys(row['program'] for row in rows))
+  return iter(sorted(rows, key=lambda row: order.index(row['program'])))
+
+
+def _cells(row, rows) -> tuple[str, ...]:
+  fits = 'yes' if row['fits'] else 'no'
+  return (
+    row['program'],
+    row['tuning'],
+    str(row['batch_size']),
+    *(
+      _mebibytes(row[f'{name}_bytes'])
+      for name in ('argument', 'temp', 'peak', 'held', 'limit')
+    ),
+    fits + '?' * row['doubtful'],
+    _ratio(row, rows),
+    f'{row["compile_seconds"]:.0f}',
+  )
+
+
+def _ratio(row, rows) -> str:
+  if row['tuning'] == 'full':
+    return ''
+  for other in rows:
+    same = all(other[key] == row[key] for key in ('program', 'batch_size'))
+    if same and other['tuning'] == 'full':
+      return f'{needed_bytes(row) / needed_bytes(other):.0%}'
+  return ''
+
+
+def _mebibytes(count: int | None) -> str:
+  return '-' if count is None else f'{count / 2**20:,.0f}'
+
+
+def _line(cells: Sequence[str]) -> str:
+  return ''.join(
+    f'{cell:<{width}}' if index < _LEFT else f'{cell:>{width}}'
+    for index, (cell, width) in enumerate(zip(cells, _WIDTHS, strict=True))
+  ).rstrip()

@@ -1,0 +1,108 @@
+"""One process of a run of all stages; started by `everywhere_test.py`.
+
+  everywhere_program.py FOLDER MESH_SHAPE STEPS STAGES [HOST_FLAG ...]
+
+Of STAGES, letters, s leaves sft/ in FOLDER, r reward/, p policy/, and u uses
+them: answers.jsonl, and what `evaluate` wrote. Reward model and policy start
+from FOLDER/../base, so that differences of one stage do not add to those of the
+next. What FOLDER has already goes on.
+"""
+
+import pathlib
+import sys
+
+import jax
+import runs
+
+from perlhf_jax import main
+
+PROMPTS = [
+  {'prompt': 'todo: gym Rent tea Call mail'},
+  {'prompt': 'todo: Lamp'},
+  {'prompt': 'todo: soap Oil'},
+]
+# 13 validation examples in batches of 8: the last one is ragged.
+FLAGS = (
+  '--gin.EVAL_EXAMPLES=13',
+  '--gin.LOG_PERIOD=1',
+  '--gin.T5Config.num_heads=4',
+  '--gin.T5Config.head_dim=4',
+)
+_REWARD_FUNCTION = """
+from __gin__ import dynamic_registration
+from tasks import demo
+REWARD_FUNCTIONS = (@demo.gold_scores,)
+JUDGE = @demo.gold_scores
+"""
+
+
+def prepare(folder):
+  """Makes a folder with what the processes of a run read."""
+  folder.mkdir(exist_ok=True)
+  (folder / 'functions.gin').write_text(_REWARD_FUNCTION)
+  runs.write_rows(folder / 'prompts.jsonl', PROMPTS)
+
+
+def run_stages(folder, mesh_shape, steps, stages, *host_flags):
+  """Runs stages one after the other in this process."""
+  mesh = f'--gin.MESH_SHAPE={mesh_shape}'
+  periods = [f'--gin.EVAL_PERIOD={steps}', f'--gin.CHECKPOINT_PERIOD={steps}']
+  shared = [*FLAGS, mesh, *periods]
+
+  def train(command, tuning, name, task, *more, start=None):
+    arguments = runs.arguments(
+      command,
+      tuning,
+      folder / name,
+      task,
+      *shared,
+      *more,
+      start=start,
+      steps=steps,
+    )
+    first = not jax.distributed.is_initialized()
+    assert main.run([*arguments, *(host_flags if first else ())]) == 0
+
+  base = folder.parent / 'base'
+  if 's' in stages:
+    train('train_sft', 'none', 'sft', 'demo_sft')
+  if 'r' in stages:
+    train('train_reward', 'attention', 'reward', 'demo_rm', start=base / 'sft')
+  if 'p' in stages:
+    train(
+      'train_policy',
+      'attention',
+      'policy',
+      'demo_prompts',
+      '--gin_file=gin/rl/reinforce.gin',
+      f'--gin_file={folder / "functions.gin"}',
+      f"--gin.REWARD_CHECKPOINT='{base / 'reward'}'",
+      start=base / 'sft',
+    )
+  if 'u' not in stages:
+    return
+  evaluate = [
+    'evaluate',
+    f'--checkpoint={folder / "reward"}',
+    mesh,
+    '--gin.SPLIT="validation"',
+    '--gin.EVAL_EXAMPLES=13',
+    '--batch_size=8',
+  ]
+  assert main.run(evaluate) == 0
+  generate = [
+    'generate',
+    f'--checkpoint={base / "sft"}',
+    f'--input={folder / "prompts.jsonl"}',
+    f'--output={folder / "answers.jsonl"}',
+    '--temperature=0',
+    '--max_length=8',
+    '--batch_size=8',
+    f'--mesh_shape={mesh_shape}',
+  ]
+  assert main.run(generate) == 0
+
+
+if __name__ == '__main__':
+  path, shape, number, letters, *rest = sys.argv[1:]
+  run_stages(pathlib.Path(path), shape, int(number), letters, *rest)

@@ -1,0 +1,159 @@
+"""The same run on one device, on a mesh of eight, and on several hosts."""
+
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+
+import everywhere_program
+import numpy as np
+import pytest
+import runs
+
+STEPS = 20
+_TESTS = pathlib.Path(__file__).parents[1]
+_PROGRAM = pathlib.Path(everywhere_program.__file__)
+
+# Name: mesh shape, processes, devices of each.
+RUNS = {
+  'data': ((8, 1, 1), 1, 8),
+  'all_axes': ((2, 2, 2), 1, 8),
+  'fsdp_tensor': ((1, 4, 2), 1, 8),
+  'two_hosts': ((2, 1, 1), 2, 1),
+  # Pairs of hosts split the computation of the same rows.
+  'four_hosts': ((1, 2, 2), 4, 1),
+}
+
+
+def _start(folder, mesh_shape, processes, devices, steps=STEPS, stages='srpu'):
+  everywhere_program.prepare(folder)
+  flags = os.environ.get('XLA_FLAGS', '')
+  environment = {
+    **os.environ,
+    'PYTHONPATH': os.pathsep.join(
+      map(str, (_TESTS.parent, _TESTS, _PROGRAM.parent))
+    ),
+    'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count={devices}',
+  }
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  started = []
+  for index in range(processes):
+    hosts = [
+      f'--coordinator_address={address}',
+      f'--num_processes={processes}',
+      f'--process_id={index}',
+    ]
+    shape = str(mesh_shape).replace(' ', '')
+    started.append(
+      subprocess.Popen(
+        [
+          *(sys.executable, _PROGRAM, folder, shape, str(steps), stages),
+          *(hosts if processes > 1 else ()),
+        ],
+        cwd=_TESTS.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+      )
+    )
+  return started
+
+
+def _finish(started):
+  for process in started:
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output[-4000:]
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  """Holds the run on one device in `base`."""
+  root = tmp_path_factory.mktemp('everywhere')
+  _finish(_start(root / 'base', (1, 1, 1), 1, 1))
+  return root
+
+
+@pytest.fixture(scope='module')
+def saved(root):
+  """A run that was saved on a mesh of (8, 1, 1)."""
+  _finish(_start(root / 'data', *RUNS['data']))
+  return root / 'data'
+
+
+def _assert_records_agree(folder, base):
+  ours, theirs = runs.metrics(folder), runs.metrics(base)
+  assert len(ours) == len(theirs) == STEPS + 1
+  largest = {}
+  for record in theirs:
+    for name, value in record.items():
+      if not isinstance(value, str | None):
+        largest[name] = max(largest.get(name, 0.0), abs(value))
+  for record, wanted in zip(ours, theirs, strict=True):
+    assert record.keys() == wanted.keys()
+    for name, value in wanted.items():
+      if isinstance(value, str | None):
+        assert record[name] == value
+        continue
+      where = f'{name} at step {record["step"]}'
+      np.testing.assert_allclose(
+        record[name],
+        value,
+        rtol=1e-4,
+        # Of sums that nearly cancel, such as a policy's loss at some steps.
+        atol=1e-5 * max(largest[name], 1.0),
+        err_msg=where,
+      )
+
+
+@pytest.mark.parametrize('name', RUNS)
+def test_a_run_is_the_same_everywhere(root, name, request):
+  if name == 'data':
+    request.getfixturevalue('saved')
+  else:
+    _finish(_start(root / name, *RUNS[name]))
+  here, base = root / name, root / 'base'
+  for stage in 'sft', 'reward', 'policy':
+    _assert_records_agree(here / stage, base / stage)
+  samples = [
+    [
+      json.loads(line)
+      for line in (d / 'samples.jsonl').read_text().split('\n')[:-1]
+    ]
+    for d in (here / 'policy', base / 'policy')
+  ]
+  assert len(samples[0]) == 8
+  for ours, theirs in zip(*samples, strict=True):
+    assert ours['prompt'] == theirs['prompt']
+    assert ours['response'] == theirs['response']
+  metrics = [
+    json.loads((d / 'eval.json').read_text())
+    for d in (here / 'reward', base / 'reward')
+  ]
+  assert metrics[0]['examples'] == 13
+  assert metrics[0]['pairwise_accuracy'] == metrics[1]['pairwise_accuracy']
+  answers = [(d / 'answers.jsonl').read_text() for d in (here, base)]
+  assert answers[0] == answers[1]
+  assert len(answers[0].splitlines()) == 3
+
+
+def test_a_run_goes_on_elsewhere(root, saved):
+  losses = {}
+  for name in 'data', 'fsdp_tensor', 'two_hosts':
+    folder = root / f'on_{name}'
+    for stage in 'sft', 'policy':
+      shutil.copytree(saved / stage, folder / stage)
+    _finish(_start(folder, *RUNS[name], steps=STEPS + 1, stages='sp'))
+    losses[name] = {}
+    for stage in 'sft', 'policy':
+      *_, last, _ = runs.metrics(folder / stage)
+      assert (last['step'], last['split']) == (STEPS + 1, 'train')
+      losses[name][stage] = last['loss']
+  for name in 'fsdp_tensor', 'two_hosts':
+    for stage, loss in losses['data'].items():
+      np.testing.assert_allclose(losses[name][stage], loss, rtol=1e-5)

@@ -1,0 +1,92 @@
+"""The compiler's account of memory on TPU slices that are not here."""
+
+import dataclasses
+
+import pytest
+
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import t5_config
+from perlhf_jax.rl import reinforce
+from perlhf_jax.stages import plan_compiling
+from perlhf_jax.stages import plan_programs
+from perlhf_jax.stages import plan_slices
+from perlhf_jax.training import optimizers
+from perlhf_jax.training import partitioning
+from perlhf_jax.training import topologies
+
+# Wide enough that what a TPU pads is little beside the weights.
+MODEL = t5_config.T5Config(
+  vocab_size=2048,
+  emb_dim=1024,
+  num_heads=8,
+  head_dim=128,
+  mlp_dim=2048,
+  mlp_activations=('gelu', 'linear'),
+  num_encoder_layers=2,
+  num_decoder_layers=2,
+  dropout_rate=0.0,
+  dtype='bfloat16',
+  scan_layers=True,
+  remat_policy='full',
+)
+SETTING = plan_programs.Setting(
+  model=MODEL,
+  lora=lora_lib.LoraConfig(rank=8),
+  optimizer=optimizers.Optimizer(),
+  algorithm=reinforce.Reinforce(),
+  task_feature_lengths={'inputs': 128, 'targets': 32},
+  batch_size=16,
+)
+PARTITIONER = partitioning.Partitioner((1, -1, 1))
+CHEAP = plan_compiling.OPTIONS['cheap']
+
+
+@pytest.mark.parametrize('name', ['v3-8', 'v4-128', 'v5e-1', 'v5p-16', 'v6e-8'])
+def test_libtpu_makes_the_devices_that_the_table_promises(name):
+  topology = topologies.find(name)
+  assert len(topologies.devices(topology)) == topology.num_devices
+
+
+@pytest.fixture(scope='module')
+def reward_step():
+  topology = topologies.find('v5e-4')
+  planner = plan_slices.Planner(PARTITIONER, CHEAP)
+  programs = plan_programs.make_programs(SETTING, planner.mesh(topology))
+  return plan_compiling.compile_program(
+    next(programs), topology.memory_bytes, CHEAP
+  )
+
+
+def test_arguments_of_a_device_are_its_shards(reward_step):
+  attention, mlp = 4 * 1024 * 1024, 3 * 1024 * 2048
+  # bfloat16, split in four; all that is smaller is within the tolerance.
+  weights = 2 * (2048 * 1024 + 2 * 3 * attention + 2 * 2 * mlp) / 4
+  # Two layers of twelve projections; of A and B, one is split. They are too
+  # narrow for Adafactor to factor their second moments.
+  adapters = 2 * 4 * 2 * 12 * 8 * (1024 + 1024 / 4)
+  assert reward_step['argument_bytes'] == pytest.approx(
+    weights + adapters, rel=0.01
+  )
+  assert reward_step['expected_argument_bytes'] == pytest.approx(
+    reward_step['argument_bytes'], rel=0.01
+  )
+
+
+def test_a_small_step_fits(reward_step):
+  assert reward_step['fits'] and not reward_step['doubtful']
+  assert (
+    reward_step['argument_bytes']
+    < reward_step['peak_bytes']
+    < reward_step['limit_bytes'] / 10
+  )
+
+
+def test_a_step_that_is_too_large_is_a_row_with_its_size():
+  topology = topologies.find('v5e-1')
+  planner = plan_slices.Planner(PARTITIONER, CHEAP)
+  setting = dataclasses.replace(SETTING, batch_size=2**13)
+  mesh = planner.mesh(topology)
+  program = next(plan_programs.make_programs(setting, mesh))
+  row = plan_compiling.compile_program(program, topology.memory_bytes, CHEAP)
+  assert not row['fits']
+  assert row['peak_bytes'] > row['limit_bytes']
