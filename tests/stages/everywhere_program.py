@@ -1,6 +1,6 @@
 """One process of a run of all stages; started by `everywhere_test.py`.
 
-  everywhere_program.py FOLDER MESH_SHAPE STEPS STAGES [HOST_FLAG ...]
+  everywhere_program.py FOLDER MESH_SHAPE STAGES [HOST_FLAG ...]
 
 Of STAGES, letters, s leaves sft/ in FOLDER, r reward/, p policy/, and u uses
 them: answers.jsonl, and what `evaluate` wrote. Reward model and policy start
@@ -16,6 +16,7 @@ import runs
 
 from perlhf_jax import main
 
+STEPS = 21
 PROMPTS = [
   {'prompt': 'todo: gym Rent tea Call mail'},
   {'prompt': 'todo: Lamp'},
@@ -25,6 +26,10 @@ PROMPTS = [
 FLAGS = (
   '--gin.EVAL_EXAMPLES=13',
   '--gin.LOG_PERIOD=1',
+  '--gin.EVAL_PERIOD=20',
+  # The last step of a run, and the one before it, from which others go on.
+  '--gin.CHECKPOINT_PERIOD=20',
+  '--gin.LoopConfig.keep_best=2',
   '--gin.T5Config.num_heads=4',
   '--gin.T5Config.head_dim=4',
 )
@@ -43,11 +48,10 @@ def prepare(folder):
   runs.write_rows(folder / 'prompts.jsonl', PROMPTS)
 
 
-def run_stages(folder, mesh_shape, steps, stages, *host_flags):
+def run_stages(folder, mesh_shape, stages, *host_flags):
   """Runs stages one after the other in this process."""
   mesh = f'--gin.MESH_SHAPE={mesh_shape}'
-  periods = [f'--gin.EVAL_PERIOD={steps}', f'--gin.CHECKPOINT_PERIOD={steps}']
-  shared = [*FLAGS, mesh, *periods]
+  shared = [*FLAGS, mesh]
 
   def train(command, tuning, name, task, *more, start=None):
     arguments = runs.arguments(
@@ -58,7 +62,7 @@ def run_stages(folder, mesh_shape, steps, stages, *host_flags):
       *shared,
       *more,
       start=start,
-      steps=steps,
+      steps=STEPS,
     )
     first = not jax.distributed.is_initialized()
     assert main.run([*arguments, *(host_flags if first else ())]) == 0
@@ -104,5 +108,5 @@ def run_stages(folder, mesh_shape, steps, stages, *host_flags):
 
 
 if __name__ == '__main__':
-  path, shape, number, letters, *rest = sys.argv[1:]
-  run_stages(pathlib.Path(path), shape, int(number), letters, *rest)
+  path, shape, letters, *rest = sys.argv[1:]
+  run_stages(pathlib.Path(path), shape, letters, *rest)
