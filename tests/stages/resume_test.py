@@ -125,10 +125,15 @@ def test_killed_and_resumed_equals_an_uninterrupted_run(
 
 
 @pytest.mark.parametrize(
-  ('tuning', 'algorithm'), [('attention', 'reinforce'), ('none', 'ppo')]
+  ('tuning', 'algorithm', 'sent'),
+  [
+    ('attention', 'reinforce', signal.SIGKILL),
+    ('none', 'ppo', signal.SIGKILL),
+    ('attention', 'reinforce', signal.SIGTERM),
+  ],
 )
-def test_sigkill_and_resume_of_reinforcement_learning(
-  tmp_path, sft, reward, tuning, algorithm
+def test_killed_and_resumed_reinforcement_learning(
+  tmp_path, sft, reward, tuning, algorithm, sent
 ):
   # Everything that has a state: the KL controller and the normaliser too.
   adaptive = tmp_path / 'adaptive.gin'
@@ -157,7 +162,7 @@ def test_sigkill_and_resume_of_reinforcement_learning(
       steps=_STEPS,
     )
 
-  killed, whole = _kill_and_resume(tmp_path, arguments)
+  killed, whole = _kill_and_resume(tmp_path, arguments, sent)
   assert (killed / 'samples.jsonl').read_text() == (
     whole / 'samples.jsonl'
   ).read_text()
