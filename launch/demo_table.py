@@ -5,8 +5,13 @@ import pathlib
 import sys
 
 _MEMORY = ('step memory', 'step_memory_bytes', lambda x: f'{x / 2**20:.1f} MiB')
-_REWARD_COLUMNS = (
+_REWARD_METRICS = (
   ('pairwise accuracy', 'pairwise_accuracy', lambda x: f'{x:.1%}'),
+  ('ROC-AUC', 'roc_auc', lambda x: f'{x:.3f}'),
+  ('accuracy', 'accuracy', lambda x: f'{x:.1%}'),
+)
+_REWARD_COLUMNS = (
+  *_REWARD_METRICS,
   ('trainable share', 'trainable_fraction', lambda x: f'{x:.2%}'),
   ('examples/s', 'examples_per_second', lambda x: f'{x:.0f}'),
   _MEMORY,
@@ -28,9 +33,12 @@ def read(path: pathlib.Path) -> dict:
 
 def reward_row(model_dir: pathlib.Path) -> dict[str, float]:
   """Returns the figures of one reward model."""
-  summary = read(model_dir / 'summary.json')
+  summary, evaluation = (
+    read(model_dir / name) for name in ('summary.json', 'eval.json')
+  )
+  keys = [key for _, key, _ in _REWARD_METRICS if key in evaluation]
   return {
-    'pairwise_accuracy': read(model_dir / 'eval.json')['pairwise_accuracy'],
+    **{key: evaluation[key] for key in keys},
     'examples_per_second': summary['examples_per_second'],
     'step_memory_bytes': summary['step_memory_bytes'],
     'trainable_fraction': summary['trainable_fraction'],
@@ -56,6 +64,8 @@ def print_table(title: str, rows: dict[str, dict], columns) -> None:
   lora, full = rows['lora'], rows['full']
   print(f'\n{title:22}{"LoRA":>12}{"full":>12}{"LoRA/full":>12}')
   for name, key, show in columns:
+    if key not in lora:
+      continue
     ratio = lora[key] / full[key]
     print(f'{name:22}{show(lora[key]):>12}{show(full[key]):>12}{ratio:>12.2f}')
 

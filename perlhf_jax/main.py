@@ -192,6 +192,23 @@ COMMANDS: Mapping[str, Command] = {
     gin_file='gin/runs/benchmark.gin',
     on_hosts=True,
   ),
+  'benchmark_input': Command(
+    help='images a second that the input pipeline decodes and batches here',
+    module='perlhf_jax.stages.benchmark_input',
+    function='benchmark_input',
+    example='perlhf benchmark_input --task=easy_vqa_rm --image_size=64',
+    flags=(
+      Flag('task', 'a registered task with images', required=True),
+      Flag('image_size', 'pixels of a side', int, default=64, minimum=1),
+      Flag('split', 'split to read', default='train'),
+      Flag('batch_size', 'examples of a batch', int, default=64, minimum=1),
+      Flag('num_batches', 'batches of a pass', int, default=100, minimum=1),
+      Flag('num_images', 'most images of an example', int, default=1),
+      Flag('repeats', 'timed passes', int, default=5, minimum=1),
+      Flag('module', 'a module of yours that registers the task'),
+      Flag('output', 'a JSON file for the figures'),
+    ),
+  ),
   'plan': Command(
     help='which TPU slice a run fits, found without one',
     module='perlhf_jax.stages.plan',

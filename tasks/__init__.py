@@ -23,7 +23,9 @@ and is used with `--gin.MIXTURE_OR_TASK_MODULE="'my_tasks'"
 --gin.MIXTURE_OR_TASK_NAME="'my_rm'"`. Any other SeqIO task works as well, as
 long as its features are those of a kind: inputs and targets (sft); inputs,
 chosen and rejected (pairwise); inputs, targets and label (pointwise); inputs
-alone (prompts).
+alone (prompts). Each may have `images` too, a list of encoded PNG or JPEG
+images (bytes) or of paths of such files, and prompts `references`, the answers
+that a judge accepts: `add_preference_task(..., images=True, references=True)`.
 """
 
 # How perlhf_jax tells this package from another one named `tasks`.

@@ -5,6 +5,7 @@ import pathlib
 import gin
 import pytest
 
+from perlhf_jax.models import pali_config
 from perlhf_jax.models import t5_config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,9 +30,14 @@ def parse(path, *bindings):
 @pytest.mark.parametrize('path', MODELS, ids=lambda path: path.stem)
 def test_model(path):
   parse(path, 'DROPOUT_RATE = 0.25')
-  config = gin.get_configurable(t5_config.T5Config)()
+  config = gin.query_parameter('%MODEL').scoped_configurable_fn()
+  is_pali = path.stem.startswith('pali')
+  wanted = pali_config.PaliConfig if is_pali else t5_config.T5Config
+  assert type(config) is wanted
   assert config.dropout_rate == 0.25
-  assert config.mlp_activations == ('gelu', 'linear')
+  # The UL2 of PaLI-X is the one model with SwiGLU.
+  gate = 'silu' if path.stem == 'pali_x_55b' else 'gelu'
+  assert config.mlp_activations == (gate, 'linear')
   # Whether the file says which vocabulary it goes with.
   assert 'VOCABULARY = ' in path.read_text()
 

@@ -21,6 +21,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import masking
 from perlhf_jax.core import tree_paths
 from perlhf_jax.models import lora
+from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 from perlhf_jax.objectives import losses
 from perlhf_jax.training import compiled_step
@@ -42,7 +43,7 @@ def host_batch():
   prompt, mask = tiny_models.ragged_tokens(0, BATCH_SIZE, 9)
   targets, weights = tiny_models.ragged_tokens(1, BATCH_SIZE, 7)
   return {
-    'prompt': prompt,
+    'prompt_tokens': prompt,
     'prompt_mask': mask,
     'inputs': np.asarray(masking.shift_right(targets)),
     'targets': targets,
@@ -67,10 +68,7 @@ def run(mesh, tuning):
 
   def loss(trainable, frozen, batch, rng):
     logits = model.apply(
-      {**frozen, **trainable},
-      batch['prompt'],
-      batch['inputs'],
-      batch['prompt_mask'],
+      {**frozen, **trainable}, prompts.of_batch(batch), batch['inputs']
     )
     output = losses.token_cross_entropy(
       logits, batch['targets'], batch['weights']
@@ -110,7 +108,7 @@ def run(mesh, tuning):
     'moment_shards': {
       (leaf.shape, leaf.sharding.shard_shape(leaf.shape)) for leaf in moments
     },
-    'batch_shard': batch['prompt'].sharding.shard_shape((BATCH_SIZE, 9)),
+    'batch_shard': batch['prompt_tokens'].sharding.shard_shape((BATCH_SIZE, 9)),
     'memory_bytes': step.memory_bytes,
     'fingerprint': fingerprint.fingerprint(values['params']),
   }

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from perlhf_jax.core import tree_paths
+from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
-from perlhf_jax.models import t5
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import t5_config
 
 # As gin/models/t5_1_1_base.gin has it, for what needs no weights.
@@ -43,8 +44,10 @@ CONFIG = t5_config.T5Config(
 @functools.cache
 def abstract_variables(config, adapters=None):
   """Boxed shapes of `params`, and of `lora` if adapted."""
-  model = t5.T5(config, adapters)
-  return jax.eval_shape(lambda: t5.init_variables(model, jax.random.key(0)))
+  model = encoder_decoder.make_model(config, adapters)
+  return jax.eval_shape(
+    lambda: encoder_decoder.init_variables(model, jax.random.key(0))
+  )
 
 
 def _draw(abstract, rng):
@@ -70,8 +73,9 @@ def params(config=CONFIG, seed=0):
 
 def adapted(lora_config, config=CONFIG, seed=1):
   """Returns an adapted model and adapters of which no matrix is zero."""
-  paths = t5.dense_module_paths(config)
-  model = t5.T5(config, lora_lib.resolve(lora_config, paths))
+  paths = encoder_decoder.dense_module_paths(config)
+  adapters = lora_lib.resolve(lora_config, paths)
+  model = encoder_decoder.make_model(config, adapters)
   abstract = abstract_variables(config, model.adapters)['lora']
   return model, _draw(abstract, np.random.default_rng(seed))
 
@@ -85,3 +89,33 @@ def ragged_tokens(seed, batch, length, vocab_size=CONFIG.vocab_size):
   tokens = rng.integers(2, vocab_size, (batch, length))
   tokens[np.arange(batch), lengths - 1] = 1
   return np.where(mask, tokens, 0).astype(np.int32), mask
+
+
+def prompts(seed, batch, length, vocab_size=CONFIG.vocab_size):
+  """The same as prompts."""
+  return prompts_lib.Prompts(*ragged_tokens(seed, batch, length, vocab_size))
+
+
+def rows(batch, index):
+  """The rows of prompts, or of all in a batch, that an index picks."""
+  return jax.tree.map(lambda x: x[index], batch)
+
+
+def one_by_one(prompts):
+  """Each prompt as a batch of its own."""
+  return [rows(prompts, slice(i, i + 1)) for i in range(len(prompts))]
+
+
+def padded(prompts, more, junk=0):
+  """Prompts that are longer by masked tokens."""
+  width = (0, 0), (0, more)
+  return prompts.replace(
+    tokens=np.pad(prompts.tokens, width, constant_values=junk),
+    mask=np.pad(prompts.mask, width),
+  )
+
+
+def with_junk(prompts, token):
+  """Prompts with another token where the mask is False."""
+  tokens = np.where(prompts.mask, prompts.tokens, token)
+  return prompts.replace(tokens=tokens.astype(np.int32))

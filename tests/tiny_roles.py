@@ -14,6 +14,7 @@ import tiny_models
 from perlhf_jax.core import masking
 from perlhf_jax.models import lora
 from perlhf_jax.models import policy
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5
 from perlhf_jax.objectives import losses
@@ -113,20 +114,20 @@ def outputs(models, frozen, trainable, samples):
   """What the models say, one response a row, its prompt beside it."""
   tokens = samples['response_tokens']
   count, length = tokens.shape[1:]
-  prompts = jnp.repeat(samples['prompt_tokens'], count, axis=0)
-  prompt_mask = jnp.repeat(samples['prompt_mask'], count, axis=0)
+  prompts = jax.tree.map(
+    lambda x: jnp.repeat(x, count, axis=0), prompts_lib.of_batch(samples)
+  )
   targets = tokens.reshape(-1, length)
   inputs = masking.shift_right(targets)
   logits = models.policy.apply(
-    {**frozen, **trainable['policy']}, prompts, inputs, prompt_mask
+    {**frozen, **trainable['policy']}, prompts, inputs
   )
   logprobs = losses.token_logprobs(logits / SAMPLING.temperature, targets)
   values = None
   if 'value' in trainable:
 
     def states(model):
-      encoded = model.encode(prompts, prompt_mask)
-      return model.decode(encoded, prompt_mask, inputs)
+      return model.decode(model.encode(prompts), inputs)
 
     role = trainable['value']
     hidden = models.value.backbone.apply(

@@ -29,6 +29,14 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   return traverse_util.unflatten_dict(dict(flat), sep='/')
 
 
+def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a tree with the leaves of both; where both have one, `top`'s."""
+  return unflatten(
+    traverse_util.flatten_dict(dict(base), sep='/', keep_empty_nodes=True)
+    | traverse_util.flatten_dict(dict(top), sep='/')
+  )
+
+
 def count_parameters(tree: typing.PyTree) -> int:
   """Returns the number of scalars in all leaves (arrays or shapes)."""
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

@@ -1,11 +1,13 @@
 """The tokenised examples of one split, addressed by step.
 
 Preference data sets have fewer than a million rows of text, so each host
-keeps all of them as compact token arrays. A batch is then a function of
-(seed, step): the position of a run is one integer, and resuming is exact.
+keeps all of them as compact token arrays, and of images what decodes them. A
+batch is then a function of (seed, step): the position of a run is one integer,
+and resuming is exact.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import copy
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ import seqio
 
 from perlhf_jax.data import example_order
 from perlhf_jax.data import feature_converters
+from perlhf_jax.data import images as images_lib
 from perlhf_jax.data import length_buckets
+from perlhf_jax.data import row_checks
 
 
 class TokenColumn:
@@ -53,6 +57,9 @@ class Examples:
     vocabulary: what the tokens mean.
     num_skipped: unusable rows that were left out.
     num_truncated: by feature, how many examples were cut.
+    images: the images of each row; None for a task without.
+    image_spec: how they are decoded.
+    references: of prompts, the answers that a judge accepts; None without.
   """
 
   def __init__(
@@ -68,6 +75,9 @@ class Examples:
     vocabulary: seqio.Vocabulary,
     num_skipped: int = 0,
     num_truncated: dict[str, int] | None = None,
+    images: images_lib.ImageColumn | None = None,
+    image_spec: images_lib.ImageSpec | None = None,
+    references: Sequence[Sequence[str]] | None = None,
   ):
     self.name = name
     self.split = split
@@ -80,6 +90,9 @@ class Examples:
     self.vocabulary = vocabulary
     self.num_skipped = num_skipped
     self.num_truncated = num_truncated or {}
+    self.images = images
+    self.image_spec = image_spec
+    self.references = references
 
   def __len__(self) -> int:
     return len(self.columns['inputs'])
@@ -97,59 +110,63 @@ class Examples:
       for name, value in self.example(index).items()
     }
 
+  def feature_lengths(self, lengths: Mapping[str, int]) -> dict[str, int]:
+    """TASK_FEATURE_LENGTHS, with the number of images that was assumed."""
+    if self.image_spec is None:
+      return dict(lengths)
+    return {**lengths, row_checks.IMAGES: self.image_spec.count}
+
+  def images_of(self, index: int) -> tuple[images_lib.Image, ...]:
+    """The images of one row, encoded or paths."""
+    return () if self.images is None else self.images[index]
+
+  def references_of(self, index: int) -> list[str] | None:
+    """Answers that are right: of demonstrations, the target; None if unknown.
+
+    Judged responses have targets too, which may be bad ones.
+    """
+    if self.references is not None:
+      return list(self.references[index])
+    return [self.texts(index)['targets']] if self.kind == 'sft' else None
+
   def prompts(self) -> 'Examples':
     """The same rows as prompts alone, whatever the task has beside them."""
     if self.kind == 'prompts':
       return self
-    return Examples(
-      name=self.name,
-      split=self.split,
-      kind='prompts',
-      columns={'inputs': self.columns['inputs']},
-      origins=self.origins,
-      converter=feature_converters.PromptConverter(
-        self.converter.prompt_length,
-        truncate_prompt=self.converter.truncate_prompt,
-      ),
-      order=self.order,
-      batch_size=self.batch_size,
-      vocabulary=self.vocabulary,
-      num_skipped=self.num_skipped,
-      num_truncated=self.num_truncated,
+    prompts = copy.copy(self)
+    prompts.kind = 'prompts'
+    prompts.columns = {'inputs': self.columns['inputs']}
+    prompts.converter = feature_converters.PromptConverter(
+      self.converter.prompt_length,
+      truncate_prompt=self.converter.truncate_prompt,
     )
+    return prompts
 
-  def batch_at(
-    self, step: int, part: np.ndarray | None = None
+  def train_rows(self, step: int) -> np.ndarray:
+    """Rows of the global training batch of a step, int64 `[batch_size]`.
+
+    Step `s`, from 0, reads positions s*batch_size ... of the endless stream; a
+    data set smaller than a batch is simply repeated.
+    """
+    start = step * self.batch_size
+    return self.order.rows(start, start + self.batch_size)
+
+  def text_batch(
+    self, rows: np.ndarray, part: np.ndarray | None = None
   ) -> feature_converters.Batch:
-    """The global training batch of a step, or a part of it.
+    """The text of a global batch, or of a part of it.
 
     Prompts alone are padded to a bucket that holds the longest of the global
     batch, so that all hosts have the same.
 
     Args:
-      step: from 0. Step `s` reads positions s*batch_size ... of the endless
-        stream; a data set smaller than a batch is simply repeated.
-      part: int64 `[rows]`, which rows of the global batch to make; all of
-        them if None.
+      rows: int64 `[batch]`, of the global batch; those beyond the last example
+        are padding, with `example_mask` False.
+      part: int64 `[rows]`, which places of the batch to make; all if None.
 
     Returns:
       The batch of `converter`, its rows in the order of `part`.
     """
-    rows = self.order.rows(step * self.batch_size, (step + 1) * self.batch_size)
-    return self._batch(rows, part)
-
-  def eval_batch_at(
-    self, index: int, batch_size: int
-  ) -> feature_converters.Batch:
-    """An evaluation batch: rows in their order.
-
-    Rows beyond the last example are padding, with `example_mask` False.
-    """
-    start = index * batch_size
-    return self._batch(np.arange(start, start + batch_size), None)
-
-  def _batch(self, rows, part):
-    """Makes `rows[part]`; those beyond the last example are padding."""
     mine = rows if part is None else rows[part]
     examples = [self.example(int(row)) for row in mine if row < len(self)]
     batch = self.converter(examples, batch_size=len(mine))

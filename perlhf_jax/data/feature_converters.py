@@ -21,6 +21,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from perlhf_jax.core import errors
+from perlhf_jax.data import row_checks
 
 PAD_ID = 0
 EOS_ID = 1
@@ -41,6 +42,13 @@ _TOKENS = FeatureSpec('int32', 1)
 _TOKEN_BATCH = FeatureSpec('int32', 2)
 _MASK_BATCH = FeatureSpec('bool', 2)
 _EXAMPLE_MASK = FeatureSpec('bool', 1)
+
+# What batches of every kind have beside their MODEL_FEATURES where examples
+# have images: see `images.pixel_batches`.
+IMAGE_FEATURES: Mapping[str, FeatureSpec] = {
+  'images': FeatureSpec('uint8', 5),
+  'image_mask': FeatureSpec('bool', 2),
+}
 
 
 @runtime_checkable
@@ -329,8 +337,10 @@ CONVERTERS: Mapping[str, type[Converter]] = {
 def kind_of(features: Sequence[str]) -> str | None:
   """The kind of a task with these features, None if it is of no known kind."""
   for kind, converter in CONVERTERS.items():
-    extra = set(features) - set(converter.OPTIONAL_TASK_FEATURES)
-    if extra == set(converter.TASK_FEATURES):
+    optional = {*converter.OPTIONAL_TASK_FEATURES, row_checks.IMAGES}
+    if kind == 'prompts':
+      optional.add(row_checks.REFERENCES)
+    if set(features) - optional == set(converter.TASK_FEATURES):
       return kind
   return None
 

@@ -1,6 +1,7 @@
 """Reads JSON files row by row and remembers where each row stood."""
 
 from collections.abc import Iterator
+import contextlib
 import gzip
 import json
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ def read(path: str) -> Iterator[Row]:
     DataError: the file has another suffix, cannot be read, or is a `.json`
       file that holds no array.
   """
-  try:
+  with _explained(path):
     if path.endswith('.json'):
       yield from _read_array(path)
     elif path.endswith(('.jsonl', '.jsonl.gz')):
@@ -47,6 +48,28 @@ def read(path: str) -> Iterator[Row]:
         f'{path} is of no known format. Use .jsonl, .jsonl.gz, or .json with'
         ' one array of objects.'
       )
+
+
+def read_lines(path: str) -> Iterator[Row]:
+  """Yields the rows of a file with one JSON object a line, named as it may be.
+
+  For data sets whose `.json` files are no arrays.
+
+  Args:
+    path: local or `gs://`; with the suffix `.gz`, compressed.
+
+  Raises:
+    DataError: the file cannot be read.
+  """
+  with _explained(path):
+    yield from _read_lines(path)
+
+
+@contextlib.contextmanager
+def _explained(path: str):
+  """Turns what goes wrong with a file into a message that names it."""
+  try:
+    yield
   except (OSError, EOFError, tf.errors.OpError) as error:
     raise errors.DataError(
       f'{path} cannot be read: {error}. Check that the file is complete and'

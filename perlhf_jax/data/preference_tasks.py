@@ -25,6 +25,7 @@ import seqio
 import tensorflow as tf
 
 from perlhf_jax.core import errors
+from perlhf_jax.data import json_rows
 from perlhf_jax.data import row_checks
 from perlhf_jax.data import sources
 
@@ -37,6 +38,10 @@ def add_preference_task(
   splits: Mapping[str, float] | None = None,
   base_dir: str | None = None,
   info: sources.DatasetInfo | None = None,
+  *,
+  read: sources.Read = json_rows.read,
+  images: bool = False,
+  references: bool = False,
 ) -> seqio.Task:
   """Registers a task that reads JSON files.
 
@@ -47,16 +52,23 @@ def add_preference_task(
       `pairwise`: inputs, chosen, rejected and perhaps margin;
       `pointwise`: inputs, targets, label (0 or 1);
       `prompts`: inputs.
-    parse: makes these features, as plain text, of one record (a dict). It
-      returns None for a record that does not belong to the task; a KeyError,
-      ValueError, TypeError or AttributeError marks the record as unusable.
+    parse: makes these features, as plain text, of one record (a dict), or a
+      list of such features for a record of several examples. It returns None
+      for a record that does not belong to the task; a KeyError, ValueError,
+      TypeError or AttributeError marks the record as unusable.
     files: a glob pattern below the data directory, whose rows are split by
-      a hash of the prompt as `splits` says; or a pattern for each split; or
-      alternative layouts, see `sources.FileSource`.
+      a hash of the prompt (or of `split_key` among the features) as `splits`
+      says; or a pattern for each split; or alternative layouts, see
+      `sources.FileSource`.
     splits: share of each split; 90% train and 10% validation by default.
     base_dir: the data directory, local or `gs://`; PERLHF_DATA_DIR by
       default.
     info: source and licence, which error messages and `perlhf tasks` show.
+    read: reads the records of a file; JSON lines or a JSON array by default.
+    images: whether `parse` also gives `images`, a list of encoded PNG or JPEG
+      images (bytes) or of paths of such files (str).
+    references: of prompts, whether `parse` also gives `references`, the
+      answers that a judge accepts, as a list of text.
 
   Returns:
     The registered task.
@@ -81,7 +93,13 @@ def add_preference_task(
   return add_text_task(
     name,
     sources.FileSource(
-      kind, layouts, parse, info or sources.DatasetInfo(), base_dir
+      kind,
+      layouts,
+      parse,
+      info or sources.DatasetInfo(),
+      base_dir,
+      read=read,
+      lists=row_checks.list_features(kind, images, references),
     ),
   )
 
@@ -100,17 +118,25 @@ def add_text_task(name: str, source: sources.TextSource) -> seqio.Task:
   return seqio.TaskRegistry.add(
     name,
     source,
-    output_features=text_features(source.kind),
+    output_features=text_features(source.kind, source.lists),
     # What `seqio_cache_tasks` stores is text, so that one cache serves every
     # vocabulary.
     preprocessors=[seqio.CacheDatasetPlaceholder()],
   )
 
 
-def text_features(kind: str) -> dict[str, seqio.Feature]:
+def text_features(
+  kind: str, lists: Sequence[str] = ()
+) -> dict[str, seqio.Feature]:
   """SeqIO output features of a text task, for tasks built by hand.
 
   Text has dtype string and rank 0: the run's vocabulary tokenises it later.
+  Images are continuous features of dtype string and rank 1, encoded, or paths
+  of files: the run's model says at which resolution they are decoded.
+
+  Args:
+    kind: sft, pairwise, pointwise or prompts.
+    lists: list features beside those of the kind: `images`, `references`.
   """
   vocabulary = seqio.PassThroughVocabulary(size=0)
   features = {}
@@ -126,6 +152,8 @@ def text_features(kind: str) -> dict[str, seqio.Feature]:
       dtype=tf.float32,
       rank=0,
     )
+  for feature in lists:
+    features[feature] = seqio.ContinuousFeature(dtype=tf.string, rank=1)
   return features
 
 

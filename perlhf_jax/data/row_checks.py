@@ -1,8 +1,10 @@
 """What makes a text example unusable, whatever file it came from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import numbers
 from typing import Any
+
+from perlhf_jax.core import errors
 
 # Text features of each kind of task, and how messages call them.
 TEXT_FEATURES: Mapping[str, Mapping[str, str]] = {
@@ -22,14 +24,37 @@ NUMBER_FEATURES: Mapping[str, Mapping[str, float | None]] = {
   'pointwise': {'label': None},
   'prompts': {},
 }
+# Features that are lists, of any kind of task that declares them: the images
+# of an example, each an encoded PNG or JPEG (bytes) or the path of such a file
+# (str), and, of prompts, the answers that a judge accepts.
+IMAGES, REFERENCES = 'images', 'references'
 
 
-def find_problem(kind: str, example: Mapping[str, Any]) -> str | None:
-  """Says what is wrong with a text example, None if nothing is.
+def list_features(kind: str, images: bool, references: bool) -> tuple[str, ...]:
+  """Names of the list features that a task declares.
+
+  Raises:
+    ConfigError: only prompts have references.
+  """
+  if references and kind != 'prompts':
+    raise errors.ConfigError(
+      f'A task of the kind {kind!r} takes no references; only prompts do.'
+    )
+  return (IMAGES,) * images + (REFERENCES,) * references
+
+
+def find_problem(
+  kind: str, example: Mapping[str, Any], lists: Sequence[str] = ()
+) -> str | None:
+  """Says what is wrong with an example, None if nothing is.
+
+  Whether images can be decoded is not looked at here.
 
   Args:
     kind: sft, pairwise, pointwise or prompts.
-    example: the text features as str, the numbers as numbers.
+    example: the text features as str, the numbers as numbers, the list
+      features as lists.
+    lists: the list features that the task declares; each must have an item.
   """
   for name, what in TEXT_FEATURES[kind].items():
     if not isinstance(example[name], str):
@@ -51,4 +76,23 @@ def find_problem(kind: str, example: Mapping[str, Any]) -> str | None:
       return f'the label is {value!r}, neither 0 nor 1'
     if value != value or value in (float('inf'), float('-inf')):
       return f'the {name} is {value!r}'
+  for name in lists:
+    problem = _list_problem(name, example.get(name))
+    if problem:
+      return problem
+  return None
+
+
+def _list_problem(name: str, items: Any) -> str | None:
+  what, known = {
+    IMAGES: ('image', (bytes, str)),
+    REFERENCES: ('reference', (str,)),
+  }[name]
+  if items is None or (isinstance(items, list | tuple) and not items):
+    return f'the example has no {what} ({name})'
+  if not isinstance(items, list | tuple):
+    return f'{name} is {type(items).__name__}, not a list'
+  for item in items:
+    if not isinstance(item, known) or not item:
+      return f'{name} holds {item!r}, which is no {what}'
   return None

@@ -1,10 +1,11 @@
 """SeqIO sources of preference data: JSON files, and Python functions.
 
-Sources yield text features and three more: `origin`, where a row came from
-(`file:line`), `problem`, what is wrong with it (empty if nothing is), and
-`position`, which file and row it is, by which a cached task is put back in
-order. An unusable row flows on to the loader, which knows whether to stop or
-to skip it; it must not raise inside TensorFlow, where the message would drown.
+Sources yield text features, perhaps images, and three more: `origin`, where a
+row came from (`file:line`), `problem`, what is wrong with it (empty if nothing
+is), and `position`, which file and row it is, by which a cached task is put
+back in order. An unusable row flows on to the loader, which knows whether to
+stop or to skip it; it must not raise inside TensorFlow, where the message would
+drown.
 
 Paths are looked up when data is read, not when a task is registered, so that
 importing all tasks needs no data.
@@ -29,8 +30,14 @@ from perlhf_jax.data import row_checks
 DATA_DIR_VARIABLE = 'PERLHF_DATA_DIR'
 POSITION = 'position'
 
-# A record to features; None leaves the record out of the task.
-Parse = Callable[[dict[str, Any]], Mapping[str, Any] | None]
+# A record to the features of its example, or of several; None leaves the
+# record out of the task. `split_key` among the features is hashed for the split
+# in the place of the prompt.
+Features = Mapping[str, Any]
+Parse = Callable[[dict[str, Any]], Features | Sequence[Features] | None]
+SPLIT_KEY = 'split_key'
+# A path to the records of a file.
+Read = Callable[[str], Iterator[json_rows.Row]]
 # A name, and features, `origin` and `problem` of each row, read on demand.
 Shard = tuple[str, Iterator[dict[str, Any]]]
 
@@ -91,6 +98,7 @@ class TextSource(seqio.DataSource):
     info: source and licence.
     module: name of the module that registers the task, as far as the function
       that makes the rows tells it.
+    lists: the list features, see `row_checks.list_features`.
   """
 
   def __init__(
@@ -99,9 +107,11 @@ class TextSource(seqio.DataSource):
     splits: Iterable[str],
     info: DatasetInfo,
     module: str | None = None,
+    lists: Sequence[str] = (),
   ):
     super().__init__(splits=splits)
     self.kind = kind
+    self.lists = tuple(lists)
     self.info = info
     self.module = module
 
@@ -113,6 +123,23 @@ class TextSource(seqio.DataSource):
   @abc.abstractmethod
   def shards(self, split: str) -> list[Shard]:
     """The parts of a split, in order, that machines may read apart."""
+
+  def _complete(
+    self, features: Features, origin: str, problem: str
+  ) -> dict[str, Any]:
+    """A row with every column, checked."""
+    text = row_checks.TEXT_FEATURES[self.kind]
+    numbers = row_checks.NUMBER_FEATURES[self.kind]
+    row = {name: features.get(name) for name in (*text, *self.lists)}
+    for name, default in numbers.items():
+      row[name] = features.get(name, default)
+    found = row_checks.find_problem(self.kind, row, self.lists)
+    problem = problem or found or ''
+    if problem:
+      # Only what TensorFlow can hold; the message says the rest.
+      row = {name: _as_text(value) for name, value in row.items()}
+      row |= dict.fromkeys(numbers, 0.0) | dict.fromkeys(self.lists, ())
+    return {**row, 'origin': origin, 'problem': problem}
 
   def list_shards(self, split: str) -> Sequence[str]:
     """Names of the shards of a split."""
@@ -152,7 +179,7 @@ class TextSource(seqio.DataSource):
         )
     text = [*row_checks.TEXT_FEATURES[self.kind], 'origin', 'problem']
     numbers = list(row_checks.NUMBER_FEATURES[self.kind])
-    columns = {name: [] for name in text + numbers}
+    columns = {name: [] for name in (*text, *numbers, *self.lists)}
     positions = []
     for shard in range(index, len(shards), step):
       for number, row in enumerate(shards[shard][1]):
@@ -162,6 +189,7 @@ class TextSource(seqio.DataSource):
     return tf.data.Dataset.from_tensor_slices(
       {name: tf.constant(columns[name], tf.string) for name in text}
       | {name: tf.constant(columns[name], tf.float32) for name in numbers}
+      | {name: _ragged(columns[name]) for name in self.lists}
       | {POSITION: np.array(positions, np.int64).reshape(-1, 2)}
     )
 
@@ -174,6 +202,7 @@ class FileSource(TextSource):
       group has a file is read; each is a sequence of `FileGroup`.
     base_dir: the data directory, local or `gs://`; by default what the
       environment variable PERLHF_DATA_DIR says when data is read.
+    read: reads a file.
   """
 
   def __init__(
@@ -183,13 +212,18 @@ class FileSource(TextSource):
     parse: Parse,
     info: DatasetInfo,
     base_dir: str | None = None,
+    *,
+    read: Read = json_rows.read,
+    lists: Sequence[str] = (),
   ):
     splits = dict.fromkeys(
       split for layout in layouts for group in layout for split in group.splits
     )
-    super().__init__(kind, splits, info, getattr(parse, '__module__', None))
+    module = getattr(parse, '__module__', None)
+    super().__init__(kind, splits, info, module, lists)
     self.layouts = layouts
     self.base_dir = base_dir
+    self.read = read
     self._parse = parse
 
   @property
@@ -219,18 +253,16 @@ class FileSource(TextSource):
   def _file_rows(
     self, path: str, fractions: Mapping[str, float], split: str
   ) -> Iterator[dict[str, Any]]:
-    for row in json_rows.read(path):
-      example = self._example(row)
-      if example is None:
-        continue
-      key = example['inputs']
-      # A row without a prompt could belong anywhere; each run sees it.
-      if not key or split_by_hash(key, fractions) == split:
-        yield example
+    for row in self.read(path):
+      for key, example in self._examples(row):
+        # A row without a prompt could belong anywhere; each run sees it.
+        if not key or split_by_hash(key, fractions) == split:
+          yield example
 
-  def _example(self, row: json_rows.Row) -> dict[str, Any] | None:
+  def _examples(self, row: json_rows.Row) -> Iterator[tuple[str, dict]]:
+    """What decides the split of each example of a record, and the example."""
     problem = row.problem
-    features: Mapping[str, Any] | None = {}
+    features: Features | Sequence[Features] | None = {}
     if not problem:
       try:
         features = self._parse(row.record)
@@ -241,8 +273,12 @@ class FileSource(TextSource):
       except (TypeError, AttributeError) as error:
         problem = f'a field has the wrong type ({error})'
     if features is None:
-      return None
-    return _complete(self.kind, features, row.origin, problem)
+      return
+    several = [features] if isinstance(features, Mapping) else features
+    for each in several:
+      example = self._complete(each, row.origin, problem)
+      # The prompt of an unusable row may be no text.
+      yield str(each.get(SPLIT_KEY, example['inputs'])), example
 
   def _find_files(self) -> list[tuple[FileGroup, list[str]]]:
     root = self.base_dir or os.environ.get(DATA_DIR_VARIABLE)
@@ -286,8 +322,17 @@ class PythonSource(TextSource):
     splits: Iterable[str],
     make_rows: Callable[[str], Iterable[Mapping[str, Any]]],
     info: DatasetInfo,
+    *,
+    images: bool = False,
+    references: bool = False,
   ):
-    super().__init__(kind, splits, info, getattr(make_rows, '__module__', None))
+    super().__init__(
+      kind,
+      splits,
+      info,
+      getattr(make_rows, '__module__', None),
+      row_checks.list_features(kind, images, references),
+    )
     self._make_rows = make_rows
 
   def shards(self, split: str) -> list[Shard]:
@@ -297,24 +342,16 @@ class PythonSource(TextSource):
   def _made_rows(self, split: str) -> Iterator[dict[str, Any]]:
     """Calls the function; a row's origin is its number."""
     for index, features in enumerate(self._make_rows(split)):
-      yield _complete(self.kind, features, f'{split}#{index}', '')
+      yield self._complete(features, f'{split}#{index}', '')
 
 
-def _complete(
-  kind: str, features: Mapping[str, Any], origin: str, problem: str
-) -> dict[str, Any]:
-  """A row with every column, checked."""
-  text = row_checks.TEXT_FEATURES[kind]
-  numbers = row_checks.NUMBER_FEATURES[kind]
-  row = {name: features.get(name) for name in text}
-  for name, default in numbers.items():
-    row[name] = features.get(name, default)
-  problem = problem or row_checks.find_problem(kind, row) or ''
-  if problem:
-    # Only what TensorFlow can hold; the message says the rest.
-    row = {name: _as_text(value) for name, value in row.items()}
-    row |= dict.fromkeys(numbers, 0.0)
-  return {**row, 'origin': origin, 'problem': problem}
+def _ragged(rows: Sequence[Sequence[str | bytes]]) -> tf.RaggedTensor:
+  """Lists of different lengths as TensorFlow holds them."""
+  items = [item for row in rows for item in row]
+  return tf.RaggedTensor.from_row_lengths(
+    tf.constant(items, tf.string, shape=[len(items)]),
+    np.array([len(row) for row in rows], np.int64),
+  )
 
 
 def _as_text(value: Any) -> str:

@@ -14,10 +14,24 @@ import seqio
 from perlhf_jax.core import errors
 from perlhf_jax.data import cached_tasks
 from perlhf_jax.data import feature_converters
+from perlhf_jax.data import row_checks
 from perlhf_jax.data import sources
 
 _PACKAGE = 'tasks'
-_BUILT_IN = ('demo', 'hh', 'taskmaster')
+_BUILT_IN = (
+  'android_control',
+  'bolt',
+  'demo',
+  'demo_vqa',
+  'easy_vqa',
+  'hh',
+  'mixtures',
+  'nlvr',
+  'shp',
+  'taskmaster',
+  'tldr',
+  'vqav2',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +42,7 @@ class TaskSummary:
     name: what MIXTURE_OR_TASK_NAME takes.
     kind: sft, pairwise, pointwise, prompts, or `other` for a task that no
       stage here can read.
+    has_images: whether its examples have images.
     splits: names of its splits.
     info: description, homepage and licence.
     location: where its files go.
@@ -35,6 +50,7 @@ class TaskSummary:
 
   name: str
   kind: str
+  has_images: bool
   splits: tuple[str, ...]
   info: sources.DatasetInfo
   location: str
@@ -99,6 +115,7 @@ def summaries() -> list[TaskSummary]:
       TaskSummary(
         name=name,
         kind=feature_converters.kind_of(list(task.output_features)) or 'other',
+        has_images=row_checks.IMAGES in task.output_features,
         splits=tuple(str(split) for split in source.splits or ()),
         info=source.info if ours else sources.DatasetInfo(),
         location=source.location if ours else type(source).__name__,

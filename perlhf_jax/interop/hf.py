@@ -242,8 +242,8 @@ def _check_architecture(
   config: t5_config.T5Config, directory: epath.Path, raw: Mapping[str, Any]
 ) -> None:
   source = str(directory / CONFIG)
-  wanted = t5_config.architecture(config)
-  stored = t5_config.architecture(hf_config.to_t5_config(raw, source))
+  wanted = config.architecture()
+  stored = hf_config.to_t5_config(raw, source).architecture()
   different = [
     f'{name} is {stored[name]} there and {wanted[name]} here'
     for name in wanted

@@ -71,9 +71,22 @@ def match(
 
 
 def check_names(
-  *, expected: set[str], found: set[str], what: str, kind: str
+  *,
+  expected: set[str],
+  found: set[str],
+  what: str,
+  kind: str,
+  whole: str = 'encoder-decoder',
 ) -> None:
-  """Raises a `CheckpointError` that lists names on one side only."""
+  """Raises a `CheckpointError` that lists names on one side only.
+
+  Args:
+    expected: names that should be there.
+    found: names that are there.
+    what: what is wrong if they differ, for the message.
+    kind: of what they are names, in the plural.
+    whole: of what they must be the names.
+  """
   problems = [
     f'{verb} {kind}: {safetensors_files.first(sorted(names))}'
     for names, verb in (
@@ -85,7 +98,7 @@ def check_names(
   if problems:
     raise errors.CheckpointError(
       f'{what}; {"; ".join(problems)}. Weights and configuration must be '
-      'of one whole encoder-decoder.'
+      f'of one whole {whole}.'
     )
 
 

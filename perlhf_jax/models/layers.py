@@ -24,7 +24,7 @@ _ACTIVATIONS = {
 
 
 class Dense(nn.Module):
-  """A matrix product with a 2-D kernel `[in, features]` and no bias.
+  """A matrix product with a 2-D kernel `[in, features]`; T5's have no bias.
 
   It is the only layer that LoRA adapts: where `adapters` names this module's
   path, the low-rank update is added before any reshape into heads.
@@ -34,13 +34,15 @@ class Dense(nn.Module):
     kernel_axes: logical axes of the kernel.
     dtype: of the product.
     kernel_init: initializer of the kernel.
+    bias_init: initializer of a bias; None for no bias.
     adapters: resolved LoRA adapters of the whole model, or None.
   """
 
   features: int
-  kernel_axes: tuple[str, str]
+  kernel_axes: tuple[str, str | None]
   dtype: Any = jnp.float32
   kernel_init: Initializer = DENSE_INIT
+  bias_init: Initializer | None = None
   adapters: lora_lib.Adapters | None = None
 
   @nn.compact
@@ -55,6 +57,14 @@ class Dense(nn.Module):
       jnp.float32,
     )
     y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+    if self.bias_init is not None:
+      bias = self.param(
+        'bias',
+        nn.with_logical_partitioning(self.bias_init, self.kernel_axes[1:]),
+        (self.features,),
+        jnp.float32,
+      )
+      y = y + bias.astype(self.dtype)
     adapters = self.adapters
     if adapters is not None and '/'.join(self.path) in adapters.module_paths:
       y = y + lora_lib.LowRankUpdate(

@@ -103,7 +103,7 @@ class LowRankUpdate(nn.Module):
 
   config: LoraConfig
   features: int
-  kernel_axes: tuple[str, str]
+  kernel_axes: tuple[str, str | None]
   dtype: Any
 
   @nn.compact

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import typing
+from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 
 
@@ -56,14 +58,14 @@ def merge_and_check(
     out_shardings=shardings,
   )(params, lora)
   rng = jax.random.key(0) if rng is None else rng
-  prompt, response = jax.random.randint(
-    rng, (2, 4, 32), 2, model.config.vocab_size
-  )
+  bare = encoder_decoder.make_model(model.config)
+  prompt, response = _random_inputs(model.config, rng)
 
   def compare(params, lora, merged):
     unmerged = model.apply({'params': params, 'lora': lora}, prompt, response)
-    bare = t5.T5(model.config).apply({'params': merged}, prompt, response)
-    difference = jnp.abs(unmerged - bare)
+    difference = jnp.abs(
+      unmerged - bare.apply({'params': merged}, prompt, response)
+    )
     # The maximum of NaN, which is refused, is no NaN by XLA on a CPU.
     return jnp.where(
       jnp.all(jnp.isfinite(difference)), jnp.max(difference), jnp.nan
@@ -77,6 +79,16 @@ def merge_and_check(
       'backbone in float32.'
     )
   return merged, MergeReport(difference, _lost_updates(params, merged, lora))
+
+
+def _random_inputs(config, rng):
+  """Draws prompts, with an image where the model reads them, and responses."""
+  tokens, response = jax.random.randint(rng, (2, 4, 32), 2, config.vocab_size)
+  prompt = prompts.of_tokens(tokens)
+  if (side := config.image_size) is not None:
+    pixels = jax.random.bits(rng, (4, 1, side, side, 3), jnp.uint8)
+    prompt = prompt.replace(images=pixels, image_mask=jnp.ones((4, 1), bool))
+  return prompt, response
 
 
 def _lost_updates(params, merged, lora) -> float:

@@ -11,11 +11,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from perlhf_jax.core import masking
 from perlhf_jax.core import typing
 from perlhf_jax.models import heads
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
 from perlhf_jax.objectives import losses
@@ -26,8 +27,7 @@ Variables = Mapping[str, Any]
 def _hidden_states(
   model: t5.T5,
   variables: Variables,
-  prompt_tokens: Int[typing.Array, 'batch prompt_length'],
-  prompt_mask: Bool[typing.Array, 'batch prompt_length'],
+  prompts: prompts_lib.Prompts,
   response_tokens: Int[typing.Array, 'batch responses length'],
   read,
 ) -> jax.Array:
@@ -37,8 +37,7 @@ def _hidden_states(
   )
 
   def states(model):
-    encoded = model.encode(prompt_tokens, prompt_mask)
-    return read(model, model.decode(encoded, prompt_mask, inputs))
+    return read(model, model.decode(model.encode(prompts), inputs))
 
   return model.apply(variables, method=states)
 
@@ -46,8 +45,7 @@ def _hidden_states(
 def response_logprobs(
   model: t5.T5,
   variables: Variables,
-  prompt_tokens: Int[typing.Array, 'batch prompt_length'],
-  prompt_mask: Bool[typing.Array, 'batch prompt_length'],
+  prompts: prompts_lib.Prompts,
   response_tokens: Int[typing.Array, 'batch responses length'],
   *,
   temperature: float = 1.0,
@@ -57,8 +55,7 @@ def response_logprobs(
   Args:
     model: the policy, or the bare backbone for the reference.
     variables: its `params`, and `lora` if it is adapted.
-    prompt_tokens: int32 `[batch, prompt_length]`.
-    prompt_mask: bool `[batch, prompt_length]`.
+    prompts: the prompts.
     response_tokens: int32 `[batch, responses, length]`.
     temperature: of the distribution that responses are sampled from; the
       policy that is trained is the one that acts.
@@ -69,8 +66,7 @@ def response_logprobs(
   logits = _hidden_states(
     model,
     variables,
-    prompt_tokens,
-    prompt_mask,
+    prompts,
     response_tokens,
     lambda model, states: model.logits(states),
   )
@@ -105,16 +101,14 @@ class ValueModel:
   def values(
     self,
     variables: Variables,
-    prompt_tokens: Int[typing.Array, 'batch prompt_length'],
-    prompt_mask: Bool[typing.Array, 'batch prompt_length'],
+    prompts: prompts_lib.Prompts,
     response_tokens: Int[typing.Array, 'batch responses length'],
   ) -> Float[jax.Array, 'batch responses length']:
     """Gives V(X_t), where X_t is the prompt and the response before token t.
 
     Args:
       variables: as in the class docstring.
-      prompt_tokens: int32 `[batch, prompt_length]`.
-      prompt_mask: bool `[batch, prompt_length]`.
+      prompts: the prompts.
       response_tokens: int32 `[batch, responses, length]`.
 
     Returns:
@@ -123,8 +117,7 @@ class ValueModel:
     states = _hidden_states(
       self.backbone,
       {k: v for k, v in variables.items() if k != 'heads'},
-      prompt_tokens,
-      prompt_mask,
+      prompts,
       response_tokens,
       lambda model, states: states,
     )

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from perlhf_jax.core import masking
 from perlhf_jax.core import typing
 from perlhf_jax.models import heads
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
 
@@ -45,8 +46,7 @@ class RewardModel:
   def scores(
     self,
     variables: Variables,
-    prompt_tokens: Int[typing.Array, 'batch prompt_length'],
-    prompt_mask: Bool[typing.Array, 'batch prompt_length'],
+    prompts: prompts_lib.Prompts,
     response_tokens: Int[typing.Array, 'batch responses response_length'],
     response_mask: Bool[typing.Array, 'batch responses response_length'],
     *,
@@ -59,8 +59,7 @@ class RewardModel:
 
     Args:
       variables: as in the class docstring.
-      prompt_tokens: int32 `[batch, prompt_length]`.
-      prompt_mask: bool `[batch, prompt_length]`.
+      prompts: the prompts.
       response_tokens: int32 `[batch, responses, response_length]`, each
         ending with EOS.
       response_mask: bool, of the same shape.
@@ -75,15 +74,11 @@ class RewardModel:
     backbone = {k: v for k, v in variables.items() if k != 'heads'}
 
     def hidden_states(model):
-      encoded = model.encode(
-        prompt_tokens, prompt_mask, deterministic=deterministic
-      )
+      encoded = model.encode(prompts, deterministic=deterministic)
       # The start token goes in front, so that EOS too is an input and the
       # state at its position has seen the whole response.
       tokens = jnp.pad(response_tokens.reshape(-1, length), ((0, 0), (1, 0)))
-      return model.decode(
-        encoded, prompt_mask, tokens, deterministic=deterministic
-      )
+      return model.decode(encoded, tokens, deterministic=deterministic)
 
     hidden = self.backbone.apply(backbone, rngs=rngs, method=hidden_states)
     mask = response_mask.reshape(-1, length)
@@ -96,8 +91,7 @@ class RewardModel:
   def score(
     self,
     variables: Variables,
-    prompt_tokens: Int[typing.Array, 'batch prompt_length'],
-    prompt_mask: Bool[typing.Array, 'batch prompt_length'],
+    prompts: prompts_lib.Prompts,
     response_tokens: Int[typing.Array, 'batch response_length'],
     response_mask: Bool[typing.Array, 'batch response_length'],
     *,
@@ -106,8 +100,7 @@ class RewardModel:
     """Scores one response a prompt, `[batch, response_length]` to `[batch]`."""
     return self.scores(
       variables,
-      prompt_tokens,
-      prompt_mask,
+      prompts,
       response_tokens[:, None],
       response_mask[:, None],
       dropout_rng=dropout_rng,

@@ -5,27 +5,22 @@ by one flag. Parameters are those of T5X's minimal T5: 2-D attention kernels,
 one relative position bias a stack. Dimension names are in `core.typing`.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
-from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
 from perlhf_jax.models import attention
 from perlhf_jax.models import kv_cache
 from perlhf_jax.models import layers
 from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import prompts as prompts_lib
+from perlhf_jax.models import repeat
 from perlhf_jax.models import t5_config
 
 _ACTIVATION_AXES = ('batch', 'length', 'embed')
-_REMAT_POLICIES = {
-  'minimal': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  'full': None,
-}
 
 
 class Layer(nn.Module):
@@ -113,33 +108,20 @@ class Stack(nn.Module):
 
   def setup(self):
     config = self.config
-    layer = Layer
-    if config.remat_policy != 'none':
-      layer = nn.remat(
-        Layer,
-        policy=_REMAT_POLICIES[config.remat_policy],
-        prevent_cse=not config.scan_layers,
-        static_argnums=(6,),
-      )
-    num_layers = (
-      config.num_decoder_layers
+    layers_made = repeat.make_layers(
+      Layer,
+      config,
+      length=config.num_decoder_layers
       if self.is_decoder
-      else config.num_encoder_layers
+      else config.num_encoder_layers,
+      num_inputs=6,
+      static_input=4,
+      arguments=dict(
+        config=config, is_decoder=self.is_decoder, adapters=self.adapters
+      ),
     )
-    arguments = dict(
-      config=config, is_decoder=self.is_decoder, adapters=self.adapters
-    )
-    if config.scan_layers:
-      self.layers = nn.scan(
-        layer,
-        variable_axes={'params': 0, 'lora': 0, 'cache': 0},
-        split_rngs={'params': True, 'lora': True, 'dropout': True},
-        in_axes=(nn.broadcast,) * 6,
-        length=num_layers,
-        metadata_params={nn.PARTITION_NAME: 'layers'},
-      )(**arguments)
-    else:
-      self.layers = [layer(**arguments) for _ in range(num_layers)]
+    # The attribute is the name: 'layers', or 'layers_0', 'layers_1', ...
+    self.layers = layers_made[0] if config.scan_layers else layers_made
     if not config.relpos_bias_per_layer:
       self.relpos_bias = attention.RelativePositionBias(
         config, bidirectional=not self.is_decoder
@@ -188,11 +170,8 @@ class Stack(nn.Module):
       deterministic,
       position,
     )
-    if config.scan_layers:
-      x, _ = self.layers(x, *rest)
-    else:
-      for layer in self.layers:
-        x, _ = layer(x, *rest)
+    for layer in [self.layers] if config.scan_layers else self.layers:
+      x, _ = layer(x, *rest)
     x = self.decoder_norm(x) if self.is_decoder else self.encoder_norm(x)
     return self.dropout(x, deterministic=deterministic)
 
@@ -217,32 +196,43 @@ class T5(nn.Module):
     self.decoder = Stack(config, is_decoder=True, adapters=self.adapters)
 
   def encode(
-    self,
-    encoder_input_tokens: Int[typing.Array, 'batch prompt_length'],
-    encoder_mask: Bool[typing.Array, 'batch prompt_length'],
-    *,
-    deterministic: bool = True,
-  ) -> Float[jax.Array, 'batch prompt_length embed']:
+    self, prompts: prompts_lib.Prompts, *, deterministic: bool = True
+  ) -> prompts_lib.Encoded:
     """Encodes prompts.
 
     Args:
-      encoder_input_tokens: int32 `[batch, prompt_length]`.
-      encoder_mask: bool `[batch, prompt_length]`, True on real tokens.
+      prompts: the prompts.
       deterministic: whether dropout is off.
 
     Returns:
-      `[batch, prompt_length, embed]`; rows at masked positions mean nothing.
+      States `[batch, memory_length, embed]` and their mask.
+
+    Raises:
+      ValueError: there are images, and this is a T5.
     """
-    return self.encoder(
-      self.token_embedder(encoder_input_tokens),
-      attention.mask_to_bias(encoder_mask[:, None, None, :]),
+    embedded, mask = self.embed_prompts(prompts, deterministic=deterministic)
+    states = self.encoder(
+      embedded,
+      attention.mask_to_bias(mask[:, None, None, :]),
       deterministic=deterministic,
     )
+    return prompts_lib.Encoded(states, mask)
+
+  def embed_prompts(
+    self, prompts: prompts_lib.Prompts, *, deterministic: bool
+  ) -> tuple[
+    Float[jax.Array, 'batch memory_length embed'],
+    Bool[typing.Array, 'batch memory_length'],
+  ]:
+    """Returns what the encoder reads, and which of it is real."""
+    del deterministic
+    if prompts.images is not None:
+      raise ValueError('A T5 reads no images; a PaLI does.')
+    return self.token_embedder(prompts.tokens), prompts.mask
 
   def decode(
     self,
-    encoded: Float[typing.Array, 'batch prompt_length embed'],
-    encoder_mask: Bool[typing.Array, 'batch prompt_length'],
+    encoded: prompts_lib.Encoded,
     decoder_input_tokens: Int[typing.Array, 'rows response_length'],
     *,
     deterministic: bool = True,
@@ -253,8 +243,7 @@ class T5(nn.Module):
     position, so the decoder takes no mask of its own.
 
     Args:
-      encoded: `[batch, prompt_length, embed]`, of `encode`.
-      encoder_mask: bool `[batch, prompt_length]`.
+      encoded: of `encode`.
       decoder_input_tokens: int32 `[batch * responses, response_length]`; the
         responses of a prompt are consecutive.
       deterministic: whether dropout is off.
@@ -267,15 +256,14 @@ class T5(nn.Module):
     return self.decoder(
       self.token_embedder(decoder_input_tokens),
       attention.mask_to_bias(causal),
-      encoded=encoded,
-      encoded_mask_bias=attention.mask_to_bias(encoder_mask[:, None, None, :]),
+      encoded=encoded.states,
+      encoded_mask_bias=attention.mask_to_bias(encoded.mask[:, None, None, :]),
       deterministic=deterministic,
     )
 
   def decode_one(
     self,
-    encoded: Float[typing.Array, 'batch prompt_length embed'],
-    encoder_mask: Bool[typing.Array, 'batch prompt_length'],
+    encoded: prompts_lib.Encoded,
     tokens: Int[typing.Array, 'rows 1'],
     position: kv_cache.CachePosition,
   ) -> Float[jax.Array, 'rows 1 embed']:
@@ -284,12 +272,11 @@ class T5(nn.Module):
     Equals one position of `decode` without dropout, given that every earlier
     position was decoded before. Apply it with `mutable=['cache']`: the first
     call makes that collection, later calls are given what the last returned.
-    They read nothing of `encoded` but its shape, because keys and values of
-    the prompt are in the cache.
+    They read nothing of `encoded.states` but the shape, because keys and values
+    of the prompt are in the cache.
 
     Args:
-      encoded: `[batch, prompt_length, embed]`, of `encode`.
-      encoder_mask: bool `[batch, prompt_length]`.
+      encoded: of `encode`.
       tokens: int32 `[batch * responses, 1]`, the input at `position`.
       position: where the tokens are, and for how many there is room.
 
@@ -299,8 +286,8 @@ class T5(nn.Module):
     return self.decoder(
       self.token_embedder(tokens),
       attention.mask_to_bias(position.valid_keys()[None, None, None, :]),
-      encoded=encoded,
-      encoded_mask_bias=attention.mask_to_bias(encoder_mask[:, None, None, :]),
+      encoded=encoded.states,
+      encoded_mask_bias=attention.mask_to_bias(encoded.mask[:, None, None, :]),
       position=position,
       deterministic=True,
     )
@@ -317,51 +304,23 @@ class T5(nn.Module):
 
   def __call__(
     self,
-    encoder_input_tokens: Int[typing.Array, 'batch prompt_length'],
+    prompts: prompts_lib.Prompts,
     decoder_input_tokens: Int[typing.Array, 'rows response_length'],
-    encoder_mask: Bool[typing.Array, 'batch prompt_length'] | None = None,
     *,
     deterministic: bool = True,
   ) -> Float[jax.Array, 'rows response_length vocab']:
     """Returns logits of the next token at each response position.
 
     Args:
-      encoder_input_tokens: int32 `[batch, prompt_length]`.
+      prompts: the prompts.
       decoder_input_tokens: int32 `[batch * responses, response_length]`.
-      encoder_mask: bool `[batch, prompt_length]`; where the token is not 0 if
-        None.
       deterministic: whether dropout is off.
 
     Returns:
       float32 `[batch * responses, response_length, vocab]`.
     """
-    if encoder_mask is None:
-      encoder_mask = encoder_input_tokens != 0
-    encoded = self.encode(
-      encoder_input_tokens, encoder_mask, deterministic=deterministic
-    )
+    encoded = self.encode(prompts, deterministic=deterministic)
     hidden = self.decode(
-      encoded, encoder_mask, decoder_input_tokens, deterministic=deterministic
+      encoded, decoder_input_tokens, deterministic=deterministic
     )
     return self.logits(hidden)
-
-
-def init_variables(model: T5, rng: jax.Array) -> dict[str, Any]:
-  """Returns boxed `params` (and `lora`, if adapted) of a model.
-
-  The random numbers of `params` do not depend on the adapters.
-  """
-  params_rng, lora_rng = jax.random.split(rng)
-  tokens = jnp.zeros((1, 1), jnp.int32)
-  return model.init({'params': params_rng, 'lora': lora_rng}, tokens, tokens)
-
-
-def dense_module_paths(config: t5_config.T5Config) -> tuple[str, ...]:
-  """Returns the path of every dense layer, computed from shapes alone."""
-  variables = jax.eval_shape(
-    lambda: nn.meta.unbox(init_variables(T5(config), jax.random.key(0)))
-  )
-  paths = tree_paths.flatten(variables['params'])
-  return tuple(
-    p.removesuffix('/kernel') for p in paths if p.endswith('/kernel')
-  )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -47,6 +48,11 @@ class T5Config:
       are held at a time at most; the backward pass recomputes them. None for
       all. Outputs are the same, and long prompts need less memory.
   """
+
+  # What may differ between two runs of one model without changing its weights.
+  RUN_FIELDS: ClassVar = frozenset(
+    ('dropout_rate', 'dtype', 'scan_layers', 'remat_policy', 'attention_block')
+  )
 
   vocab_size: int
   emb_dim: int = 512
@@ -106,14 +112,12 @@ class T5Config:
     """The dtype of activations."""
     return jnp.dtype(self.dtype)
 
+  @property
+  def image_size(self) -> int | None:
+    """Pixels of a side of an image; None of a model that reads text alone."""
+    return None
 
-# What may differ between two runs of one model without changing its weights.
-RUN_FIELDS = frozenset(
-  ('dropout_rate', 'dtype', 'scan_layers', 'remat_policy', 'attention_block')
-)
-
-
-def architecture(config: T5Config) -> dict:
-  """Returns the fields that decide parameter shapes and the function."""
-  fields = dataclasses.asdict(config)
-  return {k: v for k, v in fields.items() if k not in RUN_FIELDS}
+  def architecture(self) -> dict[str, Any]:
+    """Returns the fields that decide parameter shapes and the function."""
+    fields = dataclasses.asdict(self)
+    return {k: v for k, v in fields.items() if k not in self.RUN_FIELDS}

@@ -11,6 +11,7 @@ import optax
 from perlhf_jax.core import masking
 from perlhf_jax.core import typing
 from perlhf_jax.models import policy as policy_lib
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.objectives import kl as kl_lib
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.rl import kl_controller
@@ -76,10 +77,8 @@ class Learner:
       scores=shaped,
     )
     targets = self.algorithm.targets(episodes, state.kl_beta)
-    experience = {
-      name: samples[name]
-      for name in ('prompt_tokens', 'prompt_mask', 'response_tokens')
-    }
+    experience = prompts_lib.features_of(samples)
+    experience['response_tokens'] = samples['response_tokens']
     experience['episodes'] = episodes
     experience['targets'] = targets
     trained, metrics = self._update(state, frozen, experience)
@@ -132,10 +131,7 @@ class Learner:
 
   def _loss(self, trainable, frozen, batch, rng):
     del rng  # No dropout: the first ratio is 1.
-    arguments = [
-      batch[name]
-      for name in ('prompt_tokens', 'prompt_mask', 'response_tokens')
-    ]
+    arguments = prompts_lib.of_batch(batch), batch['response_tokens']
     logprobs = policy_lib.response_logprobs(
       self.models.policy,
       rollout.role_variables(frozen, trainable['policy']),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence, Set
 import functools
+import inspect
 import numbers
 from typing import Any
 
@@ -10,22 +11,36 @@ import numpy as np
 
 from perlhf_jax.core import errors
 
-# (prompts, responses) -> one score a response
-RewardFunction = Callable[[list[str], list[str]], Any]
+# (prompts, responses[, references]) -> one score a response
+RewardFunction = Callable[..., Any]
+REFERENCES = 'references'
 
 _SHOWN_CHARACTERS = 80
 
 
+def wants_references(function: RewardFunction) -> bool:
+  """Whether a function has a parameter `references`."""
+  try:
+    return REFERENCES in inspect.signature(function).parameters
+  except (TypeError, ValueError):  # Some built-in functions have no signature.
+    return False
+
+
 def call(
-  function: RewardFunction, prompts: Sequence[str], responses: Sequence[str]
+  function: RewardFunction,
+  prompts: Sequence[str],
+  responses: Sequence[str],
+  references: Sequence[Sequence[str] | None] = (),
 ) -> np.ndarray:
   """Calls a reward function and checks what it gives.
 
   Args:
     function: `(prompts, responses) -> scores`, given two lists of the same
-      length, the prompt repeated for each of its responses.
+      length, the prompt repeated for each of its responses. If it has a
+      parameter `references`, a third list: the right answers to each prompt.
     prompts: of each response.
     responses: to score.
+    references: right answers, None where there are none; empty if unknown.
 
   Returns:
     float32, one score a response.
@@ -35,8 +50,17 @@ def call(
       response; names the function.
   """
   name = function_name(function)
+  further = {}
+  if wants_references(function):
+    if len(references) != len(responses) or None in references:
+      raise errors.DataError(
+        f'The reward function {name} takes references, the right answers, and '
+        'there are none: it can be a JUDGE on a task of prompts with '
+        'references, or of demonstrations.'
+      )
+    further[REFERENCES] = [list(answers) for answers in references]
   try:
-    result = function(list(prompts), list(responses))
+    result = function(list(prompts), list(responses), **further)
   except Exception as error:
     raise errors.DataError(
       f'The reward function {name} raised {type(error).__name__}: {error} '

@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Int
 
+from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
 from perlhf_jax.models import policy as policy_lib
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5
 from perlhf_jax.sampling import sampler
@@ -47,8 +49,8 @@ class Models:
 def role_variables(
   frozen: Mapping[str, Any], role: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Gives a role its backbone: the shared one unless it has its own."""
-  return {'params': frozen['params'], **role}
+  """Gives a role its backbone: what is shared, and over it what it has."""
+  return tree_paths.overlay({'params': frozen['params']}, role)
 
 
 def sample(
@@ -66,7 +68,7 @@ def sample(
     policy: variables of the policy.
     frozen: see `Models`.
     keys: random keys `[batch]`.
-    batch: `prompt_tokens` and `prompt_mask`.
+    batch: prompts; see `models.prompts.of_batch`.
     config: how to sample.
 
   Returns:
@@ -76,8 +78,7 @@ def sample(
   samples = sampler.sample(
     models.policy,
     role_variables(frozen, policy),
-    batch['prompt_tokens'],
-    batch['prompt_mask'],
+    prompts_lib.of_batch(batch),
     keys,
     config,
   )
@@ -119,27 +120,27 @@ def assess(
     and `model_scores` `[batch, responses, models]`, as far as there are such
     models.
   """
-  prompts = samples['prompt_tokens'], samples['prompt_mask']
+  prompts = prompts_lib.of_batch(samples)
   tokens = samples['response_tokens']
   assessed = dict(samples)
   if models.reference is not None:
     assessed['ref_logprobs'] = policy_lib.response_logprobs(
       models.reference,
       role_variables(frozen, {}),
-      *prompts,
+      prompts,
       tokens,
       temperature=temperature,
     )
   if value is not None:
     assessed['values'] = models.value.values(
-      role_variables(frozen, value), *prompts, tokens
+      role_variables(frozen, value), prompts, tokens
     )
   if models.rewards:
     ended, ended_mask = end_with_eos(tokens, samples['response_mask'])
     assessed['model_scores'] = jnp.stack(
       [
         model.scores(
-          role_variables(frozen, variables), *prompts, ended, ended_mask
+          role_variables(frozen, variables), prompts, ended, ended_mask
         )
         for model, variables in zip(
           models.rewards, frozen['rewards'], strict=True

@@ -12,12 +12,13 @@ import dataclasses
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import masking
 from perlhf_jax.core import typing
 from perlhf_jax.models import kv_cache
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import t5
 from perlhf_jax.sampling import decoding
 from perlhf_jax.sampling import sampler
@@ -78,8 +79,7 @@ class BeamState:
 def beam_search(
   model: t5.T5,
   variables: decoding.Variables,
-  prompt_tokens: Int[typing.Array, 'batch prompt_length'],
-  prompt_mask: Bool[typing.Array, 'batch prompt_length'],
+  prompts: prompts_lib.Prompts,
   config: BeamConfig,
 ) -> tuple[sampler.Samples, Float[jax.Array, ' batch']]:
   """Searches for the response of each prompt with the highest score.
@@ -92,8 +92,7 @@ def beam_search(
   Args:
     model: the policy.
     variables: its `params`, and `lora` if adapted.
-    prompt_tokens: int32 `[batch, prompt_length]`.
-    prompt_mask: bool `[batch, prompt_length]`, True on real tokens.
+    prompts: the prompts.
     config: how to search.
 
   Returns:
@@ -101,11 +100,11 @@ def beam_search(
     log-probabilities of the model's own distribution, and the scores of the
     responses, float32 `[batch]`.
   """
-  batch, num_beams = len(prompt_tokens), config.num_beams
+  batch, num_beams = len(prompts), config.num_beams
   rows, length = batch * num_beams, config.max_length
   vocab_size = model.config.vocab_size
   first_rows = num_beams * jnp.arange(batch, dtype=jnp.int32)[:, None]
-  encoded = model.apply(variables, prompt_tokens, prompt_mask, method='encode')
+  encoded = model.apply(variables, prompts, method='encode')
 
   def score(sums, lengths):
     return sums / jnp.asarray(lengths, jnp.float32) ** config.length_penalty
@@ -115,7 +114,6 @@ def beam_search(
       model,
       variables,
       encoded,
-      prompt_mask,
       state.tokens,
       state.index,
       state.cache,

@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from perlhf_jax.core import typing
 from perlhf_jax.models import kv_cache
+from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 
 EOS_ID = 1
@@ -18,8 +19,7 @@ Variables = Mapping[str, Any]
 def next_logits(
   model: t5.T5,
   variables: Variables,
-  encoded: Float[typing.Array, 'batch prompt_length embed'],
-  prompt_mask: Bool[typing.Array, 'batch prompt_length'],
+  encoded: prompts.Encoded,
   tokens: Int[typing.Array, 'rows length'],
   index: Int[typing.Array, ''],
   cache: typing.Params,
@@ -30,7 +30,6 @@ def next_logits(
     model: the policy.
     variables: its `params`, and `lora` if adapted.
     encoded: encoded prompts.
-    prompt_mask: bool, True on real tokens.
     tokens: the responses so far; those before `index` were decoded before.
     index: the position whose logits are asked for.
     cache: as the last step returned it; empty at `index` 0.
@@ -44,7 +43,7 @@ def next_logits(
   position = kv_cache.CachePosition(index, tokens.shape[1])
 
   def decode(model):
-    hidden = model.decode_one(encoded, prompt_mask, last, position)
+    hidden = model.decode_one(encoded, last, position)
     return model.logits(hidden)[:, 0]
 
   collections = {**variables, 'cache': cache} if cache else variables

@@ -10,11 +10,12 @@ import functools
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Int, Key
+from jaxtyping import Bool, Key
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import masking
 from perlhf_jax.core import typing
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import t5
 from perlhf_jax.sampling import decoding
 from perlhf_jax.sampling import warping
@@ -110,8 +111,7 @@ def _draw(keys, index, logprobs):
 def sample(
   model: t5.T5,
   variables: decoding.Variables,
-  prompt_tokens: Int[typing.Array, 'batch prompt_length'],
-  prompt_mask: Bool[typing.Array, 'batch prompt_length'],
+  prompts: prompts_lib.Prompts,
   keys: Key[jax.Array, ' batch'],
   config: SamplingConfig,
   *,
@@ -127,8 +127,7 @@ def sample(
   Args:
     model: the policy.
     variables: its `params`, and `lora` if adapted.
-    prompt_tokens: int32 `[batch, prompt_length]`.
-    prompt_mask: bool `[batch, prompt_length]`, True on real tokens.
+    prompts: the prompts.
     keys: random keys, one a prompt.
     config: how to draw.
     early_stop: whether to stop once every response has ended. The samples are
@@ -137,9 +136,9 @@ def sample(
   Returns:
     `config.num_samples` responses a prompt, `config.max_length` long.
   """
-  batch, num_samples = len(prompt_tokens), config.num_samples
+  batch, num_samples = len(prompts), config.num_samples
   rows, length = batch * num_samples, config.max_length
-  encoded = model.apply(variables, prompt_tokens, prompt_mask, method='encode')
+  encoded = model.apply(variables, prompts, method='encode')
   fold_each = jax.vmap(jax.random.fold_in, (None, 0))
   row_keys = jax.vmap(fold_each, (0, None))(keys, jnp.arange(num_samples))
   row_keys = row_keys.reshape(rows)
@@ -149,7 +148,6 @@ def sample(
       model,
       variables,
       encoded,
-      prompt_mask,
       state.tokens,
       state.index,
       state.cache,

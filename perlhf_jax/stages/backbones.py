@@ -3,7 +3,7 @@
 Weights are read straight onto the mesh: no host ever holds a whole model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 from typing import Any
@@ -17,10 +17,14 @@ from perlhf_jax.core import tree_paths
 from perlhf_jax.data import vocabularies
 from perlhf_jax.interop import hf
 from perlhf_jax.interop import remote_files
+from perlhf_jax.interop import siglip
+from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import merge
-from perlhf_jax.models import t5
+from perlhf_jax.models import pali_config
+from perlhf_jax.models import resolution
 from perlhf_jax.models import t5_config
+from perlhf_jax.models import tuned_params
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.training import checkpoints
 from perlhf_jax.training import fingerprint as fingerprint_lib
@@ -31,6 +35,7 @@ from perlhf_jax.training import placement
 
 # Largest |Δlogit| that merging SFT adapters may make, in float32.
 _TOLERANCE = 1e-3
+_POSITIONS = 'vit/pos_embedding'
 
 
 @dataclasses.dataclass
@@ -44,6 +49,8 @@ class Backbone:
     vocabulary: the tokenizer.
     fingerprint: identifies the content; see `training.fingerprint`.
     metadata: of the checkpoint; None for a Hugging Face directory.
+    vit_path: where its ViT comes from, if from elsewhere; it then has no
+      projection of image tokens yet, and `params` none.
   """
 
   path: str
@@ -52,6 +59,7 @@ class Backbone:
   vocabulary: Any
   fingerprint: str
   metadata: run_metadata.RunMetadata | None = None
+  vit_path: str | None = None
 
   def in_layout_of(
     self, config: t5_config.T5Config, mesh: partitioning.LogicalMesh
@@ -60,6 +68,24 @@ class Backbone:
     return layer_layout.to_layout(
       self.params, config.scan_layers, params_shardings(config, mesh)
     )
+
+  def at_image_size(
+    self, image_size: int | None, mesh: partitioning.LogicalMesh
+  ) -> 'Backbone':
+    """Returns the backbone for images of another size, of the same content."""
+    if image_size == self.config.image_size:
+      return self
+    config = self.config.with_image_size(image_size)
+    flat = tree_paths.flatten(self.params)
+    places = tree_paths.flatten(params_shardings(config, mesh))
+    flat[_POSITIONS] = placement.put(
+      resolution.resize_positions(
+        placement.to_host(flat[_POSITIONS]), config.vit.num_tokens
+      ),
+      places[_POSITIONS],
+    )
+    params = tree_paths.unflatten(flat)
+    return dataclasses.replace(self, config=config, params=params)
 
   def release(self) -> None:
     """Lets go of `params`, once all models are made of them.
@@ -77,6 +103,8 @@ class Checkpoint:
     backbone: the frozen base for LoRA, the tuned weights for full tuning.
     metadata: of the step.
     lora: unrolled adapters, or None.
+    tuned: unrolled parameters that were trained in full beside adapters, on
+      the mesh; they take the place of the base's.
     heads: heads by name, empty where there are none.
     step_path: folder of the step.
   """
@@ -84,6 +112,7 @@ class Checkpoint:
   backbone: Backbone
   metadata: run_metadata.RunMetadata
   lora: Mapping[str, Any] | None
+  tuned: Mapping[str, Any]
   heads: Mapping[str, Any]
   step_path: str
 
@@ -92,8 +121,10 @@ def params_shardings(
   config: t5_config.T5Config, mesh: partitioning.LogicalMesh
 ) -> Mapping[str, Any]:
   """Returns the sharding of every parameter of a backbone."""
-  model = t5.T5(config)
-  boxed = jax.eval_shape(lambda: t5.init_variables(model, jax.random.key(0)))
+  model = encoder_decoder.make_model(config)
+  boxed = jax.eval_shape(
+    lambda: encoder_decoder.init_variables(model, jax.random.key(0))
+  )
   return partitioning.shardings_of(boxed['params'], mesh)
 
 
@@ -137,28 +168,40 @@ def load_checkpoint(
       'perlhf_jax nor the config.json of a Hugging Face model.'
     )
   metadata = run_metadata.from_json(checkpoints.read_metadata(step), str(step))
-  is_lora = metadata.tuning == 'lora'
+  config, is_lora = metadata.model, metadata.tuning == 'lora'
+  places, _ = tuned_params.split(
+    params_shardings(config, mesh), config, lora=is_lora
+  )
   trainable = checkpoints.read_trainable(
     step,
     # The value model is of use to training only.
     role='policy' if metadata.kind == run_metadata.POLICY else None,
-    params_shardings=None
-    if is_lora
-    else params_shardings(metadata.model, mesh),
+    params_shardings=places,
   )
-  if is_lora:
-    backbone = shared
+  base = None
+  if metadata.base is not None:
+    base = shared
     if shared is None or shared.fingerprint != metadata.base['fingerprint']:
-      backbone = load_recorded(
-        metadata.base, f'The adapter {step}', 'base', mesh, base_checkpoint
+      what = 'adapter' if is_lora else 'checkpoint'
+      base = load_recorded(
+        metadata.base, f'The {what} {step}', 'base', mesh, base_checkpoint
       )
+    base = base.at_image_size(config.image_size, mesh)
+  params = trainable.get('params', {})
+  if is_lora:
+    backbone = base
   else:
+    if base is not None:
+      _, kept = tuned_params.split(
+        base.in_layout_of(config, mesh), config, lora=False
+      )
+      params = tree_paths.overlay(kept, params)
     backbone = Backbone(
       path=str(step),
-      config=metadata.model,
-      params=trainable['params'],
+      config=config,
+      params=params,
       vocabulary=metadata.vocabulary,
-      fingerprint=fingerprint_lib.fingerprint(trainable['params']),
+      fingerprint=fingerprint_lib.fingerprint(params),
       metadata=metadata,
     )
   lora = trainable.get('lora')
@@ -168,6 +211,7 @@ def load_checkpoint(
     backbone=backbone,
     metadata=metadata,
     lora=lora,
+    tuned=layer_layout.to_layout(params, scan_layers=False) if is_lora else {},
     heads=trainable.get('heads', {}),
     step_path=str(step),
   )
@@ -193,12 +237,15 @@ def load_backbone(path: str, mesh: partitioning.LogicalMesh) -> Backbone:
   base, lora = loaded.backbone, loaded.metadata.lora
   # In the layout it was trained in, which its target_modules may name.
   config = dataclasses.replace(loaded.metadata.model, dtype='float32')
-  adapters = lora_lib.resolve(lora, t5.dense_module_paths(config))
-  params = base.in_layout_of(config, mesh)
+  adapters = lora_lib.resolve(lora, encoder_decoder.dense_module_paths(config))
+  params = tree_paths.overlay(
+    base.in_layout_of(config, mesh),
+    layer_layout.to_layout(loaded.tuned, config.scan_layers),
+  )
   shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
   with partitioning.use_mesh(mesh):
     merged, report = merge.merge_and_check(
-      t5.T5(config, adapters),
+      encoder_decoder.make_model(config, adapters),
       params,
       layer_layout.to_layout(loaded.lora, config.scan_layers),
       tolerance=_TOLERANCE,
@@ -210,17 +257,20 @@ def load_backbone(path: str, mesh: partitioning.LogicalMesh) -> Backbone:
     report.max_logit_difference,
   )
   # Named by its parts: the sum's last bits depend on the machine that adds.
-  parts = (
+  parts = [
     base.fingerprint,
     fingerprint_lib.fingerprint(loaded.lora),
     repr(lora.scale),
-  )
+  ]
+  if loaded.tuned:
+    parts.append(fingerprint_lib.fingerprint(loaded.tuned))
   return dataclasses.replace(
     base,
     path=loaded.step_path,
     config=dataclasses.replace(base.config, scan_layers=config.scan_layers),
     params=merged,
-    fingerprint=hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16],
+    fingerprint=_combine(parts),
+    vit_path=None,  # It is a part of the step now.
     metadata=loaded.metadata,
   )
 
@@ -249,6 +299,55 @@ def _load_hf(path: str, mesh: partitioning.LogicalMesh) -> Backbone:
   )
 
 
+def with_vit(
+  backbone: Backbone, path: str, mesh: partitioning.LogicalMesh
+) -> Backbone:
+  """Puts the ViT of a SigLIP directory in front of a T5.
+
+  Args:
+    backbone: the T5.
+    path: of the SigLIP directory.
+    mesh: where to put the weights.
+
+  Raises:
+    CheckpointError: the backbone has a ViT already, or there is no SigLIP.
+  """
+  if backbone.config.image_size is not None:
+    raise errors.CheckpointError(
+      f'{backbone.path} has a ViT of its own; leave out INITIAL_VIT_PATH, or '
+      'start from a T5.'
+    )
+  config = pali_config.PaliConfig(
+    **{
+      field.name: getattr(backbone.config, field.name)
+      for field in dataclasses.fields(backbone.config)
+    },
+    vit=siglip.load_config(path),
+  )
+  # SigLIP's blocks are unrolled, whatever the layout of the T5 is.
+  unrolled = dataclasses.replace(config, scan_layers=False)
+  places = tree_paths.flatten(params_shardings(unrolled, mesh)['vit'])
+  vit = siglip.load_params(
+    path, config.vit, lambda name, leaf: placement.put(leaf, places[name])
+  )
+  parts = backbone.fingerprint, fingerprint_lib.fingerprint({'vit': vit})
+  vit = layer_layout.to_layout(
+    {'vit': vit}, config.scan_layers, params_shardings(config, mesh)
+  )
+  return dataclasses.replace(
+    backbone,
+    config=config,
+    params={**backbone.params, **vit},
+    fingerprint=_combine(parts),
+    vit_path=path,
+  )
+
+
+def _combine(parts: Sequence[str]) -> str:
+  """A fingerprint of what is named by its parts."""
+  return hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]
+
+
 def load_recorded(
   recorded: Mapping[str, str],
   owner: str,
@@ -259,7 +358,7 @@ def load_recorded(
   """Loads a backbone that a checkpoint names by path and fingerprint.
 
   Args:
-    recorded: `{'path', 'fingerprint'}`.
+    recorded: `{'path', 'fingerprint'}`, and perhaps `'vit_path'`.
     owner: what was trained on it, for messages.
     role: what it is there, for messages.
     mesh: where to put the weights.
@@ -272,6 +371,8 @@ def load_recorded(
   wanted = f'{recorded["path"]} (fingerprint {recorded["fingerprint"]})'
   try:
     base = load_backbone(where, mesh)
+    if 'vit_path' in recorded:
+      base = with_vit(base, recorded['vit_path'], mesh)
   except errors.CheckpointError as error:
     raise errors.CheckpointError(
       f'{owner} needs its {role} {wanted}, which cannot be loaded: {error} '

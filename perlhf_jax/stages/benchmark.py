@@ -15,8 +15,8 @@ import numpy as np
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import input_pipeline
+from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
-from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.rl import setting_checks
@@ -67,7 +67,8 @@ def benchmark(
   what the compiler says a device needs, arguments and results included.
 
   Random prompts and responses have uniform lengths, from a quarter of the
-  limit to all of it. Samples of random weights hardly ever end.
+  limit to all of it. Samples of random weights hardly ever end. Images, for
+  models that read them, are noise.
 
   Args:
     algorithm: Reinforce, Rloo, Grpo or Ppo.
@@ -132,8 +133,15 @@ def benchmark(
     'lora': benchmark_setting.Setting(lora, lora_optimizer, mesh, seed),
     'full': benchmark_setting.Setting(None, full_optimizer, mesh, seed),
   }
-  batch = benchmark_batches.pair_batch(rng, prompts, limits, vocab_size)
-  batch = placement.put_batch(batch, mesh)
+  num_images = limits.get('images', 1)
+
+  def put(batch):
+    batch = benchmark_batches.with_images(
+      rng, batch, start.config.image_size, num_images
+    )
+    return placement.put_batch(batch, mesh)
+
+  batch = put(benchmark_batches.pair_batch(rng, prompts, limits, vocab_size))
   programs = {
     tuning: benchmark_reward.RewardPrograms(start, setting, batch)
     for tuning, setting in tunings.items()
@@ -146,8 +154,7 @@ def benchmark(
     temperature=temperature,
     num_samples=num_samples,
   )
-  batch = benchmark_batches.prompt_batch(prompts, limits['inputs'])
-  batch = placement.put_batch(batch, mesh)
+  batch = put(benchmark_batches.prompt_batch(prompts, limits['inputs']))
   programs = None  # Frees their weights.
   programs = {
     tuning: benchmark_policy.PolicyPrograms(
@@ -216,12 +223,13 @@ def _resolve_start(model, vocabulary, path, task, mesh) -> starts.Start:
 
 def _with_random_weights(start, mesh, seed) -> starts.Start:
   """Draws a backbone once, for all tunings and roles to begin from."""
-  bare = t5.T5(start.config)
+  bare = encoder_decoder.make_model(start.config)
 
   def init():
-    return {'params': t5.init_variables(bare, jax.random.key(seed))['params']}
+    variables = encoder_decoder.init_variables(bare, jax.random.key(seed))
+    return {'params': variables['params']}
 
-  variables, _ = model_variables.place(init, {}, mesh, copy=False)
+  variables, _ = model_variables.place(init, {}, mesh)
   backbone = backbones.Backbone(
     path='(random weights)',
     config=start.config,

@@ -75,6 +75,31 @@ def prompt_batch(
   return length_buckets.trim_prompts(batch, max(map(len, prompts)))
 
 
+def with_images(
+  rng: np.random.Generator,
+  batch: typing.Batch,
+  image_size: int | None,
+  count: int,
+) -> typing.Batch:
+  """Adds images of noise to a batch, for models that read any.
+
+  Args:
+    rng: source of randomness.
+    batch: of prompts.
+    image_size: pixels of a side; None leaves the batch as it is.
+    count: images of each prompt.
+  """
+  if image_size is None:
+    return batch
+  rows = len(batch['prompt_tokens'])
+  shape = (rows, count, image_size, image_size, 3)
+  return {
+    **batch,
+    'images': rng.integers(0, 256, shape, np.uint8),
+    'image_mask': np.ones((rows, count), bool),
+  }
+
+
 def pair_batch(
   rng: np.random.Generator,
   prompts: Sequence[np.ndarray],

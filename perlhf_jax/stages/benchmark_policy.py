@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.rl import programs
 from perlhf_jax.rl import rollout
@@ -145,13 +146,13 @@ class PolicyPrograms:
     model = self._roles.models.policy
 
     def sample(policy, backbone, number, batch):
-      prompts = batch['prompt_tokens'], batch['prompt_mask']
+      prompts = prompts_lib.of_batch(batch)
       rng = jax.random.fold_in(jax.random.key(self._seed), number)
       return sampler.sample(
         model,
         rollout.role_variables(backbone, policy),
-        *prompts,
-        jax.random.split(rng, len(batch['prompt_tokens'])),
+        prompts,
+        jax.random.split(rng, len(prompts)),
         self._sampling,
         early_stop=early_stop,
       )

@@ -86,7 +86,7 @@ def _untrained(start, setting, trainable) -> backbones.Checkpoint:
   own = {
     name: jax.tree.map(placement.to_host, tree)
     for name, tree in trainable.items()
-    if name != 'params'  # Those of full tuning begin as the backbone.
+    if name != 'params'  # What is tuned in full begins as the backbone.
   }
   metadata = run_metadata.RunMetadata(
     kind=run_metadata.REWARD,
@@ -105,6 +105,7 @@ def _untrained(start, setting, trainable) -> backbones.Checkpoint:
     backbone=start.backbone,
     metadata=metadata,
     lora=own.get('lora'),
+    tuned={},
     heads=own['heads'],
     step_path='of the benchmark',
   )

@@ -96,9 +96,11 @@ def evaluate(
       'keep_end' if metadata is None else metadata.truncate_prompt
     ),
   )
-  vocabulary = getattr(loaded, 'backbone', loaded).vocabulary
+  backbone = getattr(loaded, 'backbone', loaded)
   with multihost.together():
-    examples = input_pipeline.load_examples(dataset, vocabulary)
+    examples = input_pipeline.load_examples(
+      dataset, backbone.vocabulary, backbone.config.image_size
+    )
   if metadata is not None and metadata.kind == run_metadata.REWARD:
     metrics = _evaluate_reward_model(loaded, examples, batch_size, mesh)
   else:

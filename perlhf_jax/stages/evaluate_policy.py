@@ -5,7 +5,7 @@ from typing import Any
 
 from perlhf_jax.core import errors
 from perlhf_jax.data import examples as examples_lib
-from perlhf_jax.models import t5
+from perlhf_jax.models import encoder_decoder
 from perlhf_jax.objectives import text_metrics
 from perlhf_jax.rl import programs
 from perlhf_jax.rl import rollout
@@ -165,11 +165,14 @@ def _answer(
   loaded, reference, rewards, config, examples, *, sampling, batch_size, mesh
 ) -> policy_evaluation.Answers:
   """Loads what is needed beside the policy and answers all prompts."""
-  model, variables = trained_models.place_backbone(loaded, mesh)
   backbone = getattr(loaded, 'backbone', loaded)
-  policy, frozen = variables, {'params': variables['params']}
-  if reference is not None and reference is not backbone:
+  model, policy = trained_models.place_backbone(
+    loaded, mesh, share_params=reference is backbone
+  )
+  if reference is not None:
     _, frozen = trained_models.place_backbone(reference, mesh)
+  else:
+    frozen = {'params': policy['params']}
   shared = reference or backbone
   try:
     checkpoints = roles.load_reward_models(
@@ -190,7 +193,9 @@ def _answer(
   models = rollout.Models(
     policy=model,
     value=None,
-    reference=None if reference is None else t5.T5(reference.config),
+    reference=None
+    if reference is None
+    else encoder_decoder.make_model(reference.config),
     rewards=modules,
   )
   scoring = rewards.scoring(backbone.vocabulary, mesh)

@@ -9,11 +9,14 @@ import numpy as np
 
 from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters
+from perlhf_jax.data import images
 from perlhf_jax.data import length_buckets
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.sampling import beam
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import backbones
 from perlhf_jax.stages import line_files
+from perlhf_jax.stages import line_images
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import trained_models
 from perlhf_jax.training import compiled_step
@@ -55,7 +58,8 @@ def generate(
 
   Args:
     checkpoint: MODEL_DIR, one of its steps, or a Hugging Face T5 directory.
-    input_path: JSON lines with the string `prompt`.
+    input_path: JSON lines with the string `prompt`, and, for models of images,
+      `image`; see `line_images`.
     output_path: where to write.
     temperature: divides the logits; 1 if None. 0 takes the likeliest token.
     top_k: samples from the k likeliest tokens; from all if None.
@@ -104,6 +108,7 @@ def generate(
   decoder = _make_decoder(loaded, config, seed, mesh)
   backbone = getattr(loaded, 'backbone', loaded)
   backbone.release()
+  image_rows, image_spec = line_images.read(loaded, rows, input_path)
   vocabulary = backbone.vocabulary
   prompts = [
     feature_converters.tokenize_prompt(vocabulary, row['prompt'])
@@ -116,6 +121,8 @@ def generate(
     batch_size=batch_size,
     prompt_length=prompt_length,
     truncate_prompt=truncate_prompt,
+    image_rows=image_rows,
+    image_spec=image_spec,
   )
   texts = [
     [vocabulary.decode(tokens.tolist()) for tokens in several]
@@ -138,6 +145,8 @@ def decode_prompts(
   batch_size: int,
   prompt_length: int | None,
   truncate_prompt: str,
+  image_rows: Sequence[Sequence[images.Image]] = (),
+  image_spec: images.ImageSpec | None = None,
 ) -> list[list[np.ndarray]]:
   """Answers tokenised prompts, similar lengths together.
 
@@ -147,6 +156,8 @@ def decode_prompts(
     batch_size: rows of a batch.
     prompt_length: longest prompt; None for no limit.
     truncate_prompt: which end of a long prompt to keep.
+    image_rows: the images of each prompt.
+    image_spec: how they are decoded; None without images.
 
   Returns:
     The responses to each prompt in the order of `prompts`, int32 `[length]`,
@@ -155,17 +166,29 @@ def decode_prompts(
   responses: list[list[np.ndarray]] = [[] for _ in prompts]
   done = 0
   lengths = [len(prompt) for prompt in prompts]
-  for lines in length_buckets.batches_by_length(lengths, batch_size):
+  parts = list(length_buckets.batches_by_length(lengths, batch_size))
+
+  def fill(lines):
+    # Rows that fill up the last batch repeat a line: an empty prompt might
+    # never reach its EOS, and the others would wait for it.
+    return lines + [lines[-1]] * (batch_size - len(lines))
+
+  def convert(lines):
     length = length_buckets.padded_length(
       max(lengths[i] for i in lines), prompt_length
     )
-    # Rows that fill up the last batch repeat a line: an empty prompt might
-    # never reach its EOS, and the others would wait for it.
-    filled = lines + [lines[-1]] * (batch_size - len(lines))
     batch = feature_converters.PromptConverter(
       length, truncate_prompt=truncate_prompt
-    )([{'inputs': prompts[i]} for i in filled])
-    batch['line'] = np.asarray(filled, np.int32)
+    )([{'inputs': prompts[i]} for i in fill(lines)])
+    batch['line'] = np.asarray(fill(lines), np.int32)
+    return batch
+
+  batches = images.attach(
+    map(convert, parts),
+    ([image_rows[i] for i in fill(lines)] for lines in parts),
+    image_spec,
+  )
+  for lines, batch in zip(parts, batches, strict=True):
     tokens, mask = decoder(batch)
     for row, line in enumerate(lines):
       responses[line] = [
@@ -228,13 +251,13 @@ def _make_decoder(
   model, variables = trained_models.place_backbone(loaded, mesh)
 
   def function(variables, batch):
-    prompts = batch['prompt_tokens'], batch['prompt_mask']
+    prompts = prompts_lib.of_batch(batch)
     if isinstance(config, beam.BeamConfig):
-      samples, _ = beam.beam_search(model, variables, *prompts, config)
+      samples, _ = beam.beam_search(model, variables, prompts, config)
     else:
       fold_each = jax.vmap(jax.random.fold_in, (None, 0))
       keys = fold_each(jax.random.key(seed), batch['line'])
-      samples = sampler.sample(model, variables, *prompts, keys, config)
+      samples = sampler.sample(model, variables, prompts, keys, config)
     return samples.tokens, samples.mask
 
   compiled = compiled_step.CompiledStep(

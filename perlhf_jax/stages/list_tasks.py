@@ -15,7 +15,8 @@ def list_tasks(*, module: str | None = None) -> None:
   task_modules.import_tasks(module)
   for task in task_modules.summaries():
     info = task.info
-    print(f'{task.name} ({task.kind}; {", ".join(task.splits)})')
+    kind = task.kind + ', images' * task.has_images
+    print(f'{task.name} ({kind}; {", ".join(task.splits)})')
     print(f'  {info.description}; licence: {info.licence}')
     print(f'  source: {info.homepage}')
     print(f'  files:  {task.location}')

@@ -7,6 +7,7 @@ import flax
 import jax
 import jax.numpy as jnp
 
+from perlhf_jax.core import tree_paths
 from perlhf_jax.training import partitioning
 
 
@@ -14,8 +15,6 @@ def place(
   init: Callable[[], Mapping[str, Any]],
   given: Mapping[str, Any],
   mesh: partitioning.LogicalMesh,
-  *,
-  copy: bool,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Makes variables on the mesh, initialising those that are not given.
 
@@ -23,27 +22,33 @@ def place(
   to.
 
   Args:
-    init: returns all variables, boxed, by name.
+    init: returns all variables, boxed.
     given: some of them, on the mesh.
     mesh: the mesh.
-    copy: whether to copy what is given, as is needed of what trains: it will
-      be donated.
 
   Returns:
     The variables, and their shardings.
   """
   shardings = partitioning.shardings_of(jax.eval_shape(init), mesh)
-  drawn = {name: s for name, s in shardings.items() if name not in given}
+  given = tree_paths.flatten(given)
+  drawn = {
+    path: sharding
+    for path, sharding in tree_paths.flatten(shardings).items()
+    if path not in given
+  }
 
   def init_drawn():
     # What is given is not computed: the compiler drops it.
-    variables = flax.core.meta.unbox(init())
-    return {name: variables[name] for name in drawn}
+    variables = tree_paths.flatten(flax.core.meta.unbox(init()))
+    return {path: variables[path] for path in drawn}
 
   variables = jax.jit(init_drawn, out_shardings=drawn)() if drawn else {}
-  for name, tree in given.items():
-    variables[name] = jax.tree.map(jnp.copy, tree) if copy else tree
-  return variables, shardings
+  return tree_paths.unflatten(variables | given), shardings
+
+
+def copy(tree: Any) -> Any:
+  """Copies what is to be trained: a training step takes its state over."""
+  return jax.tree.map(jnp.copy, tree)
 
 
 def shapes(

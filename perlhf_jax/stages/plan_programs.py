@@ -13,7 +13,6 @@ from perlhf_jax.data import feature_converters
 from perlhf_jax.models import frozen_dtypes
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import reward_model
-from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.sampling import sampler
@@ -151,10 +150,10 @@ def _reward_step(setting, mesh) -> Program:
   lengths = setting.task_feature_lengths
   tokens = np.ones(1, np.int32)
   batch = _abstract_batch(
+    setting,
     feature_converters.PairwiseConverter(lengths['inputs'], lengths['targets'])(
       [{'inputs': tokens, 'chosen': tokens, 'rejected': tokens}]
     ),
-    setting.batch_size,
     mesh,
   )
   return Program(
@@ -198,15 +197,14 @@ def _policy_programs(setting, mesh) -> Iterator[Program]:
   state = _created(steps, roles.trainable)
   policy, value = (state.trainable.get(role) for role in ('policy', 'value'))
   prompts = _abstract_batch(
+    setting,
     feature_converters.PromptConverter(lengths['inputs'])(
       [{'inputs': np.ones(1, np.int32)}]
     ),
-    setting.batch_size,
     mesh,
   )
   backbone = {'params': roles.frozen['params']}
-  # Under full tuning the policy reads nothing of the frozen backbone.
-  read_backbone = backbone if setting.lora is not None else {}
+  read_backbone = _rest(backbone, policy)
   held = device_bytes((state, roles.frozen))
   rollout, iterate = steps.iterate.rollout, steps.iterate
 
@@ -260,10 +258,14 @@ def _with_reward_model(roles, setting, mesh) -> roles_lib.Roles:
   model = roles.models.policy
 
   def init():
-    variables = t5.init_variables(model, jax.random.key(_SEED))
-    own = 'params' if setting.lora is None else 'lora'
+    _, policy = roles_lib.init_roles(
+      starts.Start(setting.model, None, None),
+      model.adapters,
+      _SEED,
+      needs_value=False,
+    )
     heads = reward_model.init_heads(setting.model, jax.random.key(_SEED))
-    return {own: variables[own], 'heads': heads}
+    return {**policy['policy'], 'heads': heads}
 
   variables, _ = model_variables.shapes(init, mesh)
   if 'params' in variables:
@@ -275,9 +277,23 @@ def _with_reward_model(roles, setting, mesh) -> roles_lib.Roles:
   return dataclasses.replace(roles, models=models, frozen=frozen)
 
 
-def _abstract_batch(batch, rows: int, mesh) -> dict[str, Any]:
-  """Returns the shapes of a batch of `rows` rows like a given one."""
-  sharding = partitioning.batch_sharding(mesh)
+def _rest(backbone: Mapping[str, Any], role: Mapping[str, Any]) -> Any:
+  """Returns what a role reads of a backbone, for it has not its own."""
+  own = tree_paths.flatten(role)
+  flat = tree_paths.flatten(backbone)
+  return {path: leaf for path, leaf in flat.items() if path not in own}
+
+
+def _abstract_batch(setting, batch, mesh) -> dict[str, Any]:
+  """Returns the shapes of a batch like a given one, images included."""
+  sharding, rows = partitioning.batch_sharding(mesh), setting.batch_size
+  if (side := setting.model.image_size) is not None:
+    count = setting.task_feature_lengths.get('images', 1)
+    batch = {
+      **batch,
+      'images': np.zeros((1, count, side, side, 3), np.uint8),
+      'image_mask': np.zeros((1, count), bool),
+    }
   return {
     name: jax.ShapeDtypeStruct(
       (rows, *array.shape[1:]), array.dtype, sharding=sharding

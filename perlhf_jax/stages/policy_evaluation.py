@@ -41,6 +41,7 @@ class Answers:
   Attributes:
     prompts: text, one a response.
     responses: text.
+    references: right answers to each prompt, as far as they are known.
     columns: float64 `[answers]` by name: `score` (where something scores),
       `kl` (Σ k1 in nats, where there is a reference), `response_length` in
       tokens, `truncated`, and `judge_score` with a judge.
@@ -48,6 +49,7 @@ class Answers:
 
   prompts: Sequence[str]
   responses: Sequence[str]
+  references: Sequence[Sequence[str] | None]
   columns: Mapping[str, np.ndarray]
 
   def means(self) -> dict[str, float]:
@@ -57,9 +59,11 @@ class Answers:
   def rows(self, limit: int) -> Iterator[dict[str, Any]]:
     """Yields the first answers as records."""
     for row in range(min(limit, len(self.responses))):
+      references = self.references[row]
       yield {
         'prompt': self.prompts[row],
         'response': self.responses[row],
+        **({} if references is None else {'references': references}),
         **{name: float(x[row]) for name, x in self.columns.items()},
       }
 
@@ -116,9 +120,10 @@ def answer(
     name: np.concatenate(parts).astype(np.float64)
     for name, parts in collected.items()
   }
+  references = [examples.references_of(row) for row in range(len(examples))]
   if judge is not None:
-    columns['judge_score'] = _judge(judge, prompts, responses)
-  return Answers(prompts, responses, columns)
+    columns['judge_score'] = _judge(judge, prompts, responses, references)
+  return Answers(prompts, responses, references, columns)
 
 
 def _columns(samples: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
@@ -145,7 +150,7 @@ def _columns(samples: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
   return columns
 
 
-def _judge(judge, prompts, responses) -> np.ndarray:
+def _judge(judge, prompts, responses, references) -> np.ndarray:
   """Has each host judge a share of the answers; returns all, float64."""
   scores, error = np.zeros(0, np.float32), None
   hosts, host = jax.process_count(), jax.process_index()
@@ -153,7 +158,9 @@ def _judge(judge, prompts, responses) -> np.ndarray:
   mine = slice(host * share, (host + 1) * share)
   try:
     if responses[mine]:
-      scores = reward_functions.call(judge, prompts[mine], responses[mine])
+      scores = reward_functions.call(
+        judge, prompts[mine], responses[mine], references[mine]
+      )
   except errors.DataError as e:
     error = e
   multihost.raise_together(error)

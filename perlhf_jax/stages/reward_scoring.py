@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
+from perlhf_jax.models import prompts
 from perlhf_jax.models import reward_model
 from perlhf_jax.objectives import metrics
 from perlhf_jax.training import compiled_step
@@ -33,8 +35,7 @@ def pair_scores(
   """Returns chosen and rejected scores `[batch]`; prompts are encoded once."""
   scores = model.scores(
     variables,
-    batch['prompt_tokens'],
-    batch['prompt_mask'],
+    prompts.of_batch(batch),
     jnp.stack([batch['chosen_tokens'], batch['rejected_tokens']], axis=1),
     jnp.stack([batch['chosen_mask'], batch['rejected_mask']], axis=1),
     dropout_rng=dropout_rng,
@@ -51,8 +52,7 @@ def point_scores(
   """Returns scores `[batch]` of single responses."""
   return model.score(
     variables,
-    batch['prompt_tokens'],
-    batch['prompt_mask'],
+    prompts.of_batch(batch),
     batch['response_tokens'],
     batch['response_mask'],
     dropout_rng=dropout_rng,
@@ -67,7 +67,7 @@ def make_scorer(
   """Returns a compiled function that scores batches of an objective."""
 
   def function(trainable, frozen, batch):
-    variables = {**frozen, **trainable}
+    variables = tree_paths.overlay(frozen, trainable)
     if objective == PAIRWISE:
       chosen, rejected = pair_scores(model, variables, batch)
       return {'chosen_scores': chosen, 'rejected_scores': rejected}

@@ -7,11 +7,13 @@ from typing import Any
 from perlhf_jax.core import errors
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.rl import iteration
+from perlhf_jax.rl import reward_functions
 from perlhf_jax.rl import rewards
 from perlhf_jax.training import partitioning
 
-# (prompts, responses), two lists of strings -> one number for each.
-RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+# (prompts, responses), two lists of strings -> one number for each. A judge may
+# have a third parameter, `references`: a list of right answers to each prompt.
+RewardFunction = Callable[..., Sequence[float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,12 @@ class RewardSources:
         raise errors.ConfigError(
           f'RewardSources.functions has {function!r}, which cannot be called; '
           'in gin write (@my_module.my_reward,).'
+        )
+      if reward_functions.wants_references(function):
+        raise errors.ConfigError(
+          f'RewardSources.functions has '
+          f'{reward_functions.function_name(function)}, which takes '
+          'references; these are for a JUDGE, not to be trained on.'
         )
 
   def check_any(self) -> None:

@@ -14,11 +14,12 @@ import jax
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
+from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import frozen_dtypes
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import policy as policy_lib
 from perlhf_jax.models import reward_model
-from perlhf_jax.models import t5
+from perlhf_jax.models import tuned_params
 from perlhf_jax.rl import rollout
 from perlhf_jax.stages import backbones
 from perlhf_jax.stages import model_variables
@@ -75,6 +76,7 @@ def load_reward_models(
         f'{vocabulary}. Train the reward model from a checkpoint with '
         "the policy's vocabulary."
       )
+    _check_image_size(checkpoint, path, shared.config.image_size)
     trained = checkpoint.metadata.task_feature_lengths['targets']
     if trained < response_length:
       logging.warning(
@@ -84,6 +86,19 @@ def load_reward_models(
       )
     loaded.append(checkpoint)
   return loaded
+
+
+def _check_image_size(checkpoint, path, image_size) -> None:
+  """Refuses a reward model that cannot read the policy's images."""
+  theirs = checkpoint.metadata.model.image_size
+  if image_size in (None, theirs):
+    return
+  what = 'text alone' if theirs is None else f'images of {theirs} pixels'
+  raise errors.CheckpointError(
+    f'The reward model {path} reads {what}, and the policy images of '
+    f'{image_size} pixels. Train the reward model from a checkpoint of the '
+    "policy's image size."
+  )
 
 
 def init_roles(
@@ -110,12 +125,14 @@ def init_roles(
   rng, policy_rng, value_rng = jax.random.split(jax.random.key(seed), 3)
 
   def role(rng):
-    variables = t5.init_variables(models.policy, rng)
-    own = 'params' if adapters is None else 'lora'
-    return {own: variables[own]}
+    variables = encoder_decoder.init_variables(models.policy, rng)
+    tuned, _ = tuned_params.split(
+      variables.pop('params'), start.config, lora=adapters is not None
+    )
+    return {**variables, 'params': tuned} if tuned else variables
 
   variables = {
-    'params': t5.init_variables(models.reference, rng)['params'],
+    'params': encoder_decoder.init_variables(models.reference, rng)['params'],
     'policy': role(policy_rng),
   }
   if needs_value:
@@ -151,7 +168,9 @@ def make_roles(
   """
   adapters = None
   if lora is not None:
-    adapters = lora_lib.resolve(lora, t5.dense_module_paths(start.config))
+    adapters = lora_lib.resolve(
+      lora, encoder_decoder.dense_module_paths(start.config)
+    )
   models = _make_models(start, adapters, needs_value=needs_value)
 
   def init(name):
@@ -164,12 +183,15 @@ def make_roles(
   def place(init, given):
     if only_shapes:
       return model_variables.shapes(init, mesh)
-    return model_variables.place(init, given, mesh, copy=True)
+    return model_variables.place(init, model_variables.copy(given), mesh)
 
+  tuned, _ = tuned_params.split(
+    given.get('params', {}), start.config, lora=lora is not None
+  )
   trainable, shardings = {}, {}
   for name in ('policy', 'value') if needs_value else ('policy',):
     trainable[name], shardings[name] = place(
-      lambda name=name: init(name), given if adapters is None else {}
+      lambda name=name: init(name), {'params': tuned} if tuned else {}
     )
   if only_shapes:
     given, _ = place(lambda: {'params': init('params')}, {})
@@ -236,6 +258,7 @@ def place_reward_models(
 
 def _make_models(start, adapters, *, needs_value) -> rollout.Models:
   """Returns policy, value model and reference, without their weights."""
-  policy = t5.T5(start.config, adapters)
+  policy = encoder_decoder.make_model(start.config, adapters)
   value = policy_lib.ValueModel(policy) if needs_value else None
-  return rollout.Models(policy, value, t5.T5(start.config), ())
+  reference = encoder_decoder.make_model(start.config)
+  return rollout.Models(policy, value, reference, ())

@@ -7,6 +7,7 @@ from typing import Any
 from perlhf_jax.core import errors
 from perlhf_jax.data import vocabularies
 from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import pali_config
 from perlhf_jax.models import t5_config
 
 FORMAT_VERSION = 1
@@ -27,8 +28,8 @@ class RunMetadata:
     model: architecture and numerics.
     lora: the adapters' configuration, None for full tuning.
     vocabulary: the tokenizer.
-    base: `{'path', 'fingerprint'}` of the frozen backbone; None for full
-      tuning.
+    base: `{'path', 'fingerprint'}` of the backbone that is frozen, all of it
+      or a part; None where every weight was trained.
     task: the SeqIO task or mixture it was trained on.
     task_feature_lengths: tokens of `inputs` and `targets`.
     truncate_prompt: which end of a long prompt was kept.
@@ -86,7 +87,7 @@ def from_json(fields: Mapping[str, Any], where: str) -> RunMetadata:
     )
   lora = fields.pop('lora')
   return RunMetadata(
-    model=t5_config.T5Config(**fields.pop('model')),
+    model=pali_config.from_fields(fields.pop('model')),
     lora=None if lora is None else lora_lib.LoraConfig(**lora),
     vocabulary=vocabularies.from_dict(fields.pop('vocabulary')),
     **fields,

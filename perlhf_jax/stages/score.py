@@ -10,11 +10,14 @@ import numpy as np
 
 from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters
+from perlhf_jax.data import images
 from perlhf_jax.data import length_buckets
+from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 from perlhf_jax.objectives import losses
 from perlhf_jax.stages import backbones
 from perlhf_jax.stages import line_files
+from perlhf_jax.stages import line_images
 from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import trained_models
@@ -47,7 +50,8 @@ def score(
 
   Args:
     checkpoint: MODEL_DIR, one of its steps, or a Hugging Face T5 directory.
-    input_path: JSON lines with the strings `prompt` and `response`.
+    input_path: JSON lines with the strings `prompt` and `response`, and, for
+      models of images, `image`; see `line_images`.
     output_path: where to write.
     batch_size: lines scored at once; it does not change the scores.
     base_checkpoint: where the adapter's base is, if it has been moved.
@@ -84,6 +88,7 @@ def score(
     scorer = _logprob_scorer(loaded, mesh)
   backbone = getattr(loaded, 'backbone', loaded)
   backbone.release()
+  image_rows, image_spec = line_images.read(loaded, rows, input_path)
   examples = [
     {
       'inputs': feature_converters.tokenize_prompt(
@@ -111,6 +116,8 @@ def score(
     batch_size=batch_size,
     limits=(prompt_length, response_length),
     truncate_prompt=policy,
+    image_rows=image_rows,
+    image_spec=image_spec,
   )
   name = 'score' if is_reward else 'logprob'
   line_files.write(
@@ -131,6 +138,8 @@ def score_examples(
   batch_size: int,
   limits: tuple[int | None, int | None],
   truncate_prompt: str,
+  image_rows: Sequence[Sequence[images.Image]] = (),
+  image_spec: images.ImageSpec | None = None,
 ) -> np.ndarray:
   """Scores tokenised examples, similar lengths together.
 
@@ -141,20 +150,34 @@ def score_examples(
     batch_size: rows of a batch.
     limits: longest prompt and response; None for no limit.
     truncate_prompt: which end of a long prompt to keep.
+    image_rows: the images of each example.
+    image_spec: how they are decoded; None without images.
 
   Returns:
     float64 `[examples]`, in the order of `examples`.
   """
-  scores = np.zeros(len(examples))
-  totals = [len(e['inputs']) + len(e['targets']) for e in examples]
-  for indices in length_buckets.batches_by_length(totals, batch_size):
+
+  def convert(indices):
     part = [examples[i] for i in indices]
     lengths = [
       length_buckets.padded_length(max(len(e[name]) for e in part), limit)
       for name, limit in zip(('inputs', 'targets'), limits, strict=True)
     ]
     converter = converter_class(*lengths, truncate_prompt=truncate_prompt)
-    scores[indices] = scorer(converter(part, batch_size))[: len(indices)]
+    return converter(part, batch_size)
+
+  def images_of(indices):
+    padding = [()] * (batch_size - len(indices))
+    return [*(image_rows[i] for i in indices), *padding]
+
+  scores = np.zeros(len(examples))
+  totals = [len(e['inputs']) + len(e['targets']) for e in examples]
+  parts = list(length_buckets.batches_by_length(totals, batch_size))
+  batches = images.attach(
+    map(convert, parts), map(images_of, parts), image_spec
+  )
+  for indices, batch in zip(parts, batches, strict=True):
+    scores[indices] = scorer(batch)[: len(indices)]
   return scores
 
 
@@ -195,7 +218,7 @@ def token_logprobs(
     float32 `[batch, response_length]`, in nats.
   """
   logits = model.apply(
-    variables, batch['encoder_input_tokens'], batch['decoder_input_tokens']
+    variables, prompts.of_batch(batch), batch['decoder_input_tokens']
   )
   logprobs = losses.token_logprobs(logits, batch['decoder_target_tokens'])
   return jnp.where(batch['decoder_loss_weights'] > 0, logprobs, 0.0)

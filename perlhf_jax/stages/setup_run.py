@@ -12,9 +12,12 @@ from perlhf_jax.core import operative_config
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import input_pipeline
+from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import frozen_dtypes
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5
+from perlhf_jax.models import tuned_params
+from perlhf_jax.stages import backbones
 from perlhf_jax.stages import model_variables
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import starts
@@ -36,8 +39,9 @@ class Run:
     start: what it was made of.
     model: the backbone, with adapters for LoRA.
     mesh: the mesh.
-    trainable: `{'lora'}` or `{'params'}`, and `'heads'`.
-    frozen: `{'params'}` or nothing.
+    trainable: `{'lora'}`, `{'params'}` or both, and `'heads'`; of `params` what
+      is trained in full.
+    frozen: `{'params'}`, the others of them, or nothing.
     trainable_shardings: of `trainable`.
     trainable_fraction: trainable parameters over all.
   """
@@ -73,12 +77,14 @@ def make_run(
   """
   adapters = None
   if lora is not None:
-    adapters = lora_lib.resolve(lora, t5.dense_module_paths(start.config))
-  model = t5.T5(start.config, adapters)
+    adapters = lora_lib.resolve(
+      lora, encoder_decoder.dense_module_paths(start.config)
+    )
+  model = encoder_decoder.make_model(start.config, adapters)
   params_rng, heads_rng = jax.random.split(jax.random.key(seed))
 
   def init():
-    variables = dict(t5.init_variables(model, params_rng))
+    variables = dict(encoder_decoder.init_variables(model, params_rng))
     if init_heads is not None:
       variables['heads'] = init_heads(heads_rng)
     return variables
@@ -89,12 +95,20 @@ def make_run(
     given = {}
     if start.backbone is not None:
       given['params'] = start.backbone.in_layout_of(start.config, mesh)
-    variables, shardings = model_variables.place(
-      init, given, mesh, copy=lora is None
-    )
+    variables, shardings = model_variables.place(init, given, mesh)
+
+  def split(params):
+    return tuned_params.split(params, start.config, lora=lora is not None)
+
+  tuned, kept = split(variables.pop('params'))
+  places, _ = split(shardings['params'])
+  if tuned:
+    has_backbone = start.backbone is not None
+    variables['params'] = model_variables.copy(tuned) if has_backbone else tuned
+    shardings['params'] = places
   frozen = {}
-  if lora is not None:
-    frozen['params'] = frozen_dtypes.cast(variables.pop('params'), start.config)
+  if kept:
+    frozen['params'] = frozen_dtypes.cast(kept, start.config)
   if adapters is not None and not only_shapes:
     logging.info(
       lora_lib.describe(adapters, variables['lora'], frozen['params'])
@@ -206,6 +220,7 @@ def write_config(model_dir: epath.Path) -> None:
 def describe_run(
   run: Run,
   dataset: input_pipeline.DatasetConfig,
+  examples: examples_lib.Examples,
   *,
   kind: str,
   objective: str,
@@ -213,12 +228,6 @@ def describe_run(
 ) -> run_metadata.RunMetadata:
   """Returns what the run's checkpoints will say of themselves."""
   adapters, backbone = run.model.adapters, run.start.backbone
-  base = None
-  if adapters is not None:
-    base = {
-      'path': absolute(backbone.path),
-      'fingerprint': backbone.fingerprint,
-    }
   return run_metadata.RunMetadata(
     kind=kind,
     objective=objective,
@@ -226,9 +235,9 @@ def describe_run(
     model=run.model.config,
     lora=None if adapters is None else adapters.config,
     vocabulary=run.start.vocabulary,
-    base=base,
+    base=describe_base(backbone) if run.frozen else None,
     task=dataset.mixture_or_task_name,
-    task_feature_lengths=dataset.task_feature_lengths,
+    task_feature_lengths=examples.feature_lengths(dataset.task_feature_lengths),
     truncate_prompt=dataset.truncate_prompt,
     data_order={
       'batch_size': dataset.batch_size,
@@ -237,6 +246,17 @@ def describe_run(
       **({} if dataset.part is None else {'part': list(dataset.part)}),
     },
   )
+
+
+def describe_base(backbone: backbones.Backbone) -> dict[str, str]:
+  """Returns how a checkpoint names what is frozen beside it."""
+  base = {
+    'path': absolute(backbone.path),
+    'fingerprint': backbone.fingerprint,
+  }
+  if backbone.vit_path is not None:
+    base['vit_path'] = absolute(backbone.vit_path)
+  return base
 
 
 def absolute(path: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from perlhf_jax.core import errors
+from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
 from perlhf_jax.stages import backbones
@@ -24,6 +25,14 @@ class Start:
   vocabulary: Any
   backbone: backbones.Backbone | None
 
+  def load_examples(
+    self, dataset: input_pipeline.DatasetConfig
+  ) -> input_pipeline.Examples:
+    """Reads a split as the model reads it; see `input_pipeline`."""
+    return input_pipeline.load_examples(
+      dataset, self.vocabulary, self.config.image_size
+    )
+
 
 def resolve_start(
   model: t5_config.T5Config | None,
@@ -31,13 +40,28 @@ def resolve_start(
   lora: lora_lib.LoraConfig | None,
   initial_checkpoint_path: str | None,
   mesh: partitioning.LogicalMesh,
+  initial_vit_path: str | None = None,
 ) -> Start:
   """Loads the initial checkpoint and holds it against the configuration.
+
+  Args:
+    model: the architecture; that of the checkpoint if None.
+    vocabulary: the tokenizer; that of the checkpoint if None.
+    lora: the adapters; None for full tuning.
+    initial_checkpoint_path: the checkpoint; None to draw all weights.
+    mesh: where to put the weights.
+    initial_vit_path: a SigLIP directory whose ViT is put in front of the T5
+      of the checkpoint.
 
   Raises:
     ConfigError: nothing to start from, or two models that differ.
   """
   if initial_checkpoint_path is None:
+    if initial_vit_path is not None:
+      raise errors.ConfigError(
+        'INITIAL_VIT_PATH is put in front of the T5 of '
+        'INITIAL_CHECKPOINT_PATH, which is None; give both.'
+      )
     if lora is not None:
       raise errors.ConfigError(
         'LoRA adapts a trained model, and INITIAL_CHECKPOINT_PATH is None. '
@@ -54,16 +78,28 @@ def resolve_start(
         f'VOCABULARY has {vocabulary.vocab_size} ids, but '
         f'T5Config.vocab_size is {model.vocab_size}; make it at least as large.'
       )
+    if getattr(model, 'train_vit', True) is False:
+      raise errors.ConfigError(
+        'A PaLI from random weights would keep a ViT that has seen nothing, '
+        'because PaliConfig.train_vit is False. Set it to True, or give an '
+        'INITIAL_CHECKPOINT_PATH.'
+      )
     return Start(model, vocabulary, None)
   backbone = backbones.load_backbone(initial_checkpoint_path, mesh)
+  if initial_vit_path is not None:
+    backbone = backbones.with_vit(backbone, initial_vit_path, mesh)
+    if not getattr(model or backbone.config, 'train_projection', True):
+      raise errors.ConfigError(
+        'The projection of the image tokens of INITIAL_VIT_PATH begins at '
+        'random; set PaliConfig.train_projection to True.'
+      )
   if model is None:
     model = backbone.config
-  wanted = t5_config.architecture(model)
-  given = t5_config.architecture(backbone.config)
+  wanted, given = model.architecture(), backbone.config.architecture()
   differing = [
-    f'{name} {wanted[name]} (checkpoint {given[name]})'
-    for name in wanted
-    if wanted[name] != given[name]
+    f'{name} {wanted.get(name)} (checkpoint {given.get(name)})'
+    for name in dict.fromkeys([*wanted, *given])
+    if wanted.get(name) != given.get(name)
   ]
   if differing:
     raise errors.ConfigError(
@@ -77,4 +113,5 @@ def resolve_start(
       f'with {backbone.vocabulary}. Leave VOCABULARY None to take the '
       "checkpoint's."
     )
+  backbone = backbone.at_image_size(model.image_size, mesh)
   return Start(model, backbone.vocabulary, backbone)

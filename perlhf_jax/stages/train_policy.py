@@ -14,6 +14,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
+from perlhf_jax.models import tuned_params
 from perlhf_jax.rl import alarms as alarms_lib
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.rl import kl_controller
@@ -118,8 +119,8 @@ def train_policy(
     rewards.checkpoints, start.backbone, mesh, sampling.max_length
   )
   with multihost.together():
-    examples = input_pipeline.load_examples(dataset, start.vocabulary)
-    eval_examples = input_pipeline.load_examples(eval_dataset, start.vocabulary)
+    examples = start.load_examples(dataset)
+    eval_examples = start.load_examples(eval_dataset)
   roles = roles_lib.make_roles(
     start,
     lora,
@@ -132,13 +133,11 @@ def train_policy(
     start,
     lora,
     dataset,
+    examples,
     objective=type(algorithm).__name__.lower(),
     seed=loop.seed,
     policy={
-      'reference': {
-        'path': setup_run.absolute(start.backbone.path),
-        'fingerprint': start.backbone.fingerprint,
-      },
+      'reference': setup_run.describe_base(start.backbone),
       'reward_checkpoints': [
         setup_run.absolute(c.step_path) for c in reward_models
       ],
@@ -237,19 +236,20 @@ def _resolve_start(model, vocabulary, lora, path, mesh) -> starts.Start:
 
 
 def _describe(
-  start, lora, dataset, *, objective, seed, policy
+  start, lora, dataset, examples, *, objective, seed, policy
 ) -> run_metadata.RunMetadata:
-  base = None if lora is None else policy['reference']
+  is_lora = lora is not None
+  keeps_any = tuned_params.keeps_any(start.config, lora=is_lora)
   return run_metadata.RunMetadata(
     kind=run_metadata.POLICY,
     objective=objective,
-    tuning='full' if lora is None else 'lora',
+    tuning='lora' if is_lora else 'full',
     model=start.config,
     lora=lora,
     vocabulary=start.vocabulary,
-    base=base,
+    base=policy['reference'] if keeps_any else None,
     task=dataset.mixture_or_task_name,
-    task_feature_lengths=dataset.task_feature_lengths,
+    task_feature_lengths=examples.feature_lengths(dataset.task_feature_lengths),
     truncate_prompt=dataset.truncate_prompt,
     data_order={
       'batch_size': dataset.batch_size,

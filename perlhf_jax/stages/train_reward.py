@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import masking
+from perlhf_jax.core import tree_paths
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import lora as lora_lib
@@ -47,7 +48,7 @@ def make_loss(
 
   def pairwise(trainable, frozen, batch, rng):
     chosen, rejected = reward_scoring.pair_scores(
-      model, {**frozen, **trainable}, batch, rng
+      model, tree_paths.overlay(frozen, trainable), batch, rng
     )
     per_example = losses.pairwise_loss(
       chosen, rejected, batch['margins'], centering
@@ -61,7 +62,7 @@ def make_loss(
 
   def pointwise(trainable, frozen, batch, rng):
     scores = reward_scoring.point_scores(
-      model, {**frozen, **trainable}, batch, rng
+      model, tree_paths.overlay(frozen, trainable), batch, rng
     )
     labels = batch['labels']
     return _sums(
@@ -95,6 +96,7 @@ def train_reward(
   initial_checkpoint_path: str | None,
   model: t5_config.T5Config | None = None,
   vocabulary: Any = None,
+  initial_vit_path: str | None = None,
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
   centering: float = 0.0,
 ) -> train_state.TrainState:
@@ -114,6 +116,8 @@ def train_reward(
       None to train from random weights (full tuning only).
     model: architecture; that of the initial checkpoint if None.
     vocabulary: tokenizer; that of the initial checkpoint if None.
+    initial_vit_path: a Hugging Face SigLIP directory, whose ViT makes a PaLI of
+      the T5 of the initial checkpoint.
     partitioner: how the model and batches are split among devices.
     centering: coefficient of the pairwise loss's centring term.
 
@@ -130,11 +134,11 @@ def train_reward(
   partitioning.check_batch_size(eval_dataset.batch_size, mesh)
   directory = checkpoints.prepare_model_dir(model_dir)
   start = starts.resolve_start(
-    model, vocabulary, lora, initial_checkpoint_path, mesh
+    model, vocabulary, lora, initial_checkpoint_path, mesh, initial_vit_path
   )
   with multihost.together():
-    examples = input_pipeline.load_examples(dataset, start.vocabulary)
-    eval_examples = input_pipeline.load_examples(eval_dataset, start.vocabulary)
+    examples = start.load_examples(dataset)
+    eval_examples = start.load_examples(eval_dataset)
   objective = check_objective(examples, dataset.mixture_or_task_name)
 
   run = setup_run.make_run(
@@ -163,6 +167,7 @@ def train_reward(
     metadata=setup_run.describe_run(
       run,
       dataset,
+      examples,
       kind=run_metadata.REWARD,
       objective=objective,
       seed=loop.seed,

@@ -3,8 +3,10 @@
 from typing import Any
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import tree_paths
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
 from perlhf_jax.objectives import losses
@@ -31,8 +33,8 @@ def make_loss(
 
   def loss(trainable, frozen, batch, rng):
     logits = model.apply(
-      {**frozen, **trainable},
-      batch['encoder_input_tokens'],
+      tree_paths.overlay(frozen, trainable),
+      prompts.of_batch(batch),
       batch['decoder_input_tokens'],
       deterministic=rng is None,
       rngs=None if rng is None else {'dropout': rng},
@@ -64,6 +66,7 @@ def train_sft(
   initial_checkpoint_path: str | None = None,
   model: t5_config.T5Config | None = None,
   vocabulary: Any = None,
+  initial_vit_path: str | None = None,
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
@@ -81,6 +84,8 @@ def train_sft(
       train from random weights.
     model: architecture; that of the initial checkpoint if None.
     vocabulary: tokenizer; that of the initial checkpoint if None.
+    initial_vit_path: a Hugging Face SigLIP directory, whose ViT makes a PaLI of
+      the T5 of the initial checkpoint.
     partitioner: how the model and batches are split among devices.
     label_smoothing: of the targets, in the training loss.
     z_loss: coefficient of log(Z)² in the training loss.
@@ -98,11 +103,11 @@ def train_sft(
   partitioning.check_batch_size(eval_dataset.batch_size, mesh)
   directory = checkpoints.prepare_model_dir(model_dir)
   start = starts.resolve_start(
-    model, vocabulary, lora, initial_checkpoint_path, mesh
+    model, vocabulary, lora, initial_checkpoint_path, mesh, initial_vit_path
   )
   with multihost.together():
-    examples = input_pipeline.load_examples(dataset, start.vocabulary)
-    eval_examples = input_pipeline.load_examples(eval_dataset, start.vocabulary)
+    examples = start.load_examples(dataset)
+    eval_examples = start.load_examples(eval_dataset)
   if examples.kind != run_metadata.SFT:
     raise errors.ConfigError(
       f'The task {dataset.mixture_or_task_name!r} is of the kind '
@@ -144,6 +149,7 @@ def train_sft(
     metadata=setup_run.describe_run(
       run,
       dataset,
+      examples,
       kind=run_metadata.SFT,
       objective=run_metadata.SFT,
       seed=loop.seed,

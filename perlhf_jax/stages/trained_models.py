@@ -6,6 +6,8 @@ from typing import Any
 import jax
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import tree_paths
+from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import frozen_dtypes
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import reward_model
@@ -47,27 +49,35 @@ def place_backbone(
   Args:
     checkpoint: what was loaded.
     mesh: the mesh.
-    share_params: whether another holds the `params`, which are left out.
+    share_params: whether another holds the `params` of the backbone, which are
+      left out but for what was trained in full.
 
   Returns:
     The model, and its variables `params` and perhaps `lora`, on the mesh.
   """
-  lora = None
+  lora, tuned = None, {}
   backbone = checkpoint
   if isinstance(checkpoint, backbones.Checkpoint):
     backbone, lora = checkpoint.backbone, checkpoint.lora
+    tuned = checkpoint.tuned
   config = backbone.config
   adapters = None
   if lora is not None:
     adapters = lora_lib.resolve(
-      checkpoint.metadata.lora, t5.dense_module_paths(config)
+      checkpoint.metadata.lora, encoder_decoder.dense_module_paths(config)
     )
-  model = t5.T5(config, adapters)
+  model = encoder_decoder.make_model(config, adapters)
   variables = {}
-  if not share_params:
-    variables['params'] = frozen_dtypes.cast(backbone.params, config)
+  params = tree_paths.overlay(
+    {} if share_params else backbone.params,
+    layer_layout.to_layout(tuned, config.scan_layers),
+  )
+  if params:
+    variables['params'] = frozen_dtypes.cast(params, config)
   if lora is not None:
-    boxed = jax.eval_shape(lambda: t5.init_variables(model, jax.random.key(0)))
+    boxed = jax.eval_shape(
+      lambda: encoder_decoder.init_variables(model, jax.random.key(0))
+    )
     variables['lora'] = placement.put(
       layer_layout.to_layout(lora, config.scan_layers),
       partitioning.shardings_of(boxed['lora'], mesh),

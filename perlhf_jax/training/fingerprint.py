@@ -15,6 +15,7 @@ import numpy as np
 
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
+from perlhf_jax.training import layer_layout
 from perlhf_jax.training import placement
 
 _MULTIPLIERS = (np.uint32(2654435761), np.uint32(2246822519))
@@ -60,8 +61,8 @@ def fingerprint(params: Mapping[str, Any]) -> str:
 
 
 def _unrolled(path: str, leaf: typing.Array):
-  if '/layers/' not in path:
+  if not layer_layout.is_stacked(path):
     yield path, leaf
     return
   for index in range(leaf.shape[0]):
-    yield path.replace('/layers/', f'/layers_{index}/'), leaf[index]
+    yield layer_layout.unrolled_path(path, index), leaf[index]

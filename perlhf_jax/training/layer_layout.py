@@ -1,8 +1,8 @@
 """Layers stacked for `nn.scan` or one by one: two layouts of the same tree.
 
 Other people's formats use the unrolled names of T5X ('layers_0', 'layers_1',
-…); a scanned model holds one 'layers' with a leading axis. What is no layer
-stays as it is.
+…) and, of a ViT, of big_vision ('encoderblock_0', …); a scanned model holds one
+'layers' or 'encoderblock' with a leading axis. What is no layer stays as it is.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,18 @@ import jax.numpy as jnp
 
 from perlhf_jax.core import tree_paths
 
-_LAYER = re.compile(r'/layers_(\d+)/')
+_LAYER = re.compile(r'/(layers|encoderblock)_(\d+)/')
+_STACK = re.compile(r'/(layers|encoderblock)/')
+
+
+def is_stacked(path: str) -> bool:
+  """Whether a path is that of stacked layers."""
+  return _STACK.search(path) is not None
+
+
+def unrolled_path(path: str, index: int) -> str:
+  """The path of one of stacked layers in the unrolled layout."""
+  return _STACK.sub(rf'/\g<1>_{index}/', path)
 
 
 def stack_layers(
@@ -32,8 +43,8 @@ def stack_layers(
   for path, leaf in tree_paths.flatten(tree).items():
     match = _LAYER.search(path)
     if match:
-      name = _LAYER.sub('/layers/', path)
-      groups.setdefault(name, {})[int(match[1])] = leaf
+      name = _LAYER.sub(r'/\1/', path)
+      groups.setdefault(name, {})[int(match[2])] = leaf
     else:
       stacked[path] = leaf
   for name, by_index in groups.items():
@@ -50,13 +61,10 @@ def unstack_layers(
   places = tree_paths.flatten(shardings or {})
   unrolled: dict[str, Any] = {}
   for path, leaf in tree_paths.flatten(tree).items():
-    if '/layers/' not in path:
+    if not is_stacked(path):
       unrolled[path] = leaf
       continue
-    names = [
-      path.replace('/layers/', f'/layers_{index}/')
-      for index in range(leaf.shape[0])
-    ]
+    names = [unrolled_path(path, index) for index in range(leaf.shape[0])]
     split = jax.jit(
       _unstack, out_shardings=[places.get(name) for name in names]
     )
@@ -70,8 +78,7 @@ def to_layout(
   shardings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Returns the tree in the layout that `scan_layers` asks for."""
-  is_stacked = any('/layers/' in path for path in tree_paths.flatten(tree))
-  if scan_layers == is_stacked:
+  if scan_layers == any(map(is_stacked, tree_paths.flatten(tree))):
     return dict(tree)
   change = stack_layers if scan_layers else unstack_layers
   return change(tree, shardings)

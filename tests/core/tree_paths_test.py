@@ -24,6 +24,18 @@ def test_unflatten_is_the_inverse():
   assert tree_paths.unflatten(tree_paths.flatten(TREE)) == TREE
 
 
+def test_overlay_has_the_leaves_of_both():
+  top = {'b': {'x': 5, 'v': 6}, 'd': {'u': 7}, 'e': {}}
+  assert tree_paths.overlay(TREE, top) == {
+    **TREE,
+    'b': {'y': 1, 'x': 5, 'v': 6},
+    'd': {'u': 7},
+  }
+  # What is empty below stays, as a collection that is there.
+  assert tree_paths.overlay({'params': {}}, {}) == {'params': {}}
+  assert tree_paths.overlay({'params': {}}, TREE) == {'params': {}, **TREE}
+
+
 def test_counts_of_arrays_and_of_shapes():
   arrays = {'a': np.zeros((2, 3), np.float32), 'b': jnp.zeros(5, jnp.bfloat16)}
   arrays['c'] = np.zeros((), np.int32)

@@ -36,6 +36,10 @@ def make(count, batch_size=4, **kwargs):
   )
 
 
+def train_batch(examples, step, part=None):
+  return examples.text_batch(examples.train_rows(step), part)
+
+
 @hypothesis.given(st.lists(st.lists(st.integers(0, 99), max_size=5)))
 def test_token_columns_keep_rows(rows):
   column = examples_lib.TokenColumn([np.array(r, np.int32) for r in rows])
@@ -50,8 +54,8 @@ def test_token_columns_keep_rows(rows):
 )
 def test_a_host_gets_its_rows_of_the_global_batch(count, step, part):
   examples = make(count)
-  whole = examples.batch_at(step)
-  mine = examples.batch_at(step, np.array(part))
+  whole = train_batch(examples, step)
+  mine = train_batch(examples, step, np.array(part))
   for name, array in whole.items():
     np.testing.assert_array_equal(mine[name], array[part])
 
@@ -63,17 +67,17 @@ def test_prompts_are_padded_as_the_global_batch_needs():
   )
   examples.converter = feature_converters.PromptConverter(64)
   for part in (None, np.array([0]), np.array([1])):
-    assert examples.batch_at(0, part)['prompt_tokens'].shape[1] == 64
-    assert examples.batch_at(1, part)['prompt_tokens'].shape[1] == 16
+    assert train_batch(examples, 0, part)['prompt_tokens'].shape[1] == 64
+    assert train_batch(examples, 1, part)['prompt_tokens'].shape[1] == 16
 
 
 def test_batches_follow_the_order():
   examples = make(10, seed=3)
   rows = examples.order.rows(8, 12)
-  labels = examples.batch_at(2)['labels']
+  labels = train_batch(examples, 2)['labels']
   assert labels.tolist() == [float(row % 2) for row in rows]
   np.testing.assert_array_equal(
-    examples.batch_at(2)['response_tokens'],
+    train_batch(examples, 2)['response_tokens'],
     examples.converter([examples.example(int(r)) for r in rows])[
       'response_tokens'
     ],
@@ -81,14 +85,14 @@ def test_batches_follow_the_order():
 
 
 def test_a_data_set_smaller_than_a_batch_is_repeated():
-  batch = make(3, batch_size=7).batch_at(0)
+  batch = train_batch(make(3, batch_size=7), 0)
   assert batch['example_mask'].all()
   assert len({tuple(row) for row in batch['response_tokens'].tolist()}) == 3
 
 
 def test_evaluation_holds_every_row_once_and_pads():
   examples = make(6)
-  batches = [examples.eval_batch_at(i, 4) for i in range(2)]
+  batches = [examples.text_batch(np.arange(i, i + 4)) for i in (0, 4)]
   masks = [batch['example_mask'] for batch in batches]
   assert [mask.tolist() for mask in masks] == [
     [True] * 4,

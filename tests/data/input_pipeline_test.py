@@ -49,6 +49,10 @@ def pairs(count):
   ]
 
 
+def train_batch(examples, step):
+  return examples.text_batch(examples.train_rows(step))
+
+
 def text_of(tokens):
   return VOCABULARY.decode([int(t) for t in tokens if t > 1])
 
@@ -58,7 +62,7 @@ def test_text_becomes_batches():
   examples = load(batch_size=4, shuffle=False)
   assert (examples.kind, len(examples)) == ('pairwise', 5)
   assert examples.origins[3] == 'train#3'
-  batch = examples.batch_at(1)
+  batch = train_batch(examples, 1)
   assert batch['prompt_tokens'].shape == (4, 16)
   assert batch['chosen_tokens'].shape == (4, 8)
   assert [text_of(row) for row in batch['prompt_tokens']] == [
@@ -142,7 +146,7 @@ def test_max_examples():
 
 def test_prompts_need_no_target_length():
   add_python_task('toy', 'prompts', [{'inputs': 'a'}])
-  batch = load(lengths={'inputs': 4}, batch_size=1).batch_at(0)
+  batch = train_batch(load(lengths={'inputs': 4}, batch_size=1), 0)
   assert batch['prompt_tokens'].tolist() == [[100, 1, 0, 0]]
 
 
@@ -178,7 +182,7 @@ def test_prompts_of_any_task_can_be_taken_alone():
   alone = examples.prompts()
   assert alone.kind == 'prompts'
   for step in range(3):
-    whole, batch = examples.batch_at(step), alone.batch_at(step)
+    whole, batch = train_batch(examples, step), train_batch(alone, step)
     assert set(batch) == {'prompt_tokens', 'prompt_mask', 'example_mask'}
     for name, array in batch.items():
       np.testing.assert_array_equal(array, whole[name])
@@ -277,7 +281,7 @@ def test_a_classic_seqio_task_with_the_same_vocabulary(append_eos):
     {'inputs': ['ab', 'c'], 'targets': ['x', 'yz']},
     steps,
   )
-  batch = load(batch_size=2, shuffle=False).batch_at(0)
+  batch = train_batch(load(batch_size=2, shuffle=False), 0)
   assert batch['encoder_input_tokens'][:, :4].tolist() == [
     [100, 101, 1, 0],
     [102, 1, 0, 0],
@@ -334,7 +338,7 @@ def test_mixtures_keep_their_rates():
   seqio.MixtureRegistry.add('toy', [('toy_a', 1.0), ('toy_b', 3.0)])
   examples = load(batch_size=4096)
   assert len(examples) == 5
-  tokens = examples.batch_at(0)['prompt_tokens']
+  tokens = train_batch(examples, 0)['prompt_tokens']
   share = np.mean(tokens[:, 0] == VOCABULARY.encode('b')[0])
   assert share == pytest.approx(0.75, abs=0.001)
 

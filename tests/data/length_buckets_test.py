@@ -6,6 +6,7 @@ import pytest
 import tiny_models
 
 from perlhf_jax.data import length_buckets
+from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 
 
@@ -107,12 +108,7 @@ def test_trimming_changes_no_logits():
   variables = {'params': tiny_models.params()}
   responses, _ = tiny_models.ragged_tokens(1, 3, 5)
   whole, short = (
-    model.apply(
-      variables,
-      jnp.asarray(b['prompt_tokens']),
-      jnp.asarray(responses),
-      jnp.asarray(b['prompt_mask']),
-    )
+    model.apply(variables, prompts.of_batch(b), jnp.asarray(responses))
     for b in (batch, trimmed)
   )
   np.testing.assert_allclose(short, whole, atol=1e-5, rtol=0)

@@ -13,6 +13,7 @@ import pytest
 
 from perlhf_jax.core import tree_paths
 from perlhf_jax.interop import hf
+from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -34,17 +35,14 @@ def _golden(name):
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def _logits(config, params, encoder_tokens, decoder_tokens, encoder_mask):
-  return t5.T5(config).apply(
-    {'params': params}, encoder_tokens, decoder_tokens, encoder_mask
-  )
+def _logits(config, params, prompt, decoder_tokens):
+  return t5.T5(config).apply({'params': params}, prompt, decoder_tokens)
 
 
 def _forward(config, params, encoder_tokens, targets, encoder_mask):
   decoder_tokens = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-  return np.asarray(
-    _logits(config, params, encoder_tokens, decoder_tokens, encoder_mask)
-  )
+  prompt = prompts.Prompts(encoder_tokens, encoder_mask)
+  return np.asarray(_logits(config, params, prompt, decoder_tokens))
 
 
 def _token_logprobs(logits, targets):

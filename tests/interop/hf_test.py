@@ -12,6 +12,8 @@ from safetensors import numpy as safetensors_numpy
 from perlhf_jax.core import tree_paths
 from perlhf_jax.interop import hf
 from perlhf_jax.interop import hf_names
+from perlhf_jax.models import encoder_decoder
+from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
 
@@ -41,7 +43,9 @@ def test_names_and_shapes_are_those_of_the_model():
   ):
     config, params = _load(source)
     variables = jax.eval_shape(
-      lambda config=config: t5.init_variables(t5.T5(config), jax.random.key(0))
+      lambda config=config: encoder_decoder.init_variables(
+        t5.T5(config), jax.random.key(0)
+      )
     )
     expected = tree_paths.flatten(jax.tree.map(jnp.shape, params))
     shapes = {
@@ -222,7 +226,7 @@ def test_a_directory_with_a_sentencepiece_model(tmp_path):
     mlp_dim=12,
   )
   model = t5.T5(config)
-  variables = t5.init_variables(model, jax.random.key(0))
+  variables = encoder_decoder.init_variables(model, jax.random.key(0))
   params = jax.tree.map(
     lambda leaf: leaf.value,
     variables['params'],
@@ -248,7 +252,8 @@ def test_a_directory_with_a_sentencepiece_model(tmp_path):
   assert vocabulary.vocab_size < loaded_config.vocab_size
   tokens = np.asarray([[*vocabulary.encode('the lazy fox'), 1]], np.int32)
   assert vocabulary.decode(tokens[0].tolist()) == 'the lazy fox'
+  prompt = prompts.of_tokens(tokens)
   np.testing.assert_array_equal(
-    t5.T5(loaded_config).apply({'params': loaded}, tokens, tokens),
-    model.apply({'params': params}, tokens, tokens),
+    t5.T5(loaded_config).apply({'params': loaded}, prompt, tokens),
+    model.apply({'params': params}, prompt, tokens),
   )

@@ -11,6 +11,7 @@ import pytest
 import tiny_models
 
 from perlhf_jax.models import attend
+from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 from perlhf_jax.training import layer_layout
 
@@ -107,7 +108,7 @@ def test_a_model_with_blocks_is_the_same_model(scan_layers):
   )
   params = layer_layout.to_layout(tiny_models.params(), scan_layers)
   rng = np.random.default_rng(2)
-  prompt = rng.integers(1, 40, (2, 9)).astype(np.int32)
+  prompt = prompts.of_tokens(rng.integers(1, 40, (2, 9)).astype(np.int32))
   response = rng.integers(1, 40, (2, 5)).astype(np.int32)
 
   def gradient(config):

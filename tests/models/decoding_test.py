@@ -14,6 +14,7 @@ from perlhf_jax.core import tree_paths
 from perlhf_jax.models import attention
 from perlhf_jax.models import kv_cache
 from perlhf_jax.models import lora
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import t5
 from perlhf_jax.training import partitioning
 
@@ -23,10 +24,16 @@ ROWS = BATCH * RESPONSES
 
 
 def _tokens():
-  prompt, mask = tiny_models.ragged_tokens(0, BATCH, PROMPT_LENGTH)
-  assert not mask.all()
+  prompts = tiny_models.prompts(0, BATCH, PROMPT_LENGTH)
+  assert not prompts.mask.all()
   responses, _ = tiny_models.ragged_tokens(1, ROWS, LENGTH)
-  return prompt, mask, np.asarray(masking.shift_right(responses))
+  return prompts, np.asarray(masking.shift_right(responses))
+
+
+def _encoded(prompts):
+  """What an encoder might give, of the right shape."""
+  states = jnp.zeros((*prompts.tokens.shape, CONFIG.emb_dim))
+  return prompts_lib.Encoded(states, prompts.mask)
 
 
 def _model(adapted=False, **fields):
@@ -38,11 +45,10 @@ def _model(adapted=False, **fields):
   return model, {'params': params, 'lora': adapters}
 
 
-def _step(model, variables, encoded, mask, tokens, position):
+def _step(model, variables, encoded, tokens, position):
   return model.apply(
     variables,
     encoded,
-    mask,
     tokens,
     position,
     method='decode_one',
@@ -50,15 +56,15 @@ def _step(model, variables, encoded, mask, tokens, position):
   )
 
 
-def _one_by_one(model, variables, prompt, mask, inputs):
+def _one_by_one(model, variables, prompts, inputs):
   """Hidden states `[rows, length, embed]`, of one step a position."""
-  encoded = model.apply(variables, prompt, mask, method='encode')
+  encoded = model.apply(variables, prompts, method='encode')
   length = inputs.shape[1]
 
   def step(collections, index):
     position = kv_cache.CachePosition(index, length)
     tokens = jax.lax.dynamic_slice_in_dim(inputs, index, 1, axis=1)
-    return _step(model, collections, encoded, mask, tokens, position)
+    return _step(model, collections, encoded, tokens, position)
 
   first, cache = step(variables, jnp.int32(0))
 
@@ -70,9 +76,9 @@ def _one_by_one(model, variables, prompt, mask, inputs):
   return jnp.concatenate([first, *rest], axis=1)
 
 
-def _teacher_forced(model, variables, prompt, mask, inputs):
-  encoded = model.apply(variables, prompt, mask, method='encode')
-  return model.apply(variables, encoded, mask, inputs, method='decode')
+def _teacher_forced(model, variables, prompts, inputs):
+  encoded = model.apply(variables, prompts, method='encode')
+  return model.apply(variables, encoded, inputs, method='decode')
 
 
 @pytest.mark.parametrize(
@@ -110,13 +116,12 @@ def test_bfloat16_caches_are_bfloat16_and_states_close():
 
 
 def _abstract_cache(model, variables):
-  prompt, mask, inputs = _tokens()
-  encoded = jnp.zeros((*prompt.shape, CONFIG.emb_dim))
+  prompts, inputs = _tokens()
+  encoded = _encoded(prompts)
 
   def make():
     position = kv_cache.CachePosition(jnp.int32(0), LENGTH)
-    tokens = inputs[:, :1]
-    return _step(model, variables, encoded, mask, tokens, position)[1]
+    return _step(model, variables, encoded, inputs[:, :1], position)[1]
 
   return jax.eval_shape(make)
 
@@ -162,7 +167,7 @@ def _is_of_the_prompt(path):
 @pytest.mark.parametrize('scan_layers', [False, True])
 def test_later_steps_neither_need_nor_read_the_prompt(scan_layers):
   model, variables = _model(adapted=True, scan_layers=scan_layers)
-  prompt, mask, inputs = _tokens()
+  prompts, inputs = _tokens()
   pruned = {}
   for name, tree in variables.items():
     flat = tree_paths.flatten(tree)
@@ -173,13 +178,13 @@ def test_later_steps_neither_need_nor_read_the_prompt(scan_layers):
   def step(collections, encoded, index):
     position = kv_cache.CachePosition(jnp.int32(index), LENGTH)
     tokens = inputs[:, index : index + 1]
-    return _step(model, collections, encoded, mask, tokens, position)
+    return _step(model, collections, encoded, tokens, position)
 
   @jax.jit
   def second_states():
-    encoded = model.apply(variables, prompt, mask, method='encode')
+    encoded = model.apply(variables, prompts, method='encode')
     _, cache = step(variables, encoded, 0)
-    junk = jnp.full_like(encoded, jnp.nan)
+    junk = encoded.replace(states=jnp.full_like(encoded.states, jnp.nan))
     return [
       step({**collections, **cache}, memory, 1)[0]
       for collections, memory in ((variables, encoded), (pruned, junk))
@@ -188,7 +193,7 @@ def test_later_steps_neither_need_nor_read_the_prompt(scan_layers):
   whole, without_prompt = second_states()
   np.testing.assert_array_equal(whole, without_prompt)
   # The first step does need them.
-  encoded = jnp.zeros((*prompt.shape, CONFIG.emb_dim))
+  encoded = _encoded(prompts)
   with pytest.raises(Exception, match='encoder_decoder_attention/key'):
     jax.eval_shape(lambda: step(pruned, encoded, 0))
 
@@ -218,8 +223,7 @@ def test_the_bias_of_one_query_is_a_row_of_the_square(bidirectional):
 
 def test_the_other_paths_make_no_cache():
   model, variables = _model()
-  prompt, mask, inputs = _tokens()
-  _, updated = model.apply(variables, prompt, inputs, mask, mutable=['cache'])
+  _, updated = model.apply(variables, *_tokens(), mutable=['cache'])
   assert not updated
   assert set(tiny_models.abstract_variables(CONFIG)) == {'params'}
 
@@ -247,12 +251,12 @@ def test_rows_are_taken_of_responses_only(scan_layers):
 
 def test_caches_are_constrained_to_the_mesh():
   model, variables = _model()
-  prompt, mask, inputs = _tokens()
-  encoded = jnp.zeros((*prompt.shape, CONFIG.emb_dim))
+  prompts, inputs = _tokens()
+  encoded = _encoded(prompts)
   position = kv_cache.CachePosition(jnp.int32(0), LENGTH)
   with partitioning.use_mesh(partitioning.make_mesh()):
     jaxpr = jax.make_jaxpr(
-      lambda: _step(model, variables, encoded, mask, inputs[:, :1], position)
+      lambda: _step(model, variables, encoded, inputs[:, :1], position)
     )()
   specs = [
     tuple(eqn.params['sharding'].spec)

@@ -22,7 +22,7 @@ def test_no_output_and_no_gradient_changes(config):
   model, adapters = tiny_models.adapted(lora.LoraConfig(rank=2), config)
   params = tiny_models.params(config)
   held = frozen_dtypes.cast(jax.tree.map(jnp.asarray, params), config)
-  prompt, _ = tiny_models.ragged_tokens(0, 3, 7)
+  prompt = tiny_models.prompts(0, 3, 7)
   response, _ = tiny_models.ragged_tokens(1, 3, 5)
 
   @jax.jit

@@ -10,6 +10,7 @@ import tiny_models
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
+from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import layers
 from perlhf_jax.models import lora
 from perlhf_jax.models import t5
@@ -20,9 +21,8 @@ RANK = 3
 
 
 def _inputs():
-  prompt, mask = tiny_models.ragged_tokens(0, 3, 9)
   response, _ = tiny_models.ragged_tokens(1, 3, 7)
-  return prompt, response, mask
+  return tiny_models.prompts(0, 3, 9), response
 
 
 def _dense(config, x, kernel, a, b, **kwargs):
@@ -101,12 +101,13 @@ def test_a_dense_layer_that_is_not_named_has_no_adapter(matrices):
 @pytest.fixture(scope='module')
 def initialised():
   """Bare and adapted variables from one seed, by the real initialisers."""
-  paths = t5.dense_module_paths(CONFIG)
+  paths = encoder_decoder.dense_module_paths(CONFIG)
   adapters = lora.resolve(lora.LoraConfig(rank=RANK), paths)
 
   def init(adapters, seed):
     model = t5.T5(CONFIG, adapters)
-    return nn.meta.unbox(t5.init_variables(model, jax.random.key(seed)))
+    variables = encoder_decoder.init_variables(model, jax.random.key(seed))
+    return nn.meta.unbox(variables)
 
   return jax.jit(lambda: (init(None, 0), init(adapters, 0)))(), adapters
 
@@ -149,7 +150,7 @@ def test_adapters_change_logits():
 
 
 def test_names_shapes_and_axes():
-  paths = t5.dense_module_paths(CONFIG)
+  paths = encoder_decoder.dense_module_paths(CONFIG)
   adapters = lora.resolve(lora.LoraConfig(rank=RANK), paths)
   boxed = tiny_models.abstract_variables(CONFIG, adapters)['lora']
   axes = tree_paths.flatten(nn.get_partition_spec(boxed))
@@ -169,7 +170,7 @@ def test_names_shapes_and_axes():
 def test_scanned_adapters_have_layers_in_front():
   config = dataclasses.replace(CONFIG, scan_layers=True)
   adapters = lora.resolve(
-    lora.LoraConfig(rank=RANK), t5.dense_module_paths(config)
+    lora.LoraConfig(rank=RANK), encoder_decoder.dense_module_paths(config)
   )
   boxed = tiny_models.abstract_variables(config, adapters)['lora']
   axes = tree_paths.flatten(nn.get_partition_spec(boxed))
@@ -213,11 +214,13 @@ def test_scanned_initial_adapters_differ_between_layers():
   config = dataclasses.replace(CONFIG, scan_layers=True)
   adapters = lora.resolve(
     lora.LoraConfig(rank=RANK, target_modules=('encoder/.*/query',)),
-    t5.dense_module_paths(config),
+    encoder_decoder.dense_module_paths(config),
   )
   model = t5.T5(config, adapters)
   init = jax.jit(
-    lambda: nn.meta.unbox(t5.init_variables(model, jax.random.key(0)))
+    lambda: nn.meta.unbox(
+      encoder_decoder.init_variables(model, jax.random.key(0))
+    )
   )
   variables = init()
   a = variables['lora']['encoder']['layers']['attention']['query']['lora'][
@@ -231,7 +234,7 @@ def test_scanned_initial_adapters_differ_between_layers():
 
 
 def test_default_targets_are_all_attention_projections():
-  paths = t5.dense_module_paths(CONFIG)
+  paths = encoder_decoder.dense_module_paths(CONFIG)
   adapters = lora.resolve(lora.LoraConfig(), paths)
   assert adapters.module_paths == {p for p in paths if 'attention' in p}
 
@@ -241,7 +244,7 @@ def test_a_pattern_without_a_match_names_near_paths():
     target_modules=('encoder/layers_0/attention/querry',)
   )
   with pytest.raises(errors.ConfigError) as error:
-    lora.resolve(config, t5.dense_module_paths(CONFIG))
+    lora.resolve(config, encoder_decoder.dense_module_paths(CONFIG))
   message = str(error.value)
   assert 'LoraConfig.target_modules' in message
   assert "'encoder/layers_0/attention/querry' matches none" in message

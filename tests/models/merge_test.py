@@ -25,9 +25,8 @@ def test_merged_model_equals_unmerged(scan_layers):
   assert 0 < report.max_logit_difference <= 1e-5
   assert report.lost_updates == 0
   # The report is not the only witness, and the merge was no small matter.
-  prompt, mask = tiny_models.ragged_tokens(3, 2, 9)
   response, _ = tiny_models.ragged_tokens(4, 2, 7)
-  inputs = (prompt, response, mask)
+  inputs = tiny_models.prompts(3, 2, 9), response
   bare = jax.jit(t5.T5(config).apply)
   unmerged_logits = jax.jit(model.apply)(
     {'params': params, 'lora': adapters}, *inputs

@@ -19,7 +19,7 @@ def adapted():
 
 @pytest.fixture(scope='module')
 def prompts():
-  return tiny_models.ragged_tokens(0, BATCH, 7)
+  return tiny_models.prompts(0, BATCH, 7)
 
 
 @pytest.fixture(scope='module')
@@ -39,9 +39,10 @@ def test_logprobs_equal_one_response_and_one_token_at_a_time(
     lambda *args: policy.response_logprobs(
       model, variables, *args, temperature=temperature
     )
-  )(*prompts, tokens)
+  )(prompts, tokens)
   assert actual.shape == tokens.shape
   call = jax.jit(model.apply)
+  single = tiny_models.one_by_one(prompts)
   for row in range(BATCH):
     for sample in range(RESPONSES):
       for t in range(LENGTH):
@@ -50,9 +51,7 @@ def test_logprobs_equal_one_response_and_one_token_at_a_time(
         before = [0, *tokens[row, sample, :t]]
         inputs = np.zeros((1, LENGTH), np.int32)
         inputs[0, : len(before)] = before
-        logits = call(
-          variables, prompts[0][row][None], inputs, prompts[1][row][None]
-        )
+        logits = call(variables, single[row], inputs)
         logits = np.asarray(logits[0, t], np.float64) / temperature
         wanted = logits[tokens[row, sample, t]] - np.log(np.exp(logits).sum())
         np.testing.assert_allclose(actual[row, sample, t], wanted, atol=1e-5)
@@ -69,18 +68,19 @@ def test_values_read_the_state_before_each_token(adapted, prompts, responses):
   value = policy.ValueModel(model)
   compute = jax.jit(
     lambda tokens: value.values(
-      {**variables, 'heads': {'value': head}}, *prompts, tokens
+      {**variables, 'heads': {'value': head}}, prompts, tokens
     )
   )
   values = np.asarray(compute(tokens))
   assert values.shape == tokens.shape
 
+  single = tiny_models.one_by_one(prompts)
+
   def states(row, sample):
     inputs = np.array([[0, *tokens[row, sample, :-1]]], np.int32)
 
     def decode(model):
-      encoded = model.encode(prompts[0][row][None], prompts[1][row][None])
-      return model.decode(encoded, prompts[1][row][None], inputs)
+      return model.decode(model.encode(single[row]), inputs)
 
     return model.apply(variables, method=decode)[0]
 
@@ -102,6 +102,6 @@ def test_a_new_value_model_says_zero(adapted, prompts, responses):
   boxed = policy.init_value_heads(CONFIG)
   heads = flax.core.meta.unbox(boxed)
   values = policy.ValueModel(model).values(
-    {**variables, 'heads': heads}, *prompts, responses[0]
+    {**variables, 'heads': heads}, prompts, responses[0]
   )
   np.testing.assert_array_equal(values, 0.0)

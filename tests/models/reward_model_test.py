@@ -41,27 +41,25 @@ def score(model, variables):
 @pytest.fixture(scope='module')
 def batch():
   return (
-    *tiny_models.ragged_tokens(0, 4, 9),
+    tiny_models.prompts(0, 4, 9),
     *tiny_models.ragged_tokens(1, 4, 6),
   )
 
 
 def _pad(batch, prompt_padding, response_padding, junk=0):
-  prompt, prompt_mask, response, response_mask = batch
-  right = ((0, 0), (0, prompt_padding)), ((0, 0), (0, response_padding))
+  prompts, response, response_mask = batch
+  right = (0, 0), (0, response_padding)
   return (
-    np.pad(prompt, right[0], constant_values=junk),
-    np.pad(prompt_mask, right[0]),
-    np.pad(response, right[1], constant_values=junk),
-    np.pad(response_mask, right[1]),
+    tiny_models.padded(prompts, prompt_padding, junk),
+    np.pad(response, right, constant_values=junk),
+    np.pad(response_mask, right),
   )
 
 
 def _junk(batch, token):
-  prompt, prompt_mask, response, response_mask = batch
+  prompts, response, response_mask = batch
   return (
-    np.where(prompt_mask, prompt, token).astype(np.int32),
-    prompt_mask,
+    tiny_models.with_junk(prompts, token),
     np.where(response_mask, response, token).astype(np.int32),
     response_mask,
   )
@@ -73,13 +71,12 @@ def test_scores_match_numpy_reference(variables, batch):
   scores = jax.jit(model.score)(full, *batch)
   params = jax.tree.map(np.float64, variables['params'])
   head = variables['heads']['score']
-  prompt, prompt_mask, response, response_mask = batch
-  for b in range(len(prompt)):
-    encoded = t5_reference.encode(params, prompt[b], prompt_mask[b], CONFIG)
+  prompts, response, response_mask = batch
+  for b in range(len(prompts)):
+    mask = prompts.mask[b]
+    encoded = t5_reference.encode(params, prompts.tokens[b], mask, CONFIG)
     tokens = np.array([0, *response[b][response_mask[b]]])
-    hidden = t5_reference.decode(
-      params, encoded, prompt_mask[b], tokens, CONFIG
-    )
+    hidden = t5_reference.decode(params, encoded, mask, tokens, CONFIG)
     expected = hidden[-1] @ head['kernel'][:, 0] + head['bias'][0]
     np.testing.assert_allclose(scores[b], expected, atol=2e-5)
   assert np.std(scores) > 0.1
@@ -100,21 +97,20 @@ def test_scores_do_not_depend_on_padded_lengths(score, batch):
 def test_scores_do_not_depend_on_batch_size_or_order(score, batch):
   expected = score(*batch)
   order = np.array([2, 3, 1, 0])
-  reordered = score(*[x[order] for x in batch])
+  reordered = score(*tiny_models.rows(batch, order))
   np.testing.assert_allclose(reordered, expected[order], atol=1e-5)
-  single = score(*[x[1:2] for x in batch])
+  single = score(*tiny_models.rows(batch, slice(1, 2)))
   np.testing.assert_allclose(single[0], expected[1], atol=1e-5)
-  double = score(*[np.concatenate([x, x]) for x in batch])
+  double = score(*jax.tree.map(lambda x: np.concatenate([x, x]), batch))
   np.testing.assert_allclose(double, np.tile(expected, 2), atol=1e-5)
 
 
 def test_pair_equals_two_single_scorings(model, score, variables, batch):
-  prompt, prompt_mask, chosen, chosen_mask = batch
+  prompts, chosen, chosen_mask = batch
   rejected, rejected_mask = tiny_models.ragged_tokens(2, 4, 6)
   pairs = jax.jit(model.scores)(
     variables,
-    prompt,
-    prompt_mask,
+    prompts,
     np.stack([chosen, rejected], axis=1),
     np.stack([chosen_mask, rejected_mask], axis=1),
   )
@@ -122,32 +118,31 @@ def test_pair_equals_two_single_scorings(model, score, variables, batch):
   np.testing.assert_allclose(pairs[:, 0], score(*batch), atol=1e-5)
   np.testing.assert_allclose(
     pairs[:, 1],
-    score(prompt, prompt_mask, rejected, rejected_mask),
+    score(prompts, rejected, rejected_mask),
     atol=1e-5,
   )
 
 
 def test_score_reads_the_last_response_token(score, batch):
-  prompt, prompt_mask, response, response_mask = batch
+  prompts, response, response_mask = batch
   before = score(*batch)
   last = response_mask.sum(axis=1) - 1
   changed = response.copy()
   changed[np.arange(4), last] = 7
-  assert (
-    np.abs(score(prompt, prompt_mask, changed, response_mask) - before) > 1e-4
-  ).all()
+  after = score(prompts, changed, response_mask)
+  assert (np.abs(after - before) > 1e-4).all()
   # The whole prompt and the first token count too.
   for position in (0, 3):
-    other = prompt.copy()
+    other = prompts.tokens.copy()
     other[0, position] = (other[0, position] + 1) % CONFIG.vocab_size
-    after = score(other, prompt_mask, response, response_mask)
+    after = score(prompts.replace(tokens=other), response, response_mask)
     assert abs(after[0] - before[0]) > 1e-5
     np.testing.assert_array_equal(after[1:], before[1:])
 
 
 def test_a_row_of_padding_is_finite_and_harmless(score, batch):
-  padded = [np.array(x) for x in batch]
-  for x in padded:
+  padded = jax.tree.map(np.array, batch)
+  for x in jax.tree.leaves(padded):
     x[2] = 0
   scores = score(*padded)
   assert np.isfinite(scores).all()
@@ -156,7 +151,7 @@ def test_a_row_of_padding_is_finite_and_harmless(score, batch):
 
 
 def test_gradients_of_a_row_of_padding_are_finite(model, variables, batch):
-  padded = [np.zeros_like(x) for x in batch]
+  padded = jax.tree.map(np.zeros_like, batch)
 
   def loss(trainable):
     return model.score({**variables, **trainable}, *padded).sum()

@@ -52,5 +52,5 @@ def test_architecture_leaves_out_what_a_run_may_change():
     attention_block=8,
   )
   deeper = t5_config.T5Config(vocab_size=4, num_encoder_layers=7)
-  assert t5_config.architecture(one) == t5_config.architecture(other)
-  assert t5_config.architecture(one) != t5_config.architecture(deeper)
+  assert one.architecture() == other.architecture()
+  assert one.architecture() != deeper.architecture()

@@ -13,6 +13,8 @@ import tiny_models
 
 from perlhf_jax.core import masking
 from perlhf_jax.core import tree_paths
+from perlhf_jax.models import encoder_decoder
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
 from perlhf_jax.objectives import losses
@@ -133,7 +135,7 @@ def test_scanned_axes_have_layers_in_front():
 
 
 def test_dense_module_paths():
-  paths = t5.dense_module_paths(CONFIG)
+  paths = encoder_decoder.dense_module_paths(CONFIG)
   # 4 projections an attention and 3 kernels an MLP; 1 output layer.
   assert len(paths) == 2 * (4 + 3) + 2 * (8 + 3) + 1
   assert 'decoder/logits_dense' in paths
@@ -142,9 +144,9 @@ def test_dense_module_paths():
 
 @pytest.fixture(scope='module')
 def tokens():
-  prompt, prompt_mask = tiny_models.ragged_tokens(0, 3, 9)
   response, _ = tiny_models.ragged_tokens(1, 3, 7)
-  return prompt, prompt_mask, np.asarray(masking.shift_right(response))
+  prompts = tiny_models.prompts(0, 3, 9)
+  return prompts, np.asarray(masking.shift_right(response))
 
 
 @pytest.fixture(scope='module')
@@ -158,97 +160,97 @@ def forward():
   'config', [CONFIG, V1_0, UMT5], ids=['v1_1', 'v1_0', 'umt5']
 )
 def test_logits_match_numpy_reference(config, tokens):
-  prompt, mask, response = tokens
+  prompts, response = tokens
   params = tiny_models.params(config)
-  logits = jax.jit(t5.T5(config).apply)(
-    {'params': params}, prompt, response, mask
-  )
+  logits = jax.jit(t5.T5(config).apply)({'params': params}, *tokens)
   expected = t5_reference.logits(
-    jax.tree.map(np.float64, params), prompt, mask, response, config
+    jax.tree.map(np.float64, params),
+    prompts.tokens,
+    prompts.mask,
+    response,
+    config,
   )
   assert np.abs(expected).max() > 1
   np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=2e-5)
 
 
 def test_mask_defaults_to_nonzero_tokens(forward, tokens):
-  prompt, mask, response = tokens
+  prompts, response = tokens
   params = tiny_models.params()
-  assert not mask.all()
+  assert not prompts.mask.all()
   np.testing.assert_array_equal(
-    forward(params, prompt, response), forward(params, prompt, response, mask)
+    forward(params, prompts_lib.of_tokens(prompts.tokens), response),
+    forward(params, prompts, response),
   )
 
 
 def test_logits_do_not_depend_on_padding_content(forward, tokens):
-  prompt, mask, response = tokens
-  junk = np.where(mask, prompt, 17).astype(np.int32)
+  prompts, response = tokens
+  junk = tiny_models.with_junk(prompts, 17)
   params = tiny_models.params()
-  assert not np.array_equal(junk, prompt)
+  assert not np.array_equal(junk.tokens, prompts.tokens)
   np.testing.assert_array_equal(
-    forward(params, prompt, response, mask),
-    forward(params, junk, response, mask),
+    forward(params, prompts, response), forward(params, junk, response)
   )
 
 
 def test_logits_do_not_depend_on_padded_lengths(forward, tokens):
-  prompt, mask, response = tokens
+  prompts, response = tokens
   params = tiny_models.params()
   padded = forward(
     params,
-    np.pad(prompt, ((0, 0), (0, 4)), constant_values=9),
+    tiny_models.padded(prompts, 4, junk=9),
     np.pad(response, ((0, 0), (0, 3)), constant_values=9),
-    np.pad(mask, ((0, 0), (0, 4))),
   )
   np.testing.assert_allclose(
     padded[:, : response.shape[1]],
-    forward(params, prompt, response, mask),
+    forward(params, prompts, response),
     atol=1e-5,
   )
 
 
 def test_rows_are_independent(forward, tokens):
-  prompt, mask, response = tokens
   params = tiny_models.params()
-  whole = forward(params, prompt, response, mask)
+  whole = forward(params, *tokens)
   order = np.array([2, 0, 1])
   np.testing.assert_allclose(
-    forward(params, prompt[order], response[order], mask[order]),
+    forward(params, *tiny_models.rows(tokens, order)),
     whole[order],
     atol=1e-5,
   )
-  single = forward(params, prompt[1:2], response[1:2], mask[1:2])
+  single = forward(params, *tiny_models.rows(tokens, slice(1, 2)))
   np.testing.assert_allclose(single[0], whole[1], atol=1e-5)
 
 
 def test_decoder_is_causal_and_not_blind(forward, tokens):
-  prompt, mask, response = tokens
+  prompts, response = tokens
   params = tiny_models.params()
-  before = np.asarray(forward(params, prompt, response, mask))
+  before = np.asarray(forward(params, prompts, response))
   changed = response.copy()
   changed[:, 4] = (changed[:, 4] + 1) % CONFIG.vocab_size
-  after = np.asarray(forward(params, prompt, changed, mask))
+  after = np.asarray(forward(params, prompts, changed))
   np.testing.assert_array_equal(after[:, :4], before[:, :4])
   assert (np.abs(after[:, 4:] - before[:, 4:]).max(axis=-1) > 1e-4).all()
 
 
 def test_responses_of_a_prompt_equal_a_tiled_prompt(forward, tokens):
-  prompt, mask, _ = tokens
+  prompts, _ = tokens
   response, _ = tiny_models.ragged_tokens(5, 3 * 2, 7)
   params = tiny_models.params()
+  tiled = jax.tree.map(lambda x: x.repeat(2, axis=0), prompts)
   np.testing.assert_allclose(
-    forward(params, prompt, response, mask),
-    forward(params, prompt.repeat(2, axis=0), response, mask.repeat(2, axis=0)),
+    forward(params, prompts, response),
+    forward(params, tiled, response),
     atol=1e-5,
   )
 
 
 def _gradient_function(config):
-  def loss(params, prompt, mask, response, rng):
+  def loss(params, prompts, response, rng):
     logits = t5.T5(config).apply(
       {'params': params},
-      prompt,
+      prompts,
       response,
-      mask,
       deterministic=rng is None,
       rngs=None if rng is None else {'dropout': rng},
     )
@@ -282,13 +284,12 @@ def test_scanned_layers_equal_unrolled_ones(
 
 
 def test_scanned_umt5_equals_unrolled(tokens):
-  prompt, mask, response = tokens
   params = tiny_models.params(UMT5)
   scanned = dataclasses.replace(UMT5, scan_layers=True)
   stacked = layer_layout.stack_layers(params)
   np.testing.assert_allclose(
-    jax.jit(t5.T5(scanned).apply)({'params': stacked}, prompt, response, mask),
-    jax.jit(t5.T5(UMT5).apply)({'params': params}, prompt, response, mask),
+    jax.jit(t5.T5(scanned).apply)({'params': stacked}, *tokens),
+    jax.jit(t5.T5(UMT5).apply)({'params': params}, *tokens),
     atol=1e-5,
   )
 
@@ -315,15 +316,12 @@ def test_remat_draws_the_same_dropout_again(scan_layers, tokens):
 
 
 def test_dropout_needs_an_rng_and_changes_logits(tokens, forward):
-  prompt, mask, response = tokens
   config = dataclasses.replace(CONFIG, dropout_rate=0.3)
   params = tiny_models.params()
   apply = jax.jit(
     lambda rng: t5.T5(config).apply(
       {'params': params},
-      prompt,
-      response,
-      mask,
+      *tokens,
       deterministic=False,
       rngs={'dropout': rng},
     )
@@ -333,23 +331,18 @@ def test_dropout_needs_an_rng_and_changes_logits(tokens, forward):
   np.testing.assert_array_equal(once, apply(jax.random.key(0)))
   # Deterministic is the default, whatever the rate.
   np.testing.assert_array_equal(
-    jax.jit(t5.T5(config).apply)({'params': params}, prompt, response, mask),
-    forward(params, prompt, response, mask),
+    jax.jit(t5.T5(config).apply)({'params': params}, *tokens),
+    forward(params, *tokens),
   )
 
 
 @pytest.mark.parametrize('tied', [False, True])
 def test_bfloat16_gives_float32_logits_close_by(tied, tokens):
-  prompt, mask, response = tokens
   config = dataclasses.replace(CONFIG, logits_via_embedding=tied)
   params = tiny_models.params(config)
-  exact = jax.jit(t5.T5(config).apply)(
-    {'params': params}, prompt, response, mask
-  )
+  exact = jax.jit(t5.T5(config).apply)({'params': params}, *tokens)
   config = dataclasses.replace(config, dtype='bfloat16')
-  rough = jax.jit(t5.T5(config).apply)(
-    {'params': params}, prompt, response, mask
-  )
+  rough = jax.jit(t5.T5(config).apply)({'params': params}, *tokens)
   assert rough.dtype == jnp.float32
   # Not a rounding of float32 results: something was computed in bfloat16.
   assert np.abs(rough - exact).max() > 1e-4
@@ -359,11 +352,9 @@ def test_bfloat16_gives_float32_logits_close_by(tied, tokens):
   # The last product is accumulated, and given, in float32.
   assert not np.array_equal(rough, rough.astype(jnp.bfloat16))
   encoded = jax.eval_shape(
-    lambda: t5.T5(config).apply(
-      {'params': params}, prompt, mask, method='encode'
-    )
+    lambda: t5.T5(config).apply({'params': params}, tokens[0], method='encode')
   )
-  assert encoded.dtype == jnp.bfloat16
+  assert encoded.states.dtype == jnp.bfloat16
 
 
 # Of fixed seeds. A change here is a change of every model that was trained.
@@ -372,9 +363,8 @@ GOLDEN_LOSS = 75.58612
 
 
 def test_golden_loss(tokens, forward):
-  prompt, mask, response = tokens
   targets, weights = tiny_models.ragged_tokens(1, 3, 7)
-  logits = forward(tiny_models.params(), prompt, response, mask)
+  logits = forward(tiny_models.params(), *tokens)
   loss = losses.token_cross_entropy(
     logits, targets, weights.astype(np.float32), z_loss=1e-4
   )
@@ -392,7 +382,9 @@ def test_initial_scales():
     num_decoder_layers=1,
   )
   model = t5.T5(config)
-  init = jax.jit(lambda rng: nn.meta.unbox(t5.init_variables(model, rng)))
+  init = jax.jit(
+    lambda rng: nn.meta.unbox(encoder_decoder.init_variables(model, rng))
+  )
   flat = tree_paths.flatten(init(jax.random.key(1))['params'])
 
   def check(path, std):

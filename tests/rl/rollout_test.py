@@ -7,6 +7,7 @@ import pytest
 import tiny_roles
 
 from perlhf_jax.models import policy as policy_lib
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import t5
 from perlhf_jax.rl import rollout
 
@@ -64,8 +65,7 @@ def test_logprobs_are_those_of_the_learner(samples, roles):
       lambda variables: policy_lib.response_logprobs(
         model,
         variables,
-        samples['prompt_tokens'],
-        samples['prompt_mask'],
+        prompts_lib.of_batch(samples),
         samples['response_tokens'],
         temperature=tiny_roles.SAMPLING.temperature,
       )
@@ -96,9 +96,8 @@ def _own_scores(model, variables, samples):
     tokens, masks = np.zeros((2, 1, 11), np.int32), np.zeros((2, 1, 11), bool)
     for i, text in enumerate((prompt, response)):
       tokens[i, 0, : len(text)], masks[i, 0, : len(text)] = text, True
-    scores[row, number] = score(
-      variables, tokens[0], masks[0], tokens[1], masks[1]
-    )[0]
+    prompt = prompts_lib.Prompts(tokens[0], masks[0])
+    scores[row, number] = score(variables, prompt, tokens[1], masks[1])[0]
   return scores
 
 
@@ -157,6 +156,11 @@ def test_a_role_has_its_own_weights_if_it_brings_any():
     'lora': 'a',
   }
   assert rollout.role_variables(frozen, {'params': 'own'}) == {'params': 'own'}
+  # Or a part of them.
+  frozen = {'params': {'vit': 'shared', 'decoder': 'shared'}}
+  assert rollout.role_variables(frozen, {'params': {'decoder': 'own'}}) == {
+    'params': {'vit': 'shared', 'decoder': 'own'}
+  }
 
 
 TOKENS = np.array([[[5, 1, 0], [5, 6, 7], [5, 6, 1], [1, 0, 0]]])

@@ -24,12 +24,12 @@ def _variables(config=CONFIG):
 
 
 def _prompts(vocab_size=CONFIG.vocab_size, seed=0):
-  return tiny_models.ragged_tokens(seed, BATCH, 9, vocab_size)
+  return tiny_models.prompts(seed, BATCH, 9, vocab_size)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _search(model, variables, prompt, mask, config):
-  return beam.beam_search(model, variables, prompt, mask, config)
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _search(model, variables, prompts, config):
+  return beam.beam_search(model, variables, prompts, config)
 
 
 def _best(samples, row):
@@ -45,16 +45,16 @@ def _slow(length=LENGTH):
 )
 def test_matches_lists_of_hypotheses(num_beams, length_penalty):
   config = beam.BeamConfig(num_beams, LENGTH, length_penalty)
-  samples, scores = _search(MODEL, _variables(), *_prompts(), config)
+  samples, scores = _search(MODEL, _variables(), _prompts(), config)
   assert samples.tokens.shape == (BATCH, 1, LENGTH)
   slow = _slow()
-  for row, prompt in enumerate(zip(*_prompts(), strict=True)):
-    response, score = slow.beam_search(*prompt, num_beams, length_penalty)
+  for row, prompt in enumerate(tiny_models.one_by_one(_prompts())):
+    response, score = slow.beam_search(prompt, num_beams, length_penalty)
     assert _best(samples, row) == response
     assert not samples.tokens[row, 0, len(response) :].any()
     np.testing.assert_allclose(scores[row], score, atol=1e-4)
     logprobs = [
-      slow.logprobs(*prompt, response[:index])[token]
+      slow.logprobs(prompt, response[:index])[token]
       for index, token in enumerate(response)
     ]
     logprobs += [0.0] * (LENGTH - len(response))
@@ -63,7 +63,7 @@ def test_matches_lists_of_hypotheses(num_beams, length_penalty):
 
 def test_a_beam_finds_what_greedy_decoding_misses():
   greedy, wide = (
-    _search(MODEL, _variables(), *_prompts(), beam.BeamConfig(n, LENGTH))[1]
+    _search(MODEL, _variables(), _prompts(), beam.BeamConfig(n, LENGTH))[1]
     for n in (1, 5)
   )
   assert (wide >= greedy - 1e-5).all()
@@ -72,13 +72,13 @@ def test_a_beam_finds_what_greedy_decoding_misses():
 
 def test_one_beam_is_greedy():
   one, scores = _search(
-    MODEL, _variables(), *_prompts(), beam.BeamConfig(1, LENGTH)
+    MODEL, _variables(), _prompts(), beam.BeamConfig(1, LENGTH)
   )
   greedy = jax.jit(
     lambda variables: sampler.sample(
       MODEL,
       variables,
-      *_prompts(),
+      _prompts(),
       jax.random.split(jax.random.key(0), BATCH),
       sampler.SamplingConfig(LENGTH, temperature=0.0),
     )
@@ -99,20 +99,20 @@ def test_enough_beams_search_everything(seed, length_penalty):
   model = t5.T5(dataclasses.replace(CONFIG, vocab_size=vocab))
   variables = {'params': tiny_models.params(model.config, seed)}
   prompts = _prompts(vocab, seed=2)
-  greedy, _ = _search(model, variables, *prompts, beam.BeamConfig(1, length))
+  greedy, _ = _search(model, variables, prompts, beam.BeamConfig(1, length))
   samples, scores = _search(
     model,
     variables,
-    *prompts,
+    prompts,
     beam.BeamConfig(vocab**length, length, length_penalty),
   )
   everything = np.array(
     list(itertools.product(range(vocab), repeat=length)), np.int32
   )
   found = set()
-  for row, (prompt, mask) in enumerate(zip(*prompts, strict=True)):
+  for row, prompt in enumerate(tiny_models.one_by_one(prompts)):
     logits = sampling_reference.teacher_forced_logits(
-      model, variables, prompt[None], mask[None], everything
+      model, variables, prompt, everything
     )
     candidates = {}
     for response, rows in zip(everything.tolist(), logits, strict=True):
@@ -132,15 +132,13 @@ def test_enough_beams_search_everything(seed, length_penalty):
 def test_a_result_does_not_depend_on_how_long_others_search():
   # Probabilities alone favour short responses: some prompts are soon done.
   config = beam.BeamConfig(3, 20, length_penalty=0.0)
-  whole, scores = _search(MODEL, _variables(), *_prompts(), config)
+  whole, scores = _search(MODEL, _variables(), _prompts(), config)
   steps = []
-  for row in range(BATCH):
-    part = slice(row, row + 1)
-    prompt, mask = (x[part] for x in _prompts())
-    alone, score = _search(MODEL, _variables(), prompt, mask, config)
+  for row, prompt in enumerate(tiny_models.one_by_one(_prompts())):
+    alone, score = _search(MODEL, _variables(), prompt, config)
     steps.append(int(alone.num_steps))
     assert _best(alone, 0) == _best(whole, row)
-    np.testing.assert_allclose(score, scores[part], atol=1e-5)
+    np.testing.assert_allclose(score, scores[row : row + 1], atol=1e-5)
   assert min(steps) < max(steps) == whole.num_steps
 
 
@@ -150,8 +148,8 @@ def test_scanned_layers_follow_their_beams():
   variables = _variables(config)
   stacked = {'params': layer_layout.stack_layers(variables['params'])}
   search = beam.BeamConfig(4, LENGTH)
-  expected = _search(t5.T5(config), variables, *_prompts(), search)
-  actual = _search(t5.T5(scanned), stacked, *_prompts(), search)
+  expected = _search(t5.T5(config), variables, _prompts(), search)
+  actual = _search(t5.T5(scanned), stacked, _prompts(), search)
   np.testing.assert_array_equal(actual[0].tokens, expected[0].tokens)
   np.testing.assert_allclose(actual[1], expected[1], atol=1e-5)
 

@@ -13,6 +13,7 @@ import tiny_models
 from perlhf_jax.core import errors
 from perlhf_jax.interop import hf
 from perlhf_jax.models import lora
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import t5
 from perlhf_jax.sampling import sampler
 
@@ -29,26 +30,26 @@ def _variables():
 
 
 def _prompts(batch=BATCH):
-  prompt, mask = tiny_models.ragged_tokens(0, batch, 9, CONFIG.vocab_size)
-  assert batch == 1 or not mask.all()
-  return prompt, mask
+  prompts = tiny_models.prompts(0, batch, 9, CONFIG.vocab_size)
+  assert batch == 1 or not prompts.mask.all()
+  return prompts
 
 
 def _keys(batch=BATCH, seed=7):
   return jax.random.split(jax.random.key(seed), batch)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5), static_argnames='early_stop')
-def _sample(model, variables, prompt, mask, keys, config, early_stop=True):
+@functools.partial(jax.jit, static_argnums=(0, 4), static_argnames='early_stop')
+def _sample(model, variables, prompts, keys, config, early_stop=True):
   return sampler.sample(
-    model, variables, prompt, mask, keys, config, early_stop=early_stop
+    model, variables, prompts, keys, config, early_stop=early_stop
   )
 
 
 def _draw(config, prompts=None, keys=None, **options):
-  prompt, mask = prompts or _prompts()
-  keys = _keys(len(prompt)) if keys is None else keys
-  samples = _sample(MODEL, _variables(), prompt, mask, keys, config, **options)
+  prompts = _prompts() if prompts is None else prompts
+  keys = _keys(len(prompts)) if keys is None else keys
+  samples = _sample(MODEL, _variables(), prompts, keys, config, **options)
   return jax.tree.map(np.asarray, samples)
 
 
@@ -86,7 +87,7 @@ def test_logprobs_are_those_of_the_warped_distribution(warping):
   _check_shape_and_padding(samples, BATCH, config)
   logits = np.asarray(
     sampling_reference.teacher_forced_logits(
-      MODEL, _variables(), *_prompts(), samples.tokens.reshape(-1, LENGTH)
+      MODEL, _variables(), _prompts(), samples.tokens.reshape(-1, LENGTH)
     )
   ).reshape(*samples.tokens.shape, CONFIG.vocab_size)
   for index in zip(*np.nonzero(samples.mask), strict=True):
@@ -118,8 +119,8 @@ def test_temperature_zero_is_a_slow_argmax_loop():
   _check_shape_and_padding(samples, BATCH, config)
   slow = sampling_reference.Slow(MODEL, _variables(), LENGTH)
   lengths = set()
-  for row, (prompt, mask) in enumerate(zip(*_prompts(), strict=True)):
-    expected = slow.greedy(prompt, mask)
+  for row, prompt in enumerate(tiny_models.one_by_one(_prompts())):
+    expected = slow.greedy(prompt)
     lengths.add(len(expected))
     for tokens, valid in zip(
       samples.tokens[row], samples.mask[row], strict=True
@@ -135,12 +136,12 @@ def test_adapted_and_scanned_model():
   samples = _sample(
     model,
     variables,
-    *_prompts(),
+    _prompts(),
     _keys(),
     sampler.SamplingConfig(LENGTH, temperature=0.9, num_samples=2),
   )
   logits = sampling_reference.teacher_forced_logits(
-    model, variables, *_prompts(), samples.tokens.reshape(-1, LENGTH)
+    model, variables, _prompts(), samples.tokens.reshape(-1, LENGTH)
   )
   logprobs = jax.nn.log_softmax(logits / 0.9)
   expected = jnp.take_along_axis(
@@ -166,7 +167,7 @@ def _pair_probabilities(temperature, top_k, top_p):
   responses = np.stack([first, first], axis=1)
   logits = np.asarray(
     sampling_reference.teacher_forced_logits(
-      MODEL, _variables(), *_prompts(1), responses
+      MODEL, _variables(), _prompts(1), responses
     )
   )
   warp = functools.partial(
@@ -198,8 +199,7 @@ def _p_value(counts, probabilities):
   'warping', [(1.0, None, 1.0), (1.5, 8, 0.9)], ids=['plain', 'warped']
 )
 def test_frequencies_are_the_probabilities(warping):
-  prompt, mask = _prompts(1)
-  prompts = prompt.repeat(40, axis=0), mask.repeat(40, axis=0)
+  prompts = jax.tree.map(lambda x: x.repeat(40, axis=0), _prompts(1))
   config = sampler.SamplingConfig(2, *warping, num_samples=100)
   counts = _pair_counts(_draw(config, prompts))
   probabilities = _pair_probabilities(*warping)
@@ -217,15 +217,15 @@ def test_a_response_does_not_depend_on_its_batch():
   lengths = whole.mask.sum(axis=-1).max(axis=1)
   assert lengths.min() < lengths.max()
   order = np.array([2, 0, 3, 1])
-  prompt, mask = _prompts()
-  permuted = _draw(PLAIN, (prompt[order], mask[order]), _keys()[order])
+  prompts = _prompts()
+  permuted = _draw(PLAIN, tiny_models.rows(prompts, order), _keys()[order])
   np.testing.assert_array_equal(permuted.tokens, whole.tokens[order])
   np.testing.assert_allclose(
     permuted.logprobs, whole.logprobs[order], atol=1e-5
   )
   for row in range(BATCH):
     part = slice(row, row + 1)
-    alone = _draw(PLAIN, (prompt[part], mask[part]), _keys()[part])
+    alone = _draw(PLAIN, tiny_models.rows(prompts, part), _keys()[part])
     assert alone.num_steps == lengths[row]
     np.testing.assert_array_equal(alone.tokens, whole.tokens[part])
     np.testing.assert_allclose(alone.logprobs, whole.logprobs[part], atol=1e-5)
@@ -233,7 +233,7 @@ def test_a_response_does_not_depend_on_its_batch():
 
 def test_a_response_does_not_depend_on_the_room_or_on_padding():
   long = _draw(PLAIN)
-  prompts = tuple(np.pad(x, ((0, 0), (0, 6))) for x in _prompts())
+  prompts = tiny_models.padded(_prompts(), 6)
   short = _draw(dataclasses.replace(PLAIN, max_length=5), prompts)
   assert long.mask[..., 5:].any()
   np.testing.assert_array_equal(long.tokens[..., :5], short.tokens)
@@ -258,8 +258,7 @@ def test_keys_decide():
 def test_early_stop_gives_the_same_in_fewer_steps():
   shortest = _draw(PLAIN).mask.sum(axis=-1).max(axis=1).argmin()
   part = slice(shortest, shortest + 1)
-  prompt, mask = _prompts()
-  row = (prompt[part], mask[part]), _keys()[part]
+  row = tiny_models.rows(_prompts(), part), _keys()[part]
   early = _draw(PLAIN, *row)
   full = _draw(PLAIN, *row, early_stop=False)
   assert early.num_steps == early.mask.sum(axis=-1).max()
@@ -273,7 +272,7 @@ def test_the_loop_reads_no_weights_of_the_prompt():
   config = sampler.SamplingConfig(LENGTH)
 
   def draw(variables):
-    return sampler.sample(MODEL, variables, *prompts, _keys(), config)
+    return sampler.sample(MODEL, variables, prompts, _keys(), config)
 
   jaxpr = jax.make_jaxpr(draw)(_variables()).jaxpr
   paths = [
@@ -303,12 +302,14 @@ def test_greedy_tokens_are_those_of_transformers(name):
   config = hf.load_config(GOLDEN / name)
   with np.load(GOLDEN / f'{name}.npz') as golden:
     expected = golden['greedy_tokens']
-    prompts = golden['encoder_tokens'], golden['encoder_mask']
+    prompts = prompts_lib.Prompts(
+      golden['encoder_tokens'], golden['encoder_mask']
+    )
   batch, length = expected.shape
   samples = _sample(
     t5.T5(config),
     {'params': hf.load_params(GOLDEN / name, config)},
-    *prompts,
+    prompts,
     _keys(batch),
     sampler.SamplingConfig(length, temperature=0.0),
   )

@@ -19,10 +19,10 @@ CONFIG = dataclasses.replace(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def teacher_forced_logits(model, variables, prompt, mask, responses):
+def teacher_forced_logits(model, variables, prompts, responses):
   """Logits `[rows, length, vocab]` by one pass of the whole model."""
   inputs = jax.numpy.pad(responses, ((0, 0), (1, 0)))[:, :-1]
-  return model.apply(variables, prompt, inputs, mask)
+  return model.apply(variables, prompts, inputs)
 
 
 def log_softmax(row):
@@ -62,24 +62,22 @@ class Slow:
     self._variables = variables
     self._length = length
 
-  def logprobs(self, prompt, mask, response):
+  def logprobs(self, prompt, response):
     """Log-probabilities of the token after `response`, of one prompt."""
     # Padded to one length, or each would be compiled; the decoder is causal.
     padded = np.zeros((1, self._length), np.int32)
     padded[0, : len(response)] = response
-    logits = teacher_forced_logits(
-      self._model, self._variables, prompt[None], mask[None], padded
-    )
+    logits = teacher_forced_logits(self._model, self._variables, prompt, padded)
     return log_softmax(np.asarray(logits)[0, len(response)])
 
-  def greedy(self, prompt, mask):
+  def greedy(self, prompt):
     response = []
     while len(response) < self._length and EOS not in response:
-      logprobs = self.logprobs(prompt, mask, response)
+      logprobs = self.logprobs(prompt, response)
       response.append(max(range(len(logprobs)), key=logprobs.__getitem__))
     return response
 
-  def beam_search(self, prompt, mask, num_beams, length_penalty):
+  def beam_search(self, prompt, num_beams, length_penalty):
     """The best response and its score; every step to the last is made."""
 
     def score(hypothesis):
@@ -93,7 +91,7 @@ class Slow:
         if EOS in response:
           candidates.append((response, total))
           continue
-        logprobs = self.logprobs(prompt, mask, response)
+        logprobs = self.logprobs(prompt, response)
         for token, logprob in enumerate(logprobs):
           candidates.append(([*response, token], total + logprob))
       beam = sorted(candidates, key=score, reverse=True)[:num_beams]

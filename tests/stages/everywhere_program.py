@@ -3,9 +3,10 @@
   everywhere_program.py FOLDER MESH_SHAPE STAGES [HOST_FLAG ...]
 
 Of STAGES, letters, s leaves sft/ in FOLDER, r reward/, p policy/, and u uses
-them: answers.jsonl, and what `evaluate` wrote. Reward model and policy start
-from FOLDER/../base, so that differences of one stage do not add to those of the
-next. What FOLDER has already goes on.
+them: answers.jsonl, and what `evaluate` wrote. i leaves pali_sft/ and
+pali_policy/, of models that read pictures, and with j pali_reward/. Reward
+models and policies start from FOLDER/../base, so that differences of one stage
+do not add to those of the next. What FOLDER has already goes on.
 """
 
 import pathlib
@@ -17,6 +18,7 @@ import runs
 from perlhf_jax import main
 
 STEPS = 21
+PALI_STEPS = 6
 PROMPTS = [
   {'prompt': 'todo: gym Rent tea Call mail'},
   {'prompt': 'todo: Lamp'},
@@ -30,8 +32,11 @@ FLAGS = (
   # The last step of a run, and the one before it, from which others go on.
   '--gin.CHECKPOINT_PERIOD=20',
   '--gin.LoopConfig.keep_best=2',
-  '--gin.T5Config.num_heads=4',
-  '--gin.T5Config.head_dim=4',
+)
+TEXT_FLAGS = ('--gin.T5Config.num_heads=4', '--gin.T5Config.head_dim=4')
+PALI_FLAGS = (
+  '--gin.PaliConfig.num_heads=4',
+  '--gin.PaliConfig.head_dim=4',
 )
 _REWARD_FUNCTION = """
 from __gin__ import dynamic_registration
@@ -51,18 +56,21 @@ def prepare(folder):
 def run_stages(folder, mesh_shape, stages, *host_flags):
   """Runs stages one after the other in this process."""
   mesh = f'--gin.MESH_SHAPE={mesh_shape}'
-  shared = [*FLAGS, mesh]
 
   def train(command, tuning, name, task, *more, start=None):
+    is_pali = name.startswith('pali')
     arguments = runs.arguments(
       command,
       tuning,
       folder / name,
       task,
-      *shared,
+      *FLAGS,
+      *(PALI_FLAGS if is_pali else TEXT_FLAGS),
+      mesh,
       *more,
       start=start,
-      steps=STEPS,
+      steps=PALI_STEPS if is_pali else STEPS,
+      tiny=runs.TINY_PALI if is_pali else runs.TINY,
     )
     first = not jax.distributed.is_initialized()
     assert main.run([*arguments, *(host_flags if first else ())]) == 0
@@ -82,6 +90,24 @@ def run_stages(folder, mesh_shape, stages, *host_flags):
       f'--gin_file={folder / "functions.gin"}',
       f"--gin.REWARD_CHECKPOINT='{base / 'reward'}'",
       start=base / 'sft',
+    )
+  if 'i' in stages:
+    vit = '--gin.TRAIN_VIT=True'
+    train('train_sft', 'none', 'pali_sft', 'demo_vqa_sft', vit)
+    start = base / 'pali_sft'
+    if 'j' in stages:
+      train(
+        'train_reward', 'attention', 'pali_reward', 'demo_vqa_rm', start=start
+      )
+    train(
+      'train_policy',
+      'attention',
+      'pali_policy',
+      'demo_vqa_prompts',
+      '--gin_file=gin/rl/reinforce.gin',
+      '--gin_file=gin/demo_vqa/gold.gin',
+      f"--gin.REWARD_CHECKPOINT='{base / 'pali_reward'}'",
+      start=start,
     )
   if 'u' not in stages:
     return

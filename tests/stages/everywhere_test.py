@@ -28,6 +28,10 @@ RUNS = {
 }
 
 
+# Those that train models of pictures too.
+WITH_IMAGES = ('all_axes', 'two_hosts')
+
+
 def _start(folder, mesh_shape, processes, devices, stages='srpu'):
   everywhere_program.prepare(folder)
   flags = os.environ.get('XLA_FLAGS', '')
@@ -75,7 +79,7 @@ def _finish(started):
 def root(tmp_path_factory):
   """Holds the run on one device in `base`."""
   root = tmp_path_factory.mktemp('everywhere')
-  _finish(_start(root / 'base', (1, 1, 1), 1, 1))
+  _finish(_start(root / 'base', (1, 1, 1), 1, 1, stages='srpuij'))
   return root
 
 
@@ -86,9 +90,9 @@ def saved(root):
   return root / 'data'
 
 
-def _assert_records_agree(folder, base):
+def _assert_records_agree(folder, base, count=STEPS + 2):
   ours, theirs = runs.metrics(folder), runs.metrics(base)
-  assert len(ours) == len(theirs) == STEPS + 2
+  assert len(ours) == len(theirs) == count
   largest = {}
   for record in theirs:
     for name, value in record.items():
@@ -116,8 +120,13 @@ def test_a_run_is_the_same_everywhere(root, name, request):
   if name == 'data':
     request.getfixturevalue('saved')
   else:
-    _finish(_start(root / name, *RUNS[name]))
+    stages = 'srpui' if name in WITH_IMAGES else 'srpu'
+    _finish(_start(root / name, *RUNS[name], stages=stages))
   here, base = root / name, root / 'base'
+  if name in WITH_IMAGES:
+    for stage in 'pali_sft', 'pali_policy':
+      count = everywhere_program.PALI_STEPS + 1
+      _assert_records_agree(here / stage, base / stage, count)
   for stage in 'sft', 'reward', 'policy':
     _assert_records_agree(here / stage, base / stage)
   samples = [

@@ -12,6 +12,7 @@ import runs
 from perlhf_jax import main
 from perlhf_jax.core import errors
 from perlhf_jax.data import vocabularies
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.stages import backbones
 from perlhf_jax.stages import generate
 from perlhf_jax.stages import trained_models
@@ -87,7 +88,7 @@ def _argmax_loop(checkpoint, prompts, length):
     while len(tokens) < length and 1 not in tokens:
       shifted = np.zeros((1, length), np.int32)
       shifted[0, 1 : 1 + len(tokens)] = tokens
-      logits = forward(variables, inputs, shifted)
+      logits = forward(variables, prompts_lib.of_tokens(inputs), shifted)
       tokens.append(int(logits[0, len(tokens)].argmax()))
     texts.append(vocabulary.decode([t for t in tokens if t != 1]))
   return texts

@@ -13,13 +13,17 @@ def test_every_task_is_listed_with_source_licence_and_files(capsys):
   for name in (
     *('demo_sft', 'demo_rm', 'demo_rm_pointwise', 'demo_prompts'),
     *('taskmaster_coffee_rm', 'taskmaster_ticketing_sft'),
-    *('hh_harmless_rm', 'hh_helpful_prompts'),
+    *('hh_harmless_rm', 'hh_helpful_prompts', 'tldr_rm', 'bolt_prompts'),
+    *('shp_rm', 'shp_askvet_rm', 'android_control_sft', 'nlvr_rm'),
+    *('android_control_screens_rm', 'vqav2_rm', 'easy_vqa_sft', 'demo_vqa_rm'),
   ):
     at = next(i for i, line in enumerate(lines) if line.startswith(f'{name} '))
     assert 'licence: ' in lines[at + 1]
     assert lines[at + 2].startswith('  source: ')
     assert lines[at + 3].startswith('  files:  ')
   assert names <= set(seqio.TaskRegistry.names())
+  assert 'vqav2_rm (pointwise, images; train, validation, test)' in lines
+  assert 'android_control_rm (pointwise; train, validation, test)' in lines
 
 
 def test_a_vocabulary_of_a_task_encodes_any_text(tmp_path):

@@ -15,8 +15,10 @@ def test_what_is_placed_twice_does_not_share_its_memory():
   def init():
     return {'params': {'kernel': jnp.zeros((2, 3))}}
 
-  policy, _ = model_variables.place(init, given, mesh, copy=True)
-  reference, _ = model_variables.place(init, given, mesh, copy=True)
+  policy, reference = (
+    model_variables.place(init, model_variables.copy(given), mesh)[0]
+    for _ in range(2)
+  )
   step = jax.jit(
     lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0
   )
@@ -32,11 +34,17 @@ def test_only_what_is_not_given_is_drawn():
 
   def init():
     draw = jax.random.normal(jax.random.key(0), (2, 3))
-    return {'params': {'kernel': draw}, 'heads': {'bias': draw[0]}}
+    return {
+      'params': {'kernel': draw, 'scale': draw[1]},
+      'heads': {'bias': draw[0]},
+    }
 
-  given = {'params': {'kernel': np.full((2, 3), 7, np.float32)}}
-  placed, shardings = model_variables.place(init, given, mesh, copy=True)
+  given = {'params': {'kernel': jnp.full((2, 3), 7.0)}}
+  placed, shardings = model_variables.place(init, given, mesh)
   np.testing.assert_array_equal(placed['params']['kernel'], 7)
+  np.testing.assert_allclose(
+    placed['params']['scale'], init()['params']['scale']
+  )
   np.testing.assert_allclose(placed['heads']['bias'], init()['heads']['bias'])
   assert jax.tree.structure(placed) == jax.tree.structure(shardings)
 
@@ -47,7 +55,7 @@ def test_shapes_are_those_of_what_is_placed():
   def init():
     return {'heads': {'bias': jnp.zeros(3), 'kernel': jnp.ones((2, 1))}}
 
-  placed, shardings = model_variables.place(init, {}, mesh, copy=False)
+  placed, shardings = model_variables.place(init, {}, mesh)
   shapes, same = model_variables.shapes(init, mesh)
   assert same == shardings
   for leaf, shape in zip(

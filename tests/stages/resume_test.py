@@ -52,6 +52,32 @@ def reward(tmp_path_factory, sft):
   return path
 
 
+@pytest.fixture(scope='module')
+def pali(tmp_path_factory):
+  """An SFT checkpoint that reads pictures, and a reward model on it."""
+  folder = tmp_path_factory.mktemp('resume_pali')
+  sft, reward = folder / 'sft', folder / 'reward'
+  runs.train(
+    'train_sft',
+    'none',
+    sft,
+    'demo_vqa_sft',
+    '--gin.TRAIN_VIT=True',
+    steps=2,
+    tiny=runs.TINY_PALI,
+  )
+  runs.train(
+    'train_reward',
+    'attention',
+    reward,
+    'demo_vqa_rm',
+    start=sft,
+    steps=2,
+    tiny=runs.TINY_PALI,
+  )
+  return sft, reward
+
+
 def _kill_and_resume(folder, arguments, sent=signal.SIGKILL):
   """Runs twice into `folder`, once killed; returns the two MODEL_DIRs.
 
@@ -168,3 +194,30 @@ def test_killed_and_resumed_reinforcement_learning(
   ).read_text()
   betas = [r['kl_beta'] for r in runs.metrics(whole) if r['split'] == 'train']
   assert len(set(betas)) == _STEPS
+
+
+@pytest.mark.parametrize('tuning', ['attention', 'none'])
+def test_killed_and_resumed_with_images(tmp_path, pali, tuning):
+  sft, reward = pali
+
+  def arguments(model_dir):
+    return runs.arguments(
+      'train_policy',
+      tuning,
+      model_dir,
+      'demo_vqa_prompts',
+      '--gin_file=gin/rl/reinforce.gin',
+      '--gin_file=gin/demo_vqa/gold.gin',
+      f"--gin.REWARD_CHECKPOINT='{reward}'",
+      '--gin.LOG_PERIOD=1',
+      '--gin.LEARNING_RATE=1e-2',
+      '--gin.EVAL_EXAMPLES=8',
+      start=sft,
+      steps=_STEPS,
+      tiny=runs.TINY_PALI,
+    )
+
+  killed, whole = _kill_and_resume(tmp_path, arguments)
+  assert (killed / 'samples.jsonl').read_text() == (
+    whole / 'samples.jsonl'
+  ).read_text()

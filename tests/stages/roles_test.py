@@ -9,9 +9,9 @@ import tiny_models
 
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import vocabularies
+from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import reward_model
-from perlhf_jax.models import t5
 from perlhf_jax.stages import roles
 from perlhf_jax.stages import starts
 
@@ -27,7 +27,9 @@ def _held(lora, config=BASE):
   """Bytes of all four roles, and of one backbone."""
   adapters = None
   if lora is not None:
-    adapters = lora_lib.resolve(lora, t5.dense_module_paths(config))
+    adapters = lora_lib.resolve(
+      lora, encoder_decoder.dense_module_paths(config)
+    )
   start = starts.Start(config, vocabularies.byte_vocabulary(), None)
   held = jax.eval_shape(
     lambda: roles.init_roles(start, adapters, 0, needs_value=True)[1]
@@ -35,7 +37,8 @@ def _held(lora, config=BASE):
 
   def init_reward():
     rng = jax.random.key(0)
-    variables = t5.init_variables(t5.T5(config, adapters), rng)
+    model = encoder_decoder.make_model(config, adapters)
+    variables = encoder_decoder.init_variables(model, rng)
     own = 'params' if adapters is None else 'lora'
     return {
       own: variables[own],
@@ -63,7 +66,7 @@ def test_full_tuning_holds_four_backbones():
 
 def test_without_a_baseline_there_is_no_value_model():
   adapters = lora_lib.resolve(
-    lora_lib.LoraConfig(), t5.dense_module_paths(BASE)
+    lora_lib.LoraConfig(), encoder_decoder.dense_module_paths(BASE)
   )
   start = starts.Start(BASE, vocabularies.byte_vocabulary(), None)
   held = jax.eval_shape(
@@ -84,7 +87,7 @@ def test_policy_and_value_begin_with_adapters_of_their_own():
     num_decoder_layers=1,
   )
   adapters = lora_lib.resolve(
-    lora_lib.LoraConfig(rank=2), t5.dense_module_paths(config)
+    lora_lib.LoraConfig(rank=2), encoder_decoder.dense_module_paths(config)
   )
   start = starts.Start(config, vocabularies.byte_vocabulary(), None)
   _, held = roles.init_roles(start, adapters, 0, needs_value=True)

@@ -4,16 +4,36 @@ import json
 
 from perlhf_jax import main
 
+_T5 = {
+  'emb_dim': 16,
+  'num_heads': 2,
+  'head_dim': 8,
+  'mlp_dim': 32,
+  'num_encoder_layers': 1,
+  'num_decoder_layers': 1,
+}
+_VIT = {'width': 8, 'depth': 1, 'mlp_dim': 12, 'num_heads': 2}
+
+
+def _fields(config, fields):
+  return (f'--gin.{config}.{name}={value}' for name, value in fields.items())
+
+
 TINY = (
   '--gin_file=gin/models/t5_tiny.gin',
   '--gin_file=gin/optimizers/adamw.gin',
   '--gin_file=gin/demo/world.gin',
-  '--gin.T5Config.emb_dim=16',
-  '--gin.T5Config.num_heads=2',
-  '--gin.T5Config.head_dim=8',
-  '--gin.T5Config.mlp_dim=32',
-  '--gin.T5Config.num_encoder_layers=1',
-  '--gin.T5Config.num_decoder_layers=1',
+  *_fields('T5Config', _T5),
+)
+# Reads pictures, of tasks named demo_vqa_*.
+TINY_PALI = (
+  '--gin_file=gin/models/pali_tiny.gin',
+  '--gin_file=gin/optimizers/adamw.gin',
+  '--gin_file=gin/demo_vqa/world.gin',
+  *_fields('PaliConfig', _T5),
+  *_fields('ViTConfig', _VIT),
+)
+_FEW = (
   '--gin.DatasetConfig.max_examples=48',
   '--gin.BATCH_SIZE=8',
   '--gin.EVAL_PERIOD=3',
@@ -23,12 +43,15 @@ TINY = (
 )
 
 
-def arguments(command, tuning, model_dir, task, *more, start=None, steps=6):
+def arguments(
+  command, tuning, model_dir, task, *more, start=None, steps=6, tiny=TINY
+):
   """The command line of a tiny run."""
   return [
     command,
     f'--gin_file=gin/runs/{command}.gin',
-    *TINY,
+    *tiny,
+    *_FEW,
     # Reinforcement learning refuses dropout.
     f'--gin.DROPOUT_RATE={0.0 if command == "train_policy" else 0.1}',
     f'--gin_file=gin/lora/{tuning}.gin',

@@ -21,6 +21,7 @@ import tiny_models
 
 from perlhf_jax.models import kv_cache
 from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import prompts
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5
 from perlhf_jax.rl import reinforce
@@ -98,12 +99,11 @@ def cache_specs(mesh):
   model = t5.T5(config)
   params = flax.core.meta.unbox(tiny_models.params(config))
 
-  def decode(params, encoded, mask, tokens):
+  def decode(params, encoded, tokens):
     position = kv_cache.CachePosition(jnp.zeros((), jnp.int32), 8)
     _, updated = model.apply(
       {'params': params},
       encoded,
-      mask,
       tokens,
       position,
       method='decode_one',
@@ -112,14 +112,11 @@ def cache_specs(mesh):
     return updated['cache']
 
   rows = partitioning.batch_sharding(mesh)
-  batch = [
-    jax.device_put(x, rows)
-    for x in (
-      np.zeros((8, 8, config.emb_dim), np.float32),
-      np.ones((8, 8), bool),
-      np.zeros((8, 1), np.int32),
-    )
-  ]
+  encoded = prompts.Encoded(
+    states=np.zeros((8, 8, config.emb_dim), np.float32),
+    mask=np.ones((8, 8), bool),
+  )
+  batch = jax.device_put((encoded, np.zeros((8, 1), np.int32)), rows)
   with partitioning.use_mesh(mesh):
     compiled = jax.jit(decode).lower(params, *batch).compile()
   return [

@@ -9,8 +9,10 @@ import runs
 from perlhf_jax import main
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import feature_converters
+from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import policy as policy_lib
+from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import t5
 from perlhf_jax.stages import backbones
 from perlhf_jax.training import checkpoints
@@ -264,7 +266,7 @@ def _teacher_forced(model, variables, backbone, row):
     backbone.vocabulary, row['response']
   )[None, None]
   logprobs = policy_lib.response_logprobs(
-    model, variables, prompt, np.ones(prompt.shape, bool), response
+    model, variables, prompts_lib.of_tokens(prompt), response
   )
   return float(np.sum(np.float64(logprobs)))
 
@@ -274,7 +276,7 @@ def test_scores_of_a_policy_are_its_log_probabilities(root, merged, tmp_path):
     str(root / 'lora'), partitioning.make_mesh()
   )
   backbone = loaded.backbone
-  paths = t5.dense_module_paths(backbone.config)
+  paths = encoder_decoder.dense_module_paths(backbone.config)
   adapters = lora_lib.resolve(loaded.metadata.lora, paths)
   model = t5.T5(backbone.config, adapters)
   variables = {'params': backbone.params, 'lora': loaded.lora}

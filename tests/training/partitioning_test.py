@@ -11,6 +11,7 @@ import pytest
 import tiny_models
 
 from perlhf_jax.core import errors
+from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
@@ -147,13 +148,14 @@ def test_too_many_devices_are_asked_for():
 def test_constraints_are_traced_only_under_a_mesh():
   model = t5.T5(tiny_models.CONFIG)
   tokens = jnp.ones((1, 3), jnp.int32)
+  prompt = prompts.of_tokens(tokens)
   # Drawn here: shapes cannot be unboxed where a mesh is current.
   params = tiny_models.params()
 
   def trace():
     # A new function each time: jax would remember the other trace.
     def apply(params):
-      return model.apply({'params': params}, tokens, tokens)
+      return model.apply({'params': params}, prompt, tokens)
 
     return str(jax.make_jaxpr(apply)(params))
 

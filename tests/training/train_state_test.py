@@ -5,6 +5,7 @@ import pytest
 import tiny_models
 
 from perlhf_jax.core import tree_paths
+from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5
@@ -50,12 +51,13 @@ def _bytes(lora_config):
   adapters = None
   if lora_config is not None:
     adapters = lora.resolve(
-      lora_config, t5.dense_module_paths(tiny_models.T5_1_1_BASE)
+      lora_config, encoder_decoder.dense_module_paths(tiny_models.T5_1_1_BASE)
     )
   model = t5.T5(tiny_models.T5_1_1_BASE, adapters)
 
   def state():
-    variables = dict(t5.init_variables(model, jax.random.key(0)))
+    variables = encoder_decoder.init_variables(model, jax.random.key(0))
+    variables = dict(variables)
     if adapters is not None:
       del variables['params']
     heads = reward_model.init_heads(tiny_models.T5_1_1_BASE, jax.random.key(1))

@@ -7,6 +7,7 @@ import tiny_models
 
 from perlhf_jax.core import masking
 from perlhf_jax.models import lora
+from perlhf_jax.models import prompts
 from perlhf_jax.objectives import losses
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import train_state
@@ -234,7 +235,7 @@ def lora_run():
     frozen = jax.tree.map(_tripwire, frozen)
     logits = model.apply(
       {**frozen, **trainable},
-      batch['prompt'],
+      prompts.of_tokens(batch['prompt']),
       batch['inputs'],
       deterministic=False,
       rngs={'dropout': rng},

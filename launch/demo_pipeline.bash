@@ -1,0 +1,63 @@
+# The steps of a demo, from SFT to policies that are judged. Sourced by
+# launch/demo.sh, launch/demo_vqa.sh and launch/easy_vqa.sh.
+# shellcheck shell=bash
+
+# WORLD is the prefix of the tasks and the folder of gin/ that describes them.
+start_demo() { # ROOT WORLD MODEL OUTPUT_DIR, then extras to install
+  root="$1" world="$2" model="$3"
+  "$root/launch/setup_venv.sh" "${@:5}"
+  export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+  export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
+  mkdir -p "$4"
+  output="$(cd "$4" && pwd -P)"
+  cd "$root" || exit
+  SECONDS=0
+}
+
+perlhf() {
+  printf '\n$ perlhf' && printf ' %q' "$@" && echo
+  .venv/bin/perlhf "$@"
+}
+
+train() { # COMMAND NAME TASK TUNING, then more bindings
+  perlhf "$1" --gin_file="gin/runs/$1.gin" --gin_file="gin/models/$model.gin" \
+    --gin_file="gin/lora/$4.gin" --gin_file=gin/optimizers/adamw.gin \
+    --gin_file="gin/$world/world.gin" \
+    --gin.MODEL_DIR="'$output/$2'" \
+    --gin.MIXTURE_OR_TASK_NAME="'${world}_$3'" "${@:5}"
+}
+
+sft() { # TASK, then bindings
+  train train_sft sft "$1" none "${@:2}"
+}
+
+reward() { # NAME TUNING, then more bindings
+  train train_reward "$1" rm "$2" \
+    --gin.INITIAL_CHECKPOINT_PATH="'$output/sft'" "${@:3}"
+  perlhf evaluate --checkpoint="$output/$1/checkpoints/best"
+}
+
+policy() { # NAME TUNING, then more bindings
+  train train_policy "$1" prompts "$2" \
+    --gin_file=gin/rl/reinforce.gin --gin_file="gin/$world/policy.gin" \
+    --gin.INITIAL_CHECKPOINT_PATH="'$output/sft'" \
+    --gin.REWARD_CHECKPOINT="'$output/reward_lora/checkpoints/best'" "${@:3}"
+}
+
+judge() { # CHECKPOINT, then more bindings: the gold score of sampled answers
+  perlhf evaluate --gin_file=gin/runs/evaluate.gin \
+    --gin_file="gin/$world/gold.gin" --checkpoint="$1" \
+    --gin.MIXTURE_OR_TASK_NAME="'${world}_prompts'" --gin.TEMPERATURE=1.0 \
+    "${@:2}"
+}
+
+judge_all() {
+  judge "$output/sft"
+  for name in policy_lora policy_full; do
+    judge "$output/$name" --gin.BASELINE_CHECKPOINT="'$output/sft'"
+  done
+}
+
+print_table() {
+  .venv/bin/python launch/demo_table.py "$output" "$SECONDS"
+}

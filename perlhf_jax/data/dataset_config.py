@@ -1,0 +1,57 @@
+"""What is read of which task."""
+
+from collections.abc import Mapping
+import dataclasses
+
+from perlhf_jax.core import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+  """What to read; gin builds it, with the names of t5x's DatasetConfig.
+
+  Attributes:
+    mixture_or_task_name: a registered SeqIO task or mixture.
+    task_feature_lengths: most tokens of a prompt (`inputs`) and of a
+      response (`targets`; it holds for chosen and rejected ones too), EOS
+      included. Prompt tasks need `inputs` only. Of tasks with images, `images`
+      is the most that an example has; 1 by default.
+    split: name of the split.
+    batch_size: examples in a global batch.
+    shuffle: whether training goes through each epoch in a random order.
+    seed: seed of that order.
+    use_cached: read what `seqio_cache_tasks` wrote into PERLHF_CACHE_DIR.
+    module: a module to import first, which registers tasks.
+    max_examples: read only so many rows (of each task of a mixture).
+    skip_bad_rows: leave out unusable rows, counted and reported, instead of
+      stopping at the first.
+    truncate_prompt: `keep_end` (the default, for dialogues) or `keep_start`.
+    refuse_long_prompts: stop at a prompt that is too long and do not cut it.
+    part: `(index, count)`: read only the examples whose prompt a hash puts
+      into this part of `count`. The parts are disjoint and share no prompt,
+      so reward models of different parts check each other. None reads all.
+  """
+
+  mixture_or_task_name: str
+  task_feature_lengths: Mapping[str, int]
+  split: str = 'train'
+  batch_size: int = 32
+  shuffle: bool = True
+  seed: int = 0
+  use_cached: bool = False
+  module: str | None = None
+  max_examples: int | None = None
+  skip_bad_rows: bool = False
+  truncate_prompt: str = 'keep_end'
+  refuse_long_prompts: bool = False
+  part: tuple[int, int] | None = None
+
+  def __post_init__(self):
+    if self.part is None:
+      return
+    index, count = self.part
+    if not 0 <= index < count:
+      raise errors.ConfigError(
+        f'DatasetConfig.part is {self.part}: give (index, count), with the'
+        ' index from 0 up to count - 1.'
+      )

@@ -1,0 +1,67 @@
+"""The shape of a PaLI-style model: a ViT in front of a T5."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any, ClassVar
+
+from perlhf_jax.core import errors
+from perlhf_jax.models import t5_config
+from perlhf_jax.models import vit_config
+
+
+@dataclasses.dataclass(frozen=True)
+class PaliConfig(t5_config.T5Config):
+  """A T5 whose encoder reads the tokens of images before those of the text.
+
+  The fields of `T5Config` are those of the T5; `dtype`, `scan_layers`,
+  `remat_policy` and `attention_block` hold for the ViT too. PaLI (Chen et al.
+  2022, arXiv:2209.06794), PaLI-3 (arXiv:2310.09199).
+
+  Attributes:
+    vit: the ViT.
+    train_vit: whether the ViT is trained in full, beside adapters too. PaLI
+      leaves it frozen in fine-tuning.
+    train_projection: whether the projection of image tokens to text
+      embeddings is trained in full, beside adapters too.
+  """
+
+  RUN_FIELDS: ClassVar = t5_config.T5Config.RUN_FIELDS | {
+    'train_vit',
+    'train_projection',
+  }
+
+  vit: vit_config.ViTConfig | None = None
+  train_vit: bool = False
+  train_projection: bool = True
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not isinstance(self.vit, vit_config.ViTConfig):
+      raise errors.ConfigError(
+        f'PaliConfig.vit is {self.vit!r}; give a ViTConfig, in gin '
+        '@vit_config.ViTConfig().'
+      )
+
+  @property
+  def image_size(self) -> int:
+    """Pixels of a side of an image."""
+    return self.vit.image_size
+
+  def with_image_size(self, image_size: int) -> 'PaliConfig':
+    """Returns the configuration at another resolution."""
+    vit = dataclasses.replace(self.vit, image_size=image_size)
+    return dataclasses.replace(self, vit=vit)
+
+  def architecture(self) -> dict[str, Any]:
+    """As of `T5Config`; position embeddings are resized, and do not count."""
+    fields = super().architecture()
+    vit = {k: v for k, v in fields.pop('vit').items() if k != 'image_size'}
+    return {**fields, **{f'vit.{name}': value for name, value in vit.items()}}
+
+
+def from_fields(fields: Mapping[str, Any]) -> t5_config.T5Config:
+  """Makes the configuration of which `dataclasses.asdict` gave `fields`."""
+  if fields.get('vit') is None:
+    return t5_config.T5Config(**fields)
+  vit = vit_config.ViTConfig(**fields['vit'])
+  return PaliConfig(**{**fields, 'vit': vit})

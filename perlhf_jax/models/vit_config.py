@@ -1,0 +1,55 @@
+"""The shape of a vision transformer."""
+
+import dataclasses
+
+from perlhf_jax.core import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+  """Architecture of a ViT without a class token and without pooling.
+
+  Attributes:
+    image_size: pixels of a side of the square images that it reads. It decides
+      the number of position embeddings, which are resized where weights of
+      another image size are read, and nothing else.
+    patch_size: pixels of a side of a patch.
+    width: of the residual stream.
+    depth: layers.
+    mlp_dim: hidden width of the feed-forward blocks.
+    num_heads: attention heads.
+  """
+
+  image_size: int
+  patch_size: int
+  width: int
+  depth: int
+  mlp_dim: int
+  num_heads: int
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise errors.ConfigError(
+          f'ViTConfig.{field.name} is {value!r}; it must be a whole number of '
+          'at least 1.'
+        )
+    if self.image_size % self.patch_size:
+      smaller = self.image_size // self.patch_size * self.patch_size
+      larger = smaller + self.patch_size
+      raise errors.ConfigError(
+        f'ViTConfig.image_size is {self.image_size}, which '
+        f'ViTConfig.patch_size, {self.patch_size}, does not divide; choose '
+        f'{f"{smaller} or " if smaller else ""}{larger}.'
+      )
+    if self.width % self.num_heads:
+      raise errors.ConfigError(
+        f'ViTConfig.width is {self.width}, which ViTConfig.num_heads, '
+        f'{self.num_heads}, does not divide.'
+      )
+
+  @property
+  def num_tokens(self) -> int:
+    """Tokens of an image: its patches."""
+    return (self.image_size // self.patch_size) ** 2

@@ -1,0 +1,309 @@
+"""A small world of pictures and questions about them, with right answers.
+
+A picture shows one to three coloured shapes on a grey ground, each in a
+quarter of its own. Questions are short and so are their answers:
+
+  color   color of the square?       red        color at top left?
+  shape   shape of the red one?      circle     shape at top left?
+  place   where is the circle?       top left   where is the red one?
+  total   how many shapes?           2
+  count   how many circles?          1
+
+Every question has exactly one right answer, which the picture alone decides:
+colors, shapes and places are exchangeable, and each answer of a kind is as
+frequent as any other, so that a model that does not see the picture can only
+guess. The same holds of wrong answers, so that an answer without its picture
+does not tell whether it is right.
+
+Every example is a function of (seed, stream, split, index) alone, as in
+`demo_world`. Splits never share a scene: it belongs to the split that a hash
+picks, 80% of all scenes to train and 10% each to validation and test. Of two
+or three things their shapes, colors and quarters decide, so that none of these
+arrangements is in two splits. Of one thing there are only 60 arrangements;
+there its size and exact place decide too.
+
+Shapes have a border, and the ground is the grey that a model reads as zero:
+with both, a tiny model from random weights soon tells shapes and places apart.
+"""
+
+from collections.abc import Iterator, Sequence
+import functools
+import itertools
+import random
+import struct
+from typing import NamedTuple
+import zlib
+
+import numpy as np
+
+from tasks import demo_world
+
+SHAPES = ('circle', 'square', 'triangle')
+COLORS = {
+  'red': (222, 45, 38),
+  'green': (44, 160, 44),
+  'blue': (49, 104, 216),
+  'yellow': (247, 195, 20),
+  'white': (250, 250, 250),
+}
+# Row by row, so that a place's number says its row and its column.
+PLACES = ('top left', 'top right', 'bottom left', 'bottom right')
+MAX_THINGS = 3
+# The answers of each kind of question, all of them equally frequent.
+ANSWERS = {
+  'color': tuple(COLORS),
+  'shape': SHAPES,
+  'place': PLACES,
+  'total': ('1', '2', '3'),
+  'count': ('1', '2', '3'),
+}
+SPLITS = demo_world.SPLITS
+IMAGE_SIZE = 32
+MAX_PROMPT_BYTES = 24
+MAX_RESPONSE_BYTES = 12
+RIGHT_RATE = 0.7
+
+_CELL = IMAGE_SIZE // 2
+# Sizes and places in a quarter: a thing keeps off the edges by a pixel.
+_BOXES = tuple(
+  (size, top, left)
+  for size in (12, 13)
+  for top, left in itertools.product(range(1, _CELL - size), repeat=2)
+)
+_BORDER = 1.5  # Pixels.
+_BORDER_COLOR = (24, 24, 28)
+_GROUND = (128, 128, 128)
+_LEVELS = 4  # How much of a pixel a shape covers, in steps of a quarter.
+_SUPERSAMPLING = 4
+_KIND_WEIGHTS = (
+  *(('color', 0.25), ('shape', 0.25), ('place', 0.25)),
+  *(('total', 0.15), ('count', 0.1)),
+)
+_TOTAL_WEIGHTS = ((1, 0.4), (2, 0.4), (3, 0.2))
+
+
+class Thing(NamedTuple):
+  """A shape of a color at a place.
+
+  Attributes:
+    place: the quarter of the picture.
+    shape: of `SHAPES`.
+    color: of `COLORS`.
+    size: pixels of a side.
+    top: pixels from the upper edge of its quarter.
+    left: pixels from the left edge of its quarter.
+  """
+
+  place: str
+  shape: str
+  color: str
+  size: int
+  top: int
+  left: int
+
+
+# What a picture shows, in the order of `PLACES`.
+Scene = tuple[Thing, ...]
+
+
+class Question(NamedTuple):
+  """A question about a scene: its kind, text and right answer."""
+
+  kind: str
+  text: str
+  answer: str
+
+
+def gold_score(references: Sequence[str], response: str) -> float:
+  """Judges a response: 100 if it is one of the right answers, else 0.
+
+  Spaces around it do not matter; everything else does.
+  """
+  return 100.0 if response.strip() in references else 0.0
+
+
+def split_of(scene: Scene) -> str:
+  """The only split in which a scene may occur, see the module's docstring."""
+  arrangement = [thing[:3] for thing in scene]
+  if len(arrangement) > 1:
+    return _split_of_number(_hash(arrangement))
+  # Counted on from the hash, so that each split has some of every arrangement.
+  number = _BOXES.index(scene[0][3:])
+  return _split_of_number(_hash(arrangement) + number)
+
+
+def questions(scene: Scene, kind: str) -> Iterator[Question]:
+  """All questions of a kind that have one right answer for this scene.
+
+  A shape or color names a thing only where no other thing shares it.
+  """
+  shapes = [thing.shape for thing in scene]
+  colors = [thing.color for thing in scene]
+  if kind == 'total':
+    yield Question(kind, 'how many shapes?', str(len(scene)))
+  elif kind == 'count':
+    for shape in dict.fromkeys(shapes):
+      yield Question(kind, f'how many {shape}s?', str(shapes.count(shape)))
+  else:
+    start = 'where is' if kind == 'place' else f'{kind} of'
+    for thing in scene:
+      answer = getattr(thing, kind)
+      if kind != 'place':
+        yield Question(kind, f'{kind} at {thing.place}?', answer)
+      if kind != 'shape' and shapes.count(thing.shape) == 1:
+        yield Question(kind, f'{start} the {thing.shape}?', answer)
+      if kind != 'color' and colors.count(thing.color) == 1:
+        yield Question(kind, f'{start} the {thing.color} one?', answer)
+
+
+def sample_scene(rng: random.Random, split: str) -> Scene:
+  """Draws a scene of a split."""
+  total = _weighted(rng, _TOTAL_WEIGHTS)
+  arrangement = _choice(rng, _arrangements(total)[split])
+  while True:
+    scene = tuple(Thing(*x, *_choice(rng, _BOXES)) for x in arrangement)
+    if split_of(scene) == split:
+      return scene
+
+
+def sample_question(rng: random.Random, split: str) -> tuple[Scene, Question]:
+  """Draws a question and its scene.
+
+  The answer is drawn first and does not depend on the question's text.
+  """
+  kind = _weighted(rng, _KIND_WEIGHTS)
+  answer = _choice(rng, ANSWERS[kind])
+  while True:
+    scene = sample_scene(rng, split)
+    found = [q for q in questions(scene, kind) if q.answer == answer]
+    if found:
+      return scene, _choice(rng, found)
+
+
+def sample_wrong(rng: random.Random, scene: Scene, question: Question) -> str:
+  """Draws a wrong answer of the question's kind.
+
+  Half of the time it is right of another thing of the scene, if there is such
+  an answer: to look is not enough, one must look at the right thing.
+  """
+  kind, right = question.kind, question.answer
+  wrong = [answer for answer in ANSWERS[kind] if answer != right]
+  if kind in Thing._fields and rng.random() < 0.5:
+    shown = {getattr(thing, kind) for thing in scene}
+    wrong = [answer for answer in wrong if answer in shown] or wrong
+  return _choice(rng, wrong)
+
+
+def sample_demonstration(
+  rng: random.Random, scene: Scene, question: Question
+) -> str:
+  """Draws an answer of an imperfect writer, right as often as `RIGHT_RATE`."""
+  if rng.random() < RIGHT_RATE:
+    return question.answer
+  return sample_wrong(rng, scene, question)
+
+
+def draw(scene: Scene) -> bytes:
+  """Draws a scene as a PNG of 32x32 pixels with a palette."""
+  pixels = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+  for place, shape, color, size, top, left in scene:
+    row, column = divmod(PLACES.index(place), 2)
+    top, left = top + row * _CELL, left + column * _CELL
+    border, inside = _sprite(shape, size)
+    first = np.uint8((1 + list(COLORS).index(color)) * _LEVELS)
+    cells = pixels[top : top + size, left : left + size]
+    cells[...] = np.where(inside > 0, inside + first, border)
+  # Each row starts with the number of its filter: none.
+  rows = np.pad(pixels, ((0, 0), (1, 0))).tobytes()
+  return _PNG_START + _chunk(b'IDAT', zlib.compress(rows)) + _PNG_END
+
+
+def _hash(arrangement: Sequence[tuple]) -> int:
+  return zlib.crc32(', '.join(' '.join(x) for x in arrangement).encode())
+
+
+def _split_of_number(number: int) -> str:
+  bucket = number % 10
+  return 'train' if bucket < 8 else SPLITS[bucket - 7]
+
+
+@functools.cache
+def _arrangements(total: int) -> dict[str, list[tuple]]:
+  """Place, shape and color of each thing, for all scenes of each split."""
+  found = {split: [] for split in SPLITS}
+  looks = list(itertools.product(SHAPES, COLORS))
+  for places in itertools.combinations(PLACES, total):
+    for chosen in itertools.product(looks, repeat=total):
+      things = tuple((p, *look) for p, look in zip(places, chosen, strict=True))
+      splits = SPLITS if total == 1 else [_split_of_number(_hash(things))]
+      for split in splits:
+        found[split].append(things)
+  return found
+
+
+@functools.cache
+def _sprite(shape: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+  """How much of each pixel a shape covers with and without its border.
+
+  Returns:
+    Two arrays [size, size] of 0 to `_LEVELS`.
+  """
+  fine = size * _SUPERSAMPLING
+  y, x = (np.mgrid[:fine, :fine] + 0.5) / _SUPERSAMPLING
+  aside = abs(x - size / 2)
+  # From the outline inwards, in pixels.
+  depth = {
+    'circle': size / 2 - np.hypot(aside, y - size / 2),
+    'square': np.minimum(size / 2 - aside, size / 2 - abs(y - size / 2)),
+    'triangle': np.minimum(size - y, (y / 2 - aside) / np.hypot(1, 0.5)),
+  }[shape]
+  return _coverage(depth > 0), _coverage(depth > _BORDER)
+
+
+def _coverage(inside: np.ndarray) -> np.ndarray:
+  size = len(inside) // _SUPERSAMPLING
+  pixels = inside.reshape(size, _SUPERSAMPLING, size, _SUPERSAMPLING)
+  return np.round(pixels.mean((1, 3)) * _LEVELS).astype(np.uint8)
+
+
+def _palette() -> bytes:
+  """The ground, the border over the ground, each color over the border."""
+  over = [(_BORDER_COLOR, _GROUND)]
+  over += [(color, _BORDER_COLOR) for color in COLORS.values()]
+  rows = [np.array(_GROUND)]
+  for above, below in np.array(over):
+    for level in range(1, _LEVELS + 1):
+      rows.append(below + (above - below) * level / _LEVELS)
+  return np.round(rows).astype(np.uint8).tobytes()
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+  """A chunk of a PNG file, see https://www.w3.org/TR/png-3/#5Chunk-layout."""
+  checksum = struct.pack('>I', zlib.crc32(name + content))
+  return struct.pack('>I', len(content)) + name + content + checksum
+
+
+# Eight bits a pixel, which are numbers of palette entries; not interlaced.
+_HEADER = struct.pack('>IIBBBBB', IMAGE_SIZE, IMAGE_SIZE, 8, 3, 0, 0, 0)
+_PNG_START = (
+  b'\x89PNG\r\n\x1a\n' + _chunk(b'IHDR', _HEADER) + _chunk(b'PLTE', _palette())
+)
+_PNG_END = _chunk(b'IEND', b'')
+
+
+def _below(rng: random.Random, limit: int) -> int:
+  return int(rng.random() * limit)
+
+
+def _choice(rng: random.Random, items: Sequence):
+  return items[_below(rng, len(items))]
+
+
+def _weighted(rng: random.Random, table):
+  """Draws a key of a table of (key, weight) whose weights sum to one."""
+  position = rng.random()
+  for key, weight in table:
+    position -= weight
+    if position < 0:
+      return key
+  return table[-1][0]

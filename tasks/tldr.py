@@ -1,0 +1,197 @@
+r"""TL;DR: summaries of Reddit posts, and which of two is better.
+
+Source: https://github.com/openai/summarize-from-feedback (Stiennon et al.
+2020). The comparisons are under a modified MIT licence; the posts are from
+https://zenodo.org/record/1168855, CC BY 4.0.
+
+Files, as upstream has them, under PERLHF_DATA_DIR directly, in `tldr/` or in
+`summarize-from-feedback/`:
+  [dataset/]comparisons/*.json: JSON lines, in spite of the suffix. A record
+    has `info` (id, post, title, subreddit), two `summaries` (text, policy,
+    note), `choice` (0 or 1, the better one) and `split`. Records on articles
+    of CNN/DM, which have `info.article` and no post, are left out.
+  [datasets/]tldr_3_filtered/{train,valid,test}.jsonl: records with id,
+    subreddit, title, post and summary.
+
+Tasks: tldr_rm (pairwise, the comparisons), tldr_sft and tldr_prompts (the
+filtered posts).
+
+Splits are upstream's. tldr_sft and tldr_prompts: train, validation (their
+`valid`) and test. tldr_rm goes by what each record says: `train` is train,
+`valid1`, on which upstream selected models, is validation, and `valid2`, on
+which they reported, is test.
+
+A prompt reads
+  SUBREDDIT: r/legaladvice
+  TITLE: A question about a parking ticket
+  POST: I found a ticket on my car ...
+  TL;DR:
+with one line break between fields; upstream's own models had two.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from perlhf_jax.data import json_rows
+from perlhf_jax.data import preference_tasks
+from perlhf_jax.data import sources
+
+HOMEPAGE = 'https://github.com/openai/summarize-from-feedback'
+
+# Our splits, and what the files and the records of upstream call them.
+_POSTS = {'train': 'train', 'validation': 'valid', 'test': 'test'}
+_COMPARISONS = {'train': 'train', 'validation': 'valid1', 'test': 'valid2'}
+_PLACES = ('summarize-from-feedback/', 'tldr/', '')
+
+
+def render_prompt(post: str, title: str = '', subreddit: str = '') -> str:
+  """Writes a post as a prompt that asks for its summary.
+
+  Args:
+    post: the text to sum up.
+    title: its title; without one, the prompt has no such line.
+    subreddit: where it was posted, without `r/`; likewise.
+
+  Raises:
+    ValueError: the post is empty.
+  """
+  if not post.strip():
+    raise ValueError('the post is empty')
+  lines = [f'SUBREDDIT: r/{subreddit.strip()}'] * bool(subreddit.strip())
+  lines += [f'TITLE: {title.strip()}'] * bool(title.strip())
+  return '\n'.join([*lines, f'POST: {post.strip()}', 'TL;DR:'])
+
+
+def to_prompt_and_response(
+  record: Mapping[str, Any], which: str = 'chosen'
+) -> tuple[str, str]:
+  """Prompt and response of a raw record, as the tasks read them.
+
+  Args:
+    record: a comparison, or a post with its summary.
+    which: of a comparison, the response to give, `chosen` or `rejected`.
+
+  Raises:
+    ValueError: the post is empty, or a comparison has other than two
+      summaries or a choice between them.
+  """
+  if 'info' not in record:
+    return _prompt_of(record), record['summary'].strip()
+  summaries, choice = record['summaries'], record['choice']
+  if len(summaries) != 2:
+    raise ValueError(f'there are {len(summaries)} summaries, not 2')
+  if choice not in (0, 1):
+    raise ValueError(f'the choice is {choice!r}, neither 0 nor 1')
+  summary = summaries[choice if which == 'chosen' else 1 - choice]
+  return _prompt_of(record['info']), summary['text'].strip()
+
+
+def parse_pair(record: Mapping[str, Any]) -> dict[str, str] | None:
+  """Pairwise features of a comparison; None if it is on a CNN/DM article."""
+  if 'article' in record['info'] and not record['info'].get('post'):
+    return None
+  prompt, chosen = to_prompt_and_response(record)
+  _, rejected = to_prompt_and_response(record, which='rejected')
+  return {'inputs': prompt, 'chosen': chosen, 'rejected': rejected}
+
+
+def parse_sft(record: Mapping[str, Any]) -> dict[str, str]:
+  """The author's own summary as a demonstration."""
+  prompt, response = to_prompt_and_response(record)
+  return {'inputs': prompt, 'targets': response}
+
+
+def parse_prompt(record: Mapping[str, Any]) -> dict[str, str]:
+  """The prompt alone."""
+  return {'inputs': _prompt_of(record)}
+
+
+def _prompt_of(post: Mapping[str, Any]) -> str:
+  return render_prompt(post['post'], post['title'], post['subreddit'])
+
+
+class _BySplit(sources.TextSource):
+  """One source a split, for records that say to which split they belong."""
+
+  def __init__(self, parts: Mapping[str, sources.FileSource]):
+    first = next(iter(parts.values()))
+    super().__init__(first.kind, parts, first.info, first.module)
+    self._parts = parts
+
+  @property
+  def location(self) -> str:
+    """Where the files go, for people."""
+    return self.info.files
+
+  def shards(self, split: str) -> list[sources.Shard]:
+    """Those of the source of the split, whose `parse` picks its records."""
+    return self._parts[split].shards(split)
+
+
+def _parse_pairs_of(upstream_split: str) -> sources.Parse:
+  def parse(record):
+    if record['split'] not in _COMPARISONS.values():
+      raise ValueError(
+        f'the split is {record["split"]!r}, none of'
+        f' {", ".join(_COMPARISONS.values())}'
+      )
+    return parse_pair(record) if record['split'] == upstream_split else None
+
+  return parse
+
+
+def _comparisons() -> _BySplit:
+  info = sources.DatasetInfo(
+    description='TL;DR comparisons',
+    homepage=HOMEPAGE,
+    licence='modified MIT, posts CC BY 4.0',
+    files='[tldr/][dataset/]comparisons/*.json',
+  )
+  patterns = tuple(
+    f'{place}{folder}comparisons/*.json'
+    for place in _PLACES
+    for folder in ('', 'dataset/')
+  )
+  parts = {}
+  for split, upstream_split in _COMPARISONS.items():
+    parts[split] = sources.FileSource(
+      'pairwise',
+      ((sources.FileGroup(patterns, {split: 1.0}),),),
+      _parse_pairs_of(upstream_split),
+      info,
+      read=json_rows.read_lines,
+    )
+  return _BySplit(parts)
+
+
+def _post_files(upstream_split: str) -> tuple[str, ...]:
+  return tuple(
+    f'{place}{folder}tldr_3_filtered/{upstream_split}.jsonl'
+    for place in _PLACES
+    for folder in ('', 'datasets/')
+  )
+
+
+preference_tasks.add_text_task('tldr_rm', _comparisons())
+
+for _name, _kind, _parse in (
+  ('tldr_sft', 'sft', parse_sft),
+  ('tldr_prompts', 'prompts', parse_prompt),
+):
+  preference_tasks.add_preference_task(
+    _name,
+    _kind,
+    _parse,
+    (
+      [
+        sources.FileGroup(_post_files(upstream), {split: 1.0})
+        for split, upstream in _POSTS.items()
+      ],
+    ),
+    info=sources.DatasetInfo(
+      description='filtered TL;DR posts',
+      homepage=HOMEPAGE,
+      licence='CC BY 4.0',
+      files='[tldr/][datasets/]tldr_3_filtered/{train,valid,test}.jsonl',
+    ),
+  )
