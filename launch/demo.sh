@@ -18,5 +18,5 @@ reward reward_lora attention --gin.TRAIN_STEPS=900 --gin.LEARNING_RATE=3e-3
 reward reward_full none --gin.TRAIN_STEPS=900 --gin.LEARNING_RATE=1e-3
 policy policy_lora attention --gin.LEARNING_RATE=2e-3
 policy policy_full none --gin.LEARNING_RATE=3e-4
-judge_all
+judge_all policy_lora policy_full
 print_table

@@ -51,9 +51,10 @@ judge() { # CHECKPOINT, then more bindings: the gold score of sampled answers
     "${@:2}"
 }
 
-judge_all() {
+judge_all() { # names of policies; SFT is judged too
+  local name
   judge "$output/sft"
-  for name in policy_lora policy_full; do
+  for name in "$@"; do
     judge "$output/$name" --gin.BASELINE_CHECKPOINT="'$output/sft'"
   done
 }
