@@ -18,7 +18,7 @@ sft sft --gin.TRAIN_STEPS=800 --gin.LEARNING_RATE=1e-3 --gin.TRAIN_VIT=True
 reward reward_lora attention --gin.TRAIN_STEPS=500 --gin.LEARNING_RATE=2e-3
 reward reward_full none --gin.TRAIN_STEPS=300 --gin.LEARNING_RATE=1e-3
 policy policy_lora attention --gin.LEARNING_RATE=2e-3
-policy policy_full none --gin.LEARNING_RATE=3e-4
+policy policy_full none --gin.LEARNING_RATE=1e-4
 judge_all policy_lora policy_full
 print_table
 .venv/bin/python launch/demo_vqa_montage.py "$output"

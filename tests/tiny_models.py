@@ -50,7 +50,7 @@ def abstract_variables(config, adapters=None):
   )
 
 
-def _draw(abstract, rng):
+def _draw(abstract, rng, head_dim):
   """Random leaves with outputs of order one; no leaf is zero or one."""
   flat = tree_paths.flatten(nn.meta.unbox(abstract))
   leaves = {}
@@ -60,6 +60,10 @@ def _draw(abstract, rng):
       noise = 1 + 0.2 * noise
     elif path.endswith(('kernel', 'lora_a', 'lora_b')):
       noise = noise / np.sqrt(leaf.shape[-2])
+    # T5 divides its queries by the root of the head size in their initialiser
+    # alone. Peaked attention would magnify the rounding of each machine.
+    if path.endswith(('/query/kernel', '/query/lora/lora_b')):
+      noise = noise / np.sqrt(head_dim)
     leaves[path] = noise.astype(np.float32)
   return tree_paths.unflatten(leaves)
 
@@ -68,7 +72,7 @@ def _draw(abstract, rng):
 def params(config=CONFIG, seed=0):
   """Random `params` in numpy."""
   abstract = abstract_variables(config)['params']
-  return _draw(abstract, np.random.default_rng(seed))
+  return _draw(abstract, np.random.default_rng(seed), config.head_dim)
 
 
 def adapted(lora_config, config=CONFIG, seed=1):
@@ -77,7 +81,7 @@ def adapted(lora_config, config=CONFIG, seed=1):
   adapters = lora_lib.resolve(lora_config, paths)
   model = encoder_decoder.make_model(config, adapters)
   abstract = abstract_variables(config, model.adapters)['lora']
-  return model, _draw(abstract, np.random.default_rng(seed))
+  return model, _draw(abstract, np.random.default_rng(seed), config.head_dim)
 
 
 def ragged_tokens(seed, batch, length, vocab_size=CONFIG.vocab_size):
