@@ -49,7 +49,6 @@ import tensorflow as tf
 
 from perlhf_jax.core import errors
 from perlhf_jax.data import json_documents
-from perlhf_jax.data import json_rows
 from perlhf_jax.data import preference_tasks
 from perlhf_jax.data import row_checks
 from perlhf_jax.data import sources
@@ -193,35 +192,18 @@ def _parser(answers: _Answers, has_screens: bool) -> sources.Parse:
   return parse
 
 
-class _EpisodeSource(sources.FileSource):
-  """Files of episodes, of which `splits.json` says where they belong."""
+def _find_splits(path: str) -> Callable[[Mapping[str, Any]], str]:
+  """What `splits.json`, beside the file, says of its episodes."""
+  listed = os.path.join(os.path.dirname(path), 'splits.json')
+  split_of = _read_splits(listed)
 
-  def _file_rows(
-    self, path: str, fractions: Mapping[str, float], split: str
-  ) -> Iterator[dict[str, Any]]:
-    listed = os.path.join(os.path.dirname(path), 'splits.json')
-    split_of = _read_splits(listed)
-    for row in self.read(path):
-      row, its_split = _find_split(row, split_of, listed)
-      # An unusable row could belong anywhere; each run sees it.
-      if its_split in (split, None):
-        yield from (example for _, example in self._examples(row))
+  def find_split(record: Mapping[str, Any]) -> str:
+    number = find_episode_id(record)
+    if number not in split_of:
+      raise ValueError(f'the episode {number} is in no split of {listed}')
+    return split_of[number]
 
-
-def _find_split(
-  row: json_rows.Row, split_of: Mapping[int, str], listed: str
-) -> tuple[json_rows.Row, str | None]:
-  """The row, with a problem if it has no split, and its split."""
-  if row.problem:
-    return row, None
-  try:
-    number = find_episode_id(row.record)
-  except (KeyError, ValueError):
-    return row, None  # `steps` says what is wrong.
-  if number not in split_of:
-    problem = f'the episode {number} is in no split of {listed}'
-    return row._replace(problem=problem), None
-  return row, split_of[number]
+  return find_split
 
 
 def _read_splits(path: str) -> dict[int, str]:
@@ -245,7 +227,7 @@ def _add_task(name: str, kind: str, answers: _Answers, has_screens: bool):
   files = ('android_control/android_control-*', 'android_control-*')
   preference_tasks.add_text_task(
     name,
-    _EpisodeSource(
+    sources.FileSource(
       kind,
       ((sources.FileGroup(files, dict.fromkeys(SPLITS, 1.0)),),),
       _parser(answers, has_screens),
@@ -257,6 +239,7 @@ def _add_task(name: str, kind: str, answers: _Answers, has_screens: bool):
       ),
       read=tfrecord_rows.read,
       lists=row_checks.list_features(kind, has_screens, kind == 'prompts'),
+      find_splits=_find_splits,
     ),
   )
 

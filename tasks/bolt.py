@@ -36,13 +36,11 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
-import tensorflow as tf
-
-from perlhf_jax.core import errors
 from perlhf_jax.data import json_rows
 from perlhf_jax.data import preference_tasks
 from perlhf_jax.data import preprocessors
 from perlhf_jax.data import sources
+from perlhf_jax.data import whole_files
 from tasks import tldr
 
 # The authors' numbers of conversations, as shares.
@@ -67,14 +65,7 @@ def read(path: str) -> Iterator[json_rows.Row]:
     DataError: the file cannot be read. One that is not well-formed is a row
       with a problem.
   """
-  try:
-    with tf.io.gfile.GFile(path, 'rb') as file:
-      text = file.read()
-  except (OSError, tf.errors.OpError) as error:
-    raise errors.DataError(
-      f'{path} cannot be read: {error}. Check that the file is complete and'
-      ' that you may read it.'
-    ) from error
+  text = whole_files.read(path)
   try:
     root = ElementTree.fromstring(text)
   except ElementTree.ParseError as error:

@@ -42,6 +42,11 @@ HOMEPAGE = 'https://github.com/openai/summarize-from-feedback'
 _POSTS = {'train': 'train', 'validation': 'valid', 'test': 'test'}
 _COMPARISONS = {'train': 'train', 'validation': 'valid1', 'test': 'valid2'}
 _PLACES = ('summarize-from-feedback/', 'tldr/', '')
+_COMPARISON_FILES = tuple(
+  f'{place}{folder}comparisons/*.json'
+  for place in _PLACES
+  for folder in ('', 'dataset/')
+)
 
 
 def render_prompt(post: str, title: str = '', subreddit: str = '') -> str:
@@ -110,58 +115,19 @@ def _prompt_of(post: Mapping[str, Any]) -> str:
   return render_prompt(post['post'], post['title'], post['subreddit'])
 
 
-class _BySplit(sources.TextSource):
-  """One source a split, for records that say to which split they belong."""
+def find_split(record: Mapping[str, Any]) -> str:
+  """Our split of a comparison.
 
-  def __init__(self, parts: Mapping[str, sources.FileSource]):
-    first = next(iter(parts.values()))
-    super().__init__(first.kind, parts, first.info, first.module)
-    self._parts = parts
-
-  @property
-  def location(self) -> str:
-    """Where the files go, for people."""
-    return self.info.files
-
-  def shards(self, split: str) -> list[sources.Shard]:
-    """Those of the source of the split, whose `parse` picks its records."""
-    return self._parts[split].shards(split)
-
-
-def _parse_pairs_of(upstream_split: str) -> sources.Parse:
-  def parse(record):
-    if record['split'] not in _COMPARISONS.values():
-      raise ValueError(
-        f'the split is {record["split"]!r}, none of'
-        f' {", ".join(_COMPARISONS.values())}'
-      )
-    return parse_pair(record) if record['split'] == upstream_split else None
-
-  return parse
-
-
-def _comparisons() -> _BySplit:
-  info = sources.DatasetInfo(
-    description='TL;DR comparisons',
-    homepage=HOMEPAGE,
-    licence='modified MIT, posts CC BY 4.0',
-    files='[tldr/][dataset/]comparisons/*.json',
+  Raises:
+    ValueError: it is of none that we know.
+  """
+  for split, upstream in _COMPARISONS.items():
+    if record['split'] == upstream:
+      return split
+  raise ValueError(
+    f'the split is {record["split"]!r}, none of'
+    f' {", ".join(_COMPARISONS.values())}'
   )
-  patterns = tuple(
-    f'{place}{folder}comparisons/*.json'
-    for place in _PLACES
-    for folder in ('', 'dataset/')
-  )
-  parts = {}
-  for split, upstream_split in _COMPARISONS.items():
-    parts[split] = sources.FileSource(
-      'pairwise',
-      ((sources.FileGroup(patterns, {split: 1.0}),),),
-      _parse_pairs_of(upstream_split),
-      info,
-      read=json_rows.read_lines,
-    )
-  return _BySplit(parts)
 
 
 def _post_files(upstream_split: str) -> tuple[str, ...]:
@@ -172,7 +138,24 @@ def _post_files(upstream_split: str) -> tuple[str, ...]:
   )
 
 
-preference_tasks.add_text_task('tldr_rm', _comparisons())
+preference_tasks.add_text_task(
+  'tldr_rm',
+  sources.FileSource(
+    'pairwise',
+    (
+      (sources.FileGroup(_COMPARISON_FILES, dict.fromkeys(_COMPARISONS, 1.0)),),
+    ),
+    parse_pair,
+    sources.DatasetInfo(
+      description='TL;DR comparisons',
+      homepage=HOMEPAGE,
+      licence='modified MIT, posts CC BY 4.0',
+      files='[tldr/][dataset/]comparisons/*.json',
+    ),
+    read=json_rows.read_lines,
+    find_splits=lambda path: find_split,
+  ),
+)
 
 for _name, _kind, _parse in (
   ('tldr_sft', 'sft', parse_sft),

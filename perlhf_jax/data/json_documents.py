@@ -3,9 +3,8 @@
 import json
 from typing import Any
 
-import tensorflow as tf
-
 from perlhf_jax.core import errors
+from perlhf_jax.data import whole_files
 
 
 def load(path: str, kind: type) -> Any:
@@ -18,14 +17,7 @@ def load(path: str, kind: type) -> Any:
   Raises:
     DataError: the file cannot be read, is not JSON, or holds something else.
   """
-  try:
-    with tf.io.gfile.GFile(path, 'rb') as file:
-      text = file.read()
-  except (OSError, tf.errors.OpError) as error:
-    raise errors.DataError(
-      f'{path} cannot be read: {error}. Check that it is there and that you'
-      ' may read it.'
-    ) from error
+  text = whole_files.read(path)
   try:
     document = json.loads(text.decode('utf-8'))
   except ValueError as error:

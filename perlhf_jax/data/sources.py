@@ -38,6 +38,8 @@ Parse = Callable[[dict[str, Any]], Features | Sequence[Features] | None]
 SPLIT_KEY = 'split_key'
 # A path to the records of a file.
 Read = Callable[[str], Iterator[json_rows.Row]]
+# A path to what says, by a ValueError too, to which split a record belongs.
+FindSplits = Callable[[str], Callable[[dict[str, Any]], str]]
 # A name, and features, `origin` and `problem` of each row, read on demand.
 Shard = tuple[str, Iterator[dict[str, Any]]]
 
@@ -203,6 +205,9 @@ class FileSource(TextSource):
     base_dir: the data directory, local or `gs://`; by default what the
       environment variable PERLHF_DATA_DIR says when data is read.
     read: reads a file.
+    find_splits: for data sets that say to which split each record belongs, in
+      the place of a hash: by a field, or in a file of their own. A record of
+      no split raises a ValueError or KeyError.
   """
 
   def __init__(
@@ -215,6 +220,7 @@ class FileSource(TextSource):
     *,
     read: Read = json_rows.read,
     lists: Sequence[str] = (),
+    find_splits: FindSplits | None = None,
   ):
     splits = dict.fromkeys(
       split for layout in layouts for group in layout for split in group.splits
@@ -224,6 +230,7 @@ class FileSource(TextSource):
     self.layouts = layouts
     self.base_dir = base_dir
     self.read = read
+    self.find_splits = find_splits
     self._parse = parse
 
   @property
@@ -253,25 +260,24 @@ class FileSource(TextSource):
   def _file_rows(
     self, path: str, fractions: Mapping[str, float], split: str
   ) -> Iterator[dict[str, Any]]:
+    split_of = self.find_splits(path) if self.find_splits else None
     for row in self.read(path):
+      its_split = None
+      if split_of and not row.problem:
+        its_split, problem = _attempt(split_of, row.record)
+        row = row._replace(problem=problem)
       for key, example in self._examples(row):
         # A row without a prompt could belong anywhere; each run sees it.
-        if not key or split_by_hash(key, fractions) == split:
+        hashed = split_by_hash(key, fractions) if key else split
+        if (its_split or hashed) == split:
           yield example
 
   def _examples(self, row: json_rows.Row) -> Iterator[tuple[str, dict]]:
     """What decides the split of each example of a record, and the example."""
-    problem = row.problem
-    features: Features | Sequence[Features] | None = {}
+    features, problem = {}, row.problem
     if not problem:
-      try:
-        features = self._parse(row.record)
-      except KeyError as error:
-        problem = f'the field {error} is missing'
-      except ValueError as error:
-        problem = str(error)
-      except (TypeError, AttributeError) as error:
-        problem = f'a field has the wrong type ({error})'
+      features, problem = _attempt(self._parse, row.record)
+      features = {} if problem else features
     if features is None:
       return
     several = [features] if isinstance(features, Mapping) else features
@@ -295,10 +301,13 @@ class FileSource(TextSource):
     for layout in self.layouts:
       found = [(group, _first_match(root, group.any_of)) for group in layout]
       if all(paths for _, paths in found):
+        by = (
+          'the data set itself' if self.find_splits else 'a hash of the prompt'
+        )
         for group, paths in found:
           logging.info(
-            'Reading %d file(s) from %s, split by a hash of the prompt: %s',
-            *(len(paths), paths[0], dict(group.splits)),
+            'Reading %d file(s) from %s, split by %s: %s',
+            *(len(paths), paths[0], by, dict(group.splits)),
           )
         return found
     raise errors.DataError(
@@ -343,6 +352,20 @@ class PythonSource(TextSource):
     """Calls the function; a row's origin is its number."""
     for index, features in enumerate(self._make_rows(split)):
       yield self._complete(features, f'{split}#{index}', '')
+
+
+def _attempt(
+  function: Callable[[dict[str, Any]], Any], record: dict[str, Any]
+) -> tuple[Any, str]:
+  """What a function makes of a record, and what is wrong with the record."""
+  try:
+    return function(record), ''
+  except KeyError as error:
+    return None, f'the field {error} is missing'
+  except ValueError as error:
+    return None, str(error)
+  except (TypeError, AttributeError) as error:
+    return None, f'a field has the wrong type ({error})'
 
 
 def _ragged(rows: Sequence[Sequence[str | bytes]]) -> tf.RaggedTensor:

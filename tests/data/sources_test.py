@@ -244,3 +244,29 @@ def test_a_split_that_no_file_has_is_an_empty_shard(tmp_path):
   dataset = source.get_dataset('test', shard_info=seqio.ShardInfo(0, 1))
   assert list(dataset.as_numpy_iterator()) == []
   assert dataset.element_spec['position'].shape == (2,)
+
+
+def test_records_may_say_their_split_themselves(tmp_path):
+  def find_splits(path):
+    assert path == str(tmp_path / 'a.jsonl')
+    return lambda record: {'a': 'train', 'b': 'test'}[record['part']]
+
+  records = [
+    {'p': 'one', 'r': 'x', 'part': 'a'},
+    {'p': 'two', 'r': 'y', 'part': 'b'},
+    # A record of no split, and one whose split is known but nothing else.
+    {'p': 'three', 'r': 'z', 'part': 'c'},
+    {'p': 'four', 'part': 'b'},
+  ]
+  write(tmp_path / 'a.jsonl', records)
+  group = sources.FileGroup(('a.jsonl',), {'train': 1.0, 'test': 1.0})
+  source = sources.FileSource(
+    'sft', ((group,),), parse, INFO, str(tmp_path), find_splits=find_splits
+  )
+  found = {
+    split: [(row['inputs'], row['problem']) for row in source.rows(split)]
+    for split in ('train', 'test')
+  }
+  lost = ('', "the field 'c' is missing")
+  assert found['train'] == [('one', ''), lost]
+  assert found['test'] == [('two', ''), lost, ('', "the field 'r' is missing")]
