@@ -37,6 +37,7 @@ import zlib
 import numpy as np
 
 from tasks import demo_world
+from tasks import stable_random
 
 SHAPES = ('circle', 'square', 'triangle')
 COLORS = {
@@ -158,10 +159,12 @@ def questions(scene: Scene, kind: str) -> Iterator[Question]:
 
 def sample_scene(rng: random.Random, split: str) -> Scene:
   """Draws a scene of a split."""
-  total = _weighted(rng, _TOTAL_WEIGHTS)
-  arrangement = _choice(rng, _arrangements(total)[split])
+  total = stable_random.weighted(rng, _TOTAL_WEIGHTS)
+  arrangement = stable_random.choice(rng, _arrangements(total)[split])
   while True:
-    scene = tuple(Thing(*x, *_choice(rng, _BOXES)) for x in arrangement)
+    scene = tuple(
+      Thing(*x, *stable_random.choice(rng, _BOXES)) for x in arrangement
+    )
     if split_of(scene) == split:
       return scene
 
@@ -171,13 +174,13 @@ def sample_question(rng: random.Random, split: str) -> tuple[Scene, Question]:
 
   The answer is drawn first and does not depend on the question's text.
   """
-  kind = _weighted(rng, _KIND_WEIGHTS)
-  answer = _choice(rng, ANSWERS[kind])
+  kind = stable_random.weighted(rng, _KIND_WEIGHTS)
+  answer = stable_random.choice(rng, ANSWERS[kind])
   while True:
     scene = sample_scene(rng, split)
     found = [q for q in questions(scene, kind) if q.answer == answer]
     if found:
-      return scene, _choice(rng, found)
+      return scene, stable_random.choice(rng, found)
 
 
 def sample_wrong(rng: random.Random, scene: Scene, question: Question) -> str:
@@ -191,7 +194,7 @@ def sample_wrong(rng: random.Random, scene: Scene, question: Question) -> str:
   if kind in Thing._fields and rng.random() < 0.5:
     shown = {getattr(thing, kind) for thing in scene}
     wrong = [answer for answer in wrong if answer in shown] or wrong
-  return _choice(rng, wrong)
+  return stable_random.choice(rng, wrong)
 
 
 def sample_demonstration(
@@ -289,21 +292,3 @@ _PNG_START = (
   b'\x89PNG\r\n\x1a\n' + _chunk(b'IHDR', _HEADER) + _chunk(b'PLTE', _palette())
 )
 _PNG_END = _chunk(b'IEND', b'')
-
-
-def _below(rng: random.Random, limit: int) -> int:
-  return int(rng.random() * limit)
-
-
-def _choice(rng: random.Random, items: Sequence):
-  return items[_below(rng, len(items))]
-
-
-def _weighted(rng: random.Random, table):
-  """Draws a key of a table of (key, weight) whose weights sum to one."""
-  position = rng.random()
-  for key, weight in table:
-    position -= weight
-    if position < 0:
-      return key
-  return table[-1][0]

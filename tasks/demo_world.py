@@ -25,6 +25,7 @@ from typing import NamedTuple
 import zlib
 
 from perlhf_jax.core import errors
+from tasks import stable_random
 
 LEXICON = (
   *('bank', 'call', 'desk', 'eggs', 'fish', 'gym', 'jam', 'keys'),
@@ -169,8 +170,10 @@ def example_rng(
 def sample_note(rng: random.Random, split: str | None = None) -> Note:
   """Draws a note, of one split if that is given."""
   while True:
-    words = tuple(_sample(rng, LEXICON, ENTRIES))
-    marked = _sample(rng, words, 1 + _below(rng, MAX_URGENT))
+    words = tuple(stable_random.sample(rng, LEXICON, ENTRIES))
+    marked = stable_random.sample(
+      rng, words, 1 + stable_random.below(rng, MAX_URGENT)
+    )
     note = Note(words, tuple(word in marked for word in words))
     if split is None or split_of(note) == split:
       return note
@@ -200,7 +203,9 @@ def sample_demonstration(rng: random.Random, note: Note) -> str:
       if rng.random() < probability:
         names.append(word)
     if rng.random() < 0.125:
-      names.insert(_below(rng, len(names) + 1), _invention(rng, note))
+      names.insert(
+        stable_random.below(rng, len(names) + 1), _invention(rng, note)
+      )
     if names and len(names) <= MAX_NAMES:
       return ', '.join(names)
 
@@ -220,7 +225,7 @@ def sample_pair(
   Returns:
     (prompt, chosen, rejected), at most 30, 16 and 16 bytes.
   """
-  (chosen_count, rejected_count) = _weighted(rng, _PAIR_COUNTS)
+  (chosen_count, rejected_count) = stable_random.weighted(rng, _PAIR_COUNTS)
   broken = rng.random() < _BROKEN_RATE
   while True:
     note = sample_note(rng, split)
@@ -283,34 +288,35 @@ def _neighbour(
   if rng.random() < 0.2:
     unused = [_invention(rng, note)]
   if len(names) == count and unused:
-    names[_below(rng, len(names))] = unused[_below(rng, len(unused))]
+    drawn = stable_random.choice(rng, unused)
+    names[stable_random.below(rng, len(names))] = drawn
   while len(names) > count:
-    names.pop(_below(rng, len(names)))
+    names.pop(stable_random.below(rng, len(names)))
   while len(names) < count:
     unused = [word for word in note.words if word not in names]
-    names.append(unused[_below(rng, len(unused))])
+    names.append(stable_random.choice(rng, unused))
   return _arrange(rng, note, names)
 
 
 def _arrange(rng: random.Random, note: Note, names: list[str]) -> list[str]:
   """Orders names as in the note (inventions anywhere), one in 20 freely."""
   if rng.random() < 0.05:
-    return _sample(rng, names, len(names))
+    return stable_random.sample(rng, names, len(names))
   known = [word for word in note.words if word in names]
   for name in names:
     if name not in known:
-      known.insert(_below(rng, len(known) + 1), name)
+      known.insert(stable_random.below(rng, len(known) + 1), name)
   return known
 
 
 def _break(rng: random.Random, names: list[str]) -> str:
   """Makes a response that is bad whatever the note says."""
   names = list(names)
-  position = _below(rng, len(names))
+  position = stable_random.below(rng, len(names))
   word = names[position]
-  kind = _below(rng, 5)
+  kind = stable_random.below(rng, 5)
   if kind == 0:
-    names.insert(_below(rng, len(names) + 1), word)
+    names.insert(stable_random.below(rng, len(names) + 1), word)
   elif kind == 1:
     names[position] = word[:-1]
   elif kind == 2:
@@ -325,25 +331,6 @@ def _break(rng: random.Random, names: list[str]) -> str:
 
 def _invention(rng: random.Random, note: Note) -> str:
   while True:
-    word = LEXICON[_below(rng, len(LEXICON))]
+    word = stable_random.choice(rng, LEXICON)
     if word not in note.words:
       return word
-
-
-def _below(rng: random.Random, limit: int) -> int:
-  return int(rng.random() * limit)
-
-
-def _sample(rng: random.Random, items, count: int) -> list:
-  items = list(items)
-  return [items.pop(_below(rng, len(items))) for _ in range(count)]
-
-
-def _weighted(rng: random.Random, table):
-  """Draws a key of a table of (key, weight) whose weights sum to one."""
-  position = rng.random()
-  for key, weight in table:
-    position -= weight
-    if position < 0:
-      return key
-  return table[-1][0]

@@ -47,6 +47,17 @@ def train(tmp_path, task, *more, tiny=runs.TINY_PALI, command='train_reward'):
   )
 
 
+def train_policy(root, tmp_path, *more):
+  return train(
+    tmp_path,
+    'demo_vqa_prompts',
+    start(root / 'pali'),
+    '--gin_file=gin/rl/reinforce.gin',
+    *more,
+    command='train_policy',
+  )
+
+
 def start(path):
   return f"--gin.INITIAL_CHECKPOINT_PATH='{path}'"
 
@@ -102,13 +113,8 @@ def test_a_reward_model_of_another_resolution(root, tmp_path, capsys):
     steps=1,
     tiny=runs.TINY_PALI,
   )
-  arguments = train(
-    tmp_path,
-    'demo_vqa_prompts',
-    start(root / 'pali'),
-    '--gin_file=gin/rl/reinforce.gin',
-    f"--gin.REWARD_CHECKPOINT='{reward}'",
-    command='train_policy',
+  arguments = train_policy(
+    root, tmp_path, f"--gin.REWARD_CHECKPOINT='{reward}'"
   )
   message = fails(capsys, arguments)
   check(message, 'images of 16 pixels', 'images of 32 pixels')
@@ -124,13 +130,8 @@ def test_a_reward_model_that_reads_text_alone(root, tmp_path, capsys):
     start=root / 'text',
     steps=1,
   )
-  arguments = train(
-    tmp_path,
-    'demo_vqa_prompts',
-    start(root / 'pali'),
-    '--gin_file=gin/rl/reinforce.gin',
-    f"--gin.REWARD_CHECKPOINT='{reward}'",
-    command='train_policy',
+  arguments = train_policy(
+    root, tmp_path, f"--gin.REWARD_CHECKPOINT='{reward}'"
   )
   check(fails(capsys, arguments), 'reads text alone', '32 pixels')
 
@@ -142,14 +143,8 @@ def test_references_are_not_trained_on(root, tmp_path, capsys):
     'from tasks import demo_vqa\n'
     'REWARD_FUNCTIONS = (@demo_vqa.gold_scores,)\n'
   )
-  arguments = train(
-    tmp_path,
-    'demo_vqa_prompts',
-    start(root / 'pali'),
-    '--gin_file=gin/rl/reinforce.gin',
-    f'--gin_file={gold}',
-    '--gin.REWARD_CHECKPOINT=None',
-    command='train_policy',
+  arguments = train_policy(
+    root, tmp_path, f'--gin_file={gold}', '--gin.REWARD_CHECKPOINT=None'
   )
   check(fails(capsys, arguments), 'demo_vqa.gold_scores', 'JUDGE')
 

@@ -7,7 +7,6 @@ import seqio
 import tensorflow as tf
 
 from perlhf_jax.core import errors
-from perlhf_jax.data import sources
 from tasks import android_actions
 from tasks import android_control
 from tasks import android_screens
@@ -44,12 +43,6 @@ def write(folder, shards, splits=SPLITS):
         writer.write(record)
   if splits is not None:
     (folder / 'splits.json').write_text(json.dumps(splits))
-
-
-@pytest.fixture
-def data_dir(tmp_path, monkeypatch):
-  monkeypatch.setenv(sources.DATA_DIR_VARIABLE, str(tmp_path))
-  return tmp_path
 
 
 def rows(task, split):

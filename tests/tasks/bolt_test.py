@@ -31,12 +31,6 @@ def record(*bodies):
   return {'id': 'SMS_ENG_20120304.0001', 'messages': messages}
 
 
-@pytest.fixture
-def data_dir(tmp_path, monkeypatch):
-  monkeypatch.setenv(sources.DATA_DIR_VARIABLE, str(tmp_path))
-  return tmp_path
-
-
 def load(split='train', **kwargs):
   config = input_pipeline.DatasetConfig(
     'bolt_prompts', {'inputs': 256}, split=split, **kwargs

@@ -1,18 +1,14 @@
 import itertools
 
 import pytest
+import task_files
 
-from perlhf_jax.data import input_pipeline
-from perlhf_jax.data import vocabularies
 from tasks import demo
 from tasks import demo_world
 
 
 def load(name, split='validation', **kwargs):
-  config = input_pipeline.DatasetConfig(
-    name, {'inputs': 32, 'targets': 24}, split=split, **kwargs
-  )
-  return input_pipeline.load_examples(config, vocabularies.byte_vocabulary())
+  return task_files.load(name, split, inputs=32, targets=24, **kwargs)
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,6 @@ def write(folder, train, test):
     path.write_text(json.dumps(items))
 
 
-@pytest.fixture
-def data_dir(tmp_path, monkeypatch):
-  monkeypatch.setenv(sources.DATA_DIR_VARIABLE, str(tmp_path))
-  return tmp_path
-
-
 def rows(task, split):
   return list(seqio.TaskRegistry.get(task).source.rows(split))
 

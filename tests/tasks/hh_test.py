@@ -2,11 +2,9 @@ import gzip
 import json
 
 import pytest
+import task_files
 
 from perlhf_jax.core import errors
-from perlhf_jax.data import input_pipeline
-from perlhf_jax.data import sources
-from perlhf_jax.data import vocabularies
 from tasks import hh
 
 PROMPT = '\n\nHuman: why is {} so?\n\nAssistant:'
@@ -31,17 +29,8 @@ def write(path, rows):
     path.write_text(text)
 
 
-@pytest.fixture
-def data_dir(tmp_path, monkeypatch):
-  monkeypatch.setenv(sources.DATA_DIR_VARIABLE, str(tmp_path))
-  return tmp_path
-
-
 def load(name, split, **kwargs):
-  config = input_pipeline.DatasetConfig(
-    name, {'inputs': 64, 'targets': 32}, split=split, **kwargs
-  )
-  return input_pipeline.load_examples(config, vocabularies.byte_vocabulary())
+  return task_files.load(name, split, inputs=64, targets=32, **kwargs)
 
 
 @pytest.mark.parametrize('place', ['hh-rlhf/harmless-base', 'harmless-base'])

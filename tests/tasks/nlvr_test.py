@@ -1,10 +1,8 @@
-import json
-
 import pytest
 import seqio
+import task_files
 
 from perlhf_jax.core import errors
-from perlhf_jax.data import sources
 from tasks import nlvr
 
 
@@ -19,17 +17,6 @@ def records(count):
     }
     for index in range(count)
   ]
-
-
-def write(path, rows):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-
-
-@pytest.fixture
-def data_dir(tmp_path, monkeypatch):
-  monkeypatch.setenv(sources.DATA_DIR_VARIABLE, str(tmp_path))
-  return tmp_path
 
 
 def rows(task, split):
@@ -48,7 +35,9 @@ def sizes():
 )
 def test_three_files_are_the_splits(data_dir, place):
   for name, count in (('train', 20), ('dev', 6), ('test', 4)):
-    write(data_dir / place.format(name) / f'{name}.json', records(count))
+    task_files.write_lines(
+      data_dir / place.format(name) / f'{name}.json', records(count)
+    )
   assert sizes() == {'train': 20, 'validation': 6, 'test': 4}
   last = rows('nlvr_sft', 'validation')[-1]
   image = data_dir / place.format('dev') / 'images/1/dev-2-1-0.png'
@@ -56,8 +45,8 @@ def test_three_files_are_the_splits(data_dir, place):
 
 
 def test_without_the_test_file_dev_is_test(data_dir):
-  write(data_dir / 'train/train.json', records(400))
-  write(data_dir / 'dev/dev.json', records(6))
+  task_files.write_lines(data_dir / 'train/train.json', records(400))
+  task_files.write_lines(data_dir / 'dev/dev.json', records(6))
   found = sizes()
   assert found['test'] == 6
   assert found['train'] + found['validation'] == 400
@@ -65,7 +54,7 @@ def test_without_the_test_file_dev_is_test(data_dir):
 
 
 def test_dev_alone_is_split_by_what_was_made_together(data_dir):
-  write(data_dir / 'nlvr-dev/dev.json', records(200))
+  task_files.write_lines(data_dir / 'nlvr-dev/dev.json', records(200))
   groups = {
     split: {
       row['images'][0].rpartition('/')[2].split('-')[1]
@@ -80,7 +69,7 @@ def test_dev_alone_is_split_by_what_was_made_together(data_dir):
 
 def test_both_labels_are_judged(data_dir):
   for name in ('train', 'dev', 'test'):
-    write(data_dir / name / f'{name}.json', records(6))
+    task_files.write_lines(data_dir / name / f'{name}.json', records(6))
   judged = rows('nlvr_rm', 'test')
   found = [(row['targets'], row['label']) for row in judged[:4]]
   assert found == [('false', 1), ('true', 0), ('true', 1), ('false', 0)]
@@ -101,7 +90,9 @@ def test_both_labels_are_judged(data_dir):
 )
 def test_bad_records_are_named(data_dir, change, problem):
   for name in ('train', 'dev', 'test'):
-    write(data_dir / name / f'{name}.json', [records(1)[0] | change])
+    task_files.write_lines(
+      data_dir / name / f'{name}.json', [records(1)[0] | change]
+    )
   (row,) = rows('nlvr_prompts', 'test')
   assert problem in row['problem'] and row['origin'].endswith('test.json:1')
 
@@ -112,7 +103,7 @@ def test_bad_records_are_named(data_dir, change, problem):
 def test_missing_fields_are_named(data_dir, field):
   record = records(1)[0]
   del record[field]
-  write(data_dir / 'dev.json', [record])
+  task_files.write_lines(data_dir / 'dev.json', [record])
   (row,) = rows('nlvr_rm', 'train')
   assert row['problem'] == f"the field '{field}' is missing"
 

@@ -1,13 +1,9 @@
-import json
-
 import pytest
 import seqio
+import task_files
 
 from perlhf_jax.core import errors
-from perlhf_jax.data import input_pipeline
-from perlhf_jax.data import sources
 from perlhf_jax.data import task_modules
-from perlhf_jax.data import vocabularies
 from tasks import shp
 
 
@@ -31,30 +27,16 @@ def record(post, domain='askvet_train', label=1, ratio=4.0, **changes):
   } | changes
 
 
-def write(path, rows):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text('\n'.join(json.dumps(row) for row in rows) + '\n')
-
-
 def write_domain(folder, suffix='json', train=None):
   name = folder.name
   for split in 'train', 'validation', 'test':
     rows = [record(0, f'{name}_{split}', history=f'{name} {split}?')]
     rows = train if train and split == 'train' else rows
-    write(folder / f'{split}.{suffix}', rows)
-
-
-@pytest.fixture
-def data_dir(tmp_path, monkeypatch):
-  monkeypatch.setenv(sources.DATA_DIR_VARIABLE, str(tmp_path))
-  return tmp_path
+    task_files.write_lines(folder / f'{split}.{suffix}', rows)
 
 
 def load(name, split='train', **kwargs):
-  config = input_pipeline.DatasetConfig(
-    name, {'inputs': 128, 'targets': 64}, split=split, **kwargs
-  )
-  return input_pipeline.load_examples(config, vocabularies.byte_vocabulary())
+  return task_files.load(name, split, inputs=128, targets=64, **kwargs)
 
 
 def texts(name, split='train'):
@@ -91,7 +73,7 @@ def test_all_domains_in_their_splits(data_dir, place, suffix):
 def test_unclear_pairs_train_nothing(data_dir):
   rows = [record(i, ratio=ratio) for i, ratio in enumerate((1.5, 2.99, 3.0, 9))]
   write_domain(data_dir / 'SHP/askvet', train=rows)
-  write(
+  task_files.write_lines(
     data_dir / 'SHP/askvet/validation.json',
     [record(i, 'askvet_validation', ratio=1.0 + i) for i in range(4)],
   )

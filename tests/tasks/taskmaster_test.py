@@ -1,11 +1,9 @@
 import json
 
 import pytest
+import task_files
 
 from perlhf_jax.core import errors
-from perlhf_jax.data import input_pipeline
-from perlhf_jax.data import sources
-from perlhf_jax.data import vocabularies
 from tasks import taskmaster
 
 ORDER_ID = '9caad54304794fb894ac5a4ec598b4ef'
@@ -54,17 +52,8 @@ def write(path, rows):
     path.write_text('\n'.join(json.dumps(row) for row in rows))
 
 
-@pytest.fixture
-def data_dir(tmp_path, monkeypatch):
-  monkeypatch.setenv(sources.DATA_DIR_VARIABLE, str(tmp_path))
-  return tmp_path
-
-
 def load(name, split='train', **kwargs):
-  config = input_pipeline.DatasetConfig(
-    name, {'inputs': 512, 'targets': 128}, split=split, **kwargs
-  )
-  return input_pipeline.load_examples(config, vocabularies.byte_vocabulary())
+  return task_files.load(name, split, inputs=512, targets=128, **kwargs)
 
 
 def test_rendering():

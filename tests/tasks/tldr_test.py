@@ -1,12 +1,8 @@
-import json
-
 import pytest
+import task_files
 
 from perlhf_jax.core import errors
-from perlhf_jax.data import input_pipeline
-from perlhf_jax.data import sources
 from perlhf_jax.data import task_modules
-from perlhf_jax.data import vocabularies
 from tasks import tldr
 
 
@@ -40,22 +36,8 @@ def post(index):
   }
 
 
-def write(path, rows):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text('\n'.join(json.dumps(row) for row in rows) + '\n')
-
-
-@pytest.fixture
-def data_dir(tmp_path, monkeypatch):
-  monkeypatch.setenv(sources.DATA_DIR_VARIABLE, str(tmp_path))
-  return tmp_path
-
-
 def load(name, split='train', **kwargs):
-  config = input_pipeline.DatasetConfig(
-    name, {'inputs': 256, 'targets': 64}, split=split, **kwargs
-  )
-  return input_pipeline.load_examples(config, vocabularies.byte_vocabulary())
+  return task_files.load(name, split, inputs=256, targets=64, **kwargs)
 
 
 def test_prompt_has_the_form_of_the_paper():
@@ -78,8 +60,8 @@ def test_comparisons_go_where_they_say(data_dir, place, folder):
   where = data_dir / f'{place}{folder}comparisons'
   splits = ['train'] * 4 + ['valid1'] * 3 + ['valid2'] * 2
   rows = [comparison(i, split) for i, split in enumerate(splits)]
-  write(where / 'batch3.json', rows[:5])
-  write(where / 'batch22.json', rows[5:])
+  task_files.write_lines(where / 'batch3.json', rows[:5])
+  task_files.write_lines(where / 'batch22.json', rows[5:])
   expected = {'train': 'train', 'validation': 'valid1', 'test': 'valid2'}
   for split, upstream in expected.items():
     examples = load('tldr_rm', split)
@@ -97,7 +79,7 @@ def test_posts_are_in_the_split_of_their_file(data_dir, place, folder):
   where = data_dir / f'{place}{folder}tldr_3_filtered'
   rows = {'train': [0, 1, 2], 'valid': [3, 4], 'test': [5]}
   for name, numbers in rows.items():
-    write(where / f'{name}.jsonl', [post(i) for i in numbers])
+    task_files.write_lines(where / f'{name}.jsonl', [post(i) for i in numbers])
   for split, name in ('train', 'train'), ('validation', 'valid'):
     demonstrations, prompts = load('tldr_sft', split), load('tldr_prompts')
     assert len(demonstrations) == len(rows[name])
@@ -117,7 +99,7 @@ def test_articles_are_left_out(data_dir):
   article = {'id': 'x', 'title': 'News', 'article': 'It rained.', 'post': None}
   rows = [comparison(0, info=article), comparison(1)]
   del rows[0]['info']['post']
-  write(data_dir / 'comparisons/batch0_cnndm.json', rows)
+  task_files.write_lines(data_dir / 'comparisons/batch0_cnndm.json', rows)
   assert len(load('tldr_rm')) == 1
 
 
@@ -136,7 +118,7 @@ def test_articles_are_left_out(data_dir):
 )
 def test_bad_comparisons_are_named(data_dir, changes, problem):
   path = data_dir / 'comparisons/batch4.json'
-  write(path, [comparison(1), comparison(2, **changes)])
+  task_files.write_lines(path, [comparison(1), comparison(2, **changes)])
   with pytest.raises(errors.DataError, match=problem) as caught:
     load('tldr_rm')
   assert f'{path}:2' in str(caught.value)

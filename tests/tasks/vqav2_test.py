@@ -4,7 +4,6 @@ import pytest
 import seqio
 
 from perlhf_jax.core import errors
-from perlhf_jax.data import sources
 from tasks import vqa
 from tasks import vqav2
 
@@ -55,12 +54,6 @@ def write_many(folder, part, images=60):
       kind = 'what color' if index else 'is it'
       annotations.append(annotation(number, image, answer, kind=kind))
   write(folder, part, questions, annotations)
-
-
-@pytest.fixture
-def data_dir(tmp_path, monkeypatch):
-  monkeypatch.setenv(sources.DATA_DIR_VARIABLE, str(tmp_path))
-  return tmp_path
 
 
 def rows(task, split):
