@@ -35,7 +35,7 @@ def _prompts(batch=BATCH):
   return prompts
 
 
-def _keys(batch=BATCH, seed=7):
+def _keys(batch=BATCH, seed=3):
   return jax.random.split(jax.random.key(seed), batch)
 
 
