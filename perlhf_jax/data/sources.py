@@ -38,7 +38,7 @@ Parse = Callable[[dict[str, Any]], Features | Sequence[Features] | None]
 SPLIT_KEY = 'split_key'
 # A path to the records of a file.
 Read = Callable[[str], Iterator[json_rows.Row]]
-# A path to what says, by a ValueError too, to which split a record belongs.
+# A path to the function that names the split of each record of the file.
 FindSplits = Callable[[str], Callable[[dict[str, Any]], str]]
 # A name, and features, `origin` and `problem` of each row, read on demand.
 Shard = tuple[str, Iterator[dict[str, Any]]]
@@ -70,7 +70,8 @@ class FileGroup:
     any_of: glob patterns below the data directory, for the places where
       people put the same files; the first that matches anything is read.
     splits: share of the prompts that goes to each split, by a hash of the
-      prompt. `{'test': 1.0}` takes the whole file.
+      prompt. `{'test': 1.0}` takes the whole file. Where a `find_splits` says
+      where records belong, their names alone count.
   """
 
   any_of: tuple[str, ...]
@@ -206,8 +207,9 @@ class FileSource(TextSource):
       environment variable PERLHF_DATA_DIR says when data is read.
     read: reads a file.
     find_splits: for data sets that say to which split each record belongs, in
-      the place of a hash: by a field, or in a file of their own. A record of
-      no split raises a ValueError or KeyError.
+      the place of a hash: by a field, or in a file of their own. A record for
+      which it raises a ValueError or KeyError, or names a split that its group
+      has not, is unusable.
   """
 
   def __init__(
@@ -265,7 +267,12 @@ class FileSource(TextSource):
       its_split = None
       if split_of and not row.problem:
         its_split, problem = _attempt(split_of, row.record)
-        row = row._replace(problem=problem)
+        if not problem and its_split not in fractions:
+          problem = (
+            f'the split is {its_split!r}, none of {", ".join(fractions)}'
+          )
+        if problem:
+          its_split, row = None, row._replace(problem=problem)
       for key, example in self._examples(row):
         # A row without a prompt could belong anywhere; each run sees it.
         hashed = split_by_hash(key, fractions) if key else split

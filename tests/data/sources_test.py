@@ -249,7 +249,8 @@ def test_a_split_that_no_file_has_is_an_empty_shard(tmp_path):
 def test_records_may_say_their_split_themselves(tmp_path):
   def find_splits(path):
     assert path == str(tmp_path / 'a.jsonl')
-    return lambda record: {'a': 'train', 'b': 'test'}[record['part']]
+    names = {'a': 'train', 'b': 'test', 'd': 'dev'}
+    return lambda record: names[record['part']]
 
   records = [
     {'p': 'one', 'r': 'x', 'part': 'a'},
@@ -257,6 +258,8 @@ def test_records_may_say_their_split_themselves(tmp_path):
     # A record of no split, and one whose split is known but nothing else.
     {'p': 'three', 'r': 'z', 'part': 'c'},
     {'p': 'four', 'part': 'b'},
+    # And one of a split that the task has not.
+    {'p': 'five', 'r': 'v', 'part': 'd'},
   ]
   write(tmp_path / 'a.jsonl', records)
   group = sources.FileGroup(('a.jsonl',), {'train': 1.0, 'test': 1.0})
@@ -268,5 +271,7 @@ def test_records_may_say_their_split_themselves(tmp_path):
     for split in ('train', 'test')
   }
   lost = ('', "the field 'c' is missing")
-  assert found['train'] == [('one', ''), lost]
-  assert found['test'] == [('two', ''), lost, ('', "the field 'r' is missing")]
+  stray = ('', "the split is 'dev', none of train, test")
+  half = ('', "the field 'r' is missing")
+  assert found['train'] == [('one', ''), lost, stray]
+  assert found['test'] == [('two', ''), lost, half, stray]
