@@ -312,17 +312,8 @@ def with_vit(
   Raises:
     CheckpointError: the backbone has a ViT already, or there is no SigLIP.
   """
-  if backbone.config.image_size is not None:
-    raise errors.CheckpointError(
-      f'{backbone.path} has a ViT of its own; leave out INITIAL_VIT_PATH, or '
-      'start from a T5.'
-    )
-  config = pali_config.PaliConfig(
-    **{
-      field.name: getattr(backbone.config, field.name)
-      for field in dataclasses.fields(backbone.config)
-    },
-    vit=siglip.load_config(path),
+  config = pali_config.in_front_of(
+    backbone.config, siglip.load_config(path), backbone.path
   )
   # SigLIP's blocks are unrolled, whatever the layout of the T5 is.
   unrolled = dataclasses.replace(config, scan_layers=False)

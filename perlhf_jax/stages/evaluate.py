@@ -77,27 +77,17 @@ def evaluate(
   partitioning.check_batch_size(batch_size, mesh)
   loaded = backbones.load_checkpoint(checkpoint, mesh, base_checkpoint)
   metadata = loaded.metadata
-  if metadata is None and mixture_or_task_name is None:
-    raise errors.ConfigError(
-      f'{checkpoint} does not say on what to evaluate it; set '
-      'MIXTURE_OR_TASK_NAME.'
-    )
-  lengths = task_feature_lengths or (
-    _HF_LENGTHS if metadata is None else metadata.task_feature_lengths
-  )
-  dataset = input_pipeline.DatasetConfig(
-    mixture_or_task_name=mixture_or_task_name or metadata.task,
-    task_feature_lengths=lengths,
+  dataset = dataset_of(
+    checkpoint,
+    metadata,
+    mixture_or_task_name=mixture_or_task_name,
     split=split,
     batch_size=batch_size,
-    shuffle=False,
-    use_cached=use_cached,
-    module=module,
     max_examples=max_examples,
+    task_feature_lengths=task_feature_lengths,
+    module=module,
+    use_cached=use_cached,
     skip_bad_rows=skip_bad_rows,
-    truncate_prompt=(
-      'keep_end' if metadata is None else metadata.truncate_prompt
-    ),
   )
   backbone = getattr(loaded, 'backbone', loaded)
   with multihost.together():
@@ -111,7 +101,9 @@ def evaluate(
       loaded,
       policy or evaluate_policy.PolicyEvaluation(),
       examples,
-      response_length=policy_evaluation.response_length(lengths),
+      response_length=policy_evaluation.response_length(
+        dataset.task_feature_lengths
+      ),
       batch_size=batch_size,
       mesh=mesh,
       base_checkpoint=base_checkpoint,
@@ -132,6 +124,44 @@ def evaluate(
   if jax.process_index() == 0:
     _write(folder / 'eval.json', result)
   return result
+
+
+def dataset_of(
+  checkpoint: str,
+  metadata: run_metadata.RunMetadata | None,
+  *,
+  mixture_or_task_name: str | None,
+  task_feature_lengths: Mapping[str, int] | None,
+  **options: Any,
+) -> input_pipeline.DatasetConfig:
+  """Returns what to read: as asked for, else as the checkpoint was trained.
+
+  Args:
+    checkpoint: its path, for messages.
+    metadata: of the checkpoint; None for a Hugging Face directory.
+    mixture_or_task_name: the task; that of training if None.
+    task_feature_lengths: those of training if None.
+    **options: other fields of the `DatasetConfig`.
+
+  Raises:
+    ConfigError: neither says what to read.
+  """
+  if metadata is None and mixture_or_task_name is None:
+    raise errors.ConfigError(
+      f'{checkpoint} does not say on what to evaluate it; set '
+      'MIXTURE_OR_TASK_NAME.'
+    )
+  trained_with = {}
+  if metadata is not None:
+    trained_with['truncate_prompt'] = metadata.truncate_prompt
+  return input_pipeline.DatasetConfig(
+    mixture_or_task_name=mixture_or_task_name or metadata.task,
+    task_feature_lengths=task_feature_lengths
+    or (_HF_LENGTHS if metadata is None else metadata.task_feature_lengths),
+    shuffle=False,
+    **options,
+    **trained_with,
+  )
 
 
 def _evaluate_reward_model(loaded, examples, batch_size, mesh):

@@ -13,6 +13,7 @@ from typing import Annotated
 import flax.linen as nn
 import jax
 from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh
 from jax.sharding import AxisType
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
@@ -26,6 +27,8 @@ from perlhf_jax.core import typing
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')
+# The compiler propagates shardings from the constraints in the models.
+_AXIS_TYPES = (AxisType.Auto,) * 3
 
 # A logical axis and the mesh axes that split it. An array uses a mesh axis
 # once: of two logical axes that ask for it, the one that comes first here gets
@@ -45,7 +48,7 @@ class LogicalMesh:
     rules: what splits which logical axis.
   """
 
-  mesh: Mesh
+  mesh: Mesh | AbstractMesh
   rules: Rules
 
   @property
@@ -88,9 +91,6 @@ class Partitioner:
     Raises:
       ConfigError: the sizes do not multiply to the number of devices.
     """
-    rules = standard_rules(
-      self.activation_partitioning_dims, self.parameter_partitioning_dims
-    )
     devices = jax.devices() if devices is None else devices
     sizes = _mesh_sizes(self.mesh_shape, len(devices))
     placed = mesh_utils.create_device_mesh(
@@ -99,9 +99,26 @@ class Partitioner:
       # Or a mesh of other proportions than the wires of a slice is refused.
       allow_split_physical_axes=True,
     )
-    # Auto axes: the compiler propagates shardings from the constraints here.
-    mesh = Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
-    return LogicalMesh(mesh, rules)
+    mesh = Mesh(placed, MESH_AXES, axis_types=_AXIS_TYPES)
+    return LogicalMesh(mesh, self._rules())
+
+  def abstract_mesh(self, num_devices: int) -> LogicalMesh:
+    """Makes a mesh of devices that are not there, for shapes and shardings.
+
+    Args:
+      num_devices: of the run.
+
+    Raises:
+      ConfigError: as `make_mesh`.
+    """
+    sizes = _mesh_sizes(self.mesh_shape, num_devices)
+    mesh = AbstractMesh(sizes, MESH_AXES, axis_types=_AXIS_TYPES)
+    return LogicalMesh(mesh, self._rules())
+
+  def _rules(self) -> Rules:
+    return standard_rules(
+      self.activation_partitioning_dims, self.parameter_partitioning_dims
+    )
 
 
 # Every device has the whole model, and a share of each batch.
