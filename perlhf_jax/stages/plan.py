@@ -139,10 +139,9 @@ def plan(
   groups = _place(planner, names, settings, search)
   table, rows = plan_table.Table(), []
   with plan_interruption.ends_quietly(kept.summary):
+    print(table.head(settings[0]), flush=True)
     for group in groups:
       for row in planner.rows(group):
-        if not rows:
-          print(table.head(settings[0]), flush=True)
         print(table.add(row), flush=True)
         rows.append(row)
   kept.finish(rows)
