@@ -45,6 +45,7 @@ setuptools.setup(
     'numpy',
     'optax',
     'orbax-checkpoint',
+    'psutil',
     'rouge-score',
     'safetensors',
     'scipy',

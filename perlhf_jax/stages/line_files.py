@@ -78,13 +78,17 @@ def write(path: str, rows: Iterable[Mapping[str, Any]]) -> None:
 
   Process 0 writes, and the others have nothing to do.
   """
+  write_text(path, (json.dumps(r, ensure_ascii=False) + '\n' for r in rows))
+
+
+def write_text(path: str, parts: Iterable[str]) -> None:
+  """Writes a text that is given in parts, in the same way."""
   if jax.process_index():
     return
   output = epath.Path(path)
   temporary = _temporary(output)
   with temporary.open('w', encoding='utf-8') as file:
-    for row in rows:
-      file.write(json.dumps(row, ensure_ascii=False) + '\n')
+    file.writelines(parts)
   temporary.replace(output)
 
 
