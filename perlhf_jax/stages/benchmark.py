@@ -43,8 +43,7 @@ def benchmark(
   *,
   algorithm: algorithm_lib.Algorithm,
   lora: lora_lib.LoraConfig,
-  lora_optimizer: optimizers.Optimizer,
-  full_optimizer: optimizers.Optimizer,
+  optimizer: optimizers.Optimizer,
   task_feature_lengths: Mapping[str, Annotated[int, checks.AtLeastOne]],
   batch_size: Annotated[int, checks.AtLeastOne],
   num_samples: Annotated[int, checks.AtLeastOne] = 1,
@@ -74,8 +73,7 @@ def benchmark(
   Args:
     algorithm: Reinforce, Rloo, Grpo or Ppo.
     lora: the adapters that are held against full tuning.
-    lora_optimizer: for LoRA.
-    full_optimizer: for full tuning.
+    optimizer: of every model that is trained.
     task_feature_lengths: tokens of `inputs` and `targets` at most.
     batch_size: prompts of an iteration, and pairs of a reward step.
     num_samples: responses of each prompt.
@@ -129,8 +127,8 @@ def benchmark(
     start = _with_random_weights(start, mesh, seed)
 
   tunings = {
-    'lora': benchmark_setting.Setting(lora, lora_optimizer, mesh, seed),
-    'full': benchmark_setting.Setting(None, full_optimizer, mesh, seed),
+    'lora': benchmark_setting.Setting(lora, optimizer, mesh, seed),
+    'full': benchmark_setting.Setting(None, optimizer, mesh, seed),
   }
   num_images = limits.get('images', 1)
 

@@ -36,8 +36,7 @@ def plan(
   topology: str,
   algorithm: algorithm_lib.Algorithm,
   lora: lora_lib.LoraConfig,
-  lora_optimizer: optimizers.Optimizer,
-  full_optimizer: optimizers.Optimizer,
+  optimizer: optimizers.Optimizer,
   task_feature_lengths: Mapping[str, Annotated[int, checks.AtLeastOne]],
   batch_size: Annotated[int, checks.AtLeastOne],
   num_samples: Annotated[int, checks.AtLeastOne] = 1,
@@ -62,8 +61,7 @@ def plan(
       for a slice, also names of generations such as `v5e`.
     algorithm: Reinforce, Rloo, Grpo or Ppo.
     lora: the adapters that are held against full tuning.
-    lora_optimizer: for LoRA.
-    full_optimizer: for full tuning.
+    optimizer: of every model that is trained.
     task_feature_lengths: tokens of `inputs` and `targets` at most.
     batch_size: prompts of an iteration, and pairs of a reward step.
     num_samples: responses of each prompt.
@@ -96,14 +94,12 @@ def plan(
   benchmark_batches.check_lengths(task_feature_lengths)
   algorithm_lib.check_num_samples(algorithm, num_samples)
   tunings = (tunings,) if isinstance(tunings, str) else tunings
-  by_tuning = {
-    'lora': (lora, lora_optimizer),
-    'full': (None, full_optimizer),
-  }
+  by_tuning = {'lora': lora, 'full': None}
   settings = [
     plan_programs.Setting(
       model,
-      *_pick(by_tuning, tuning),
+      _pick(by_tuning, tuning),
+      optimizer,
       algorithm,
       dict(task_feature_lengths),
       batch_size,
