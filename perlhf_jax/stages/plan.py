@@ -6,12 +6,12 @@ data nor weights: only shapes are computed.
 """
 
 from collections.abc import Mapping, Sequence
-import json
 
 from etils import epath
 import jax
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import strict_json
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
 from perlhf_jax.rl import algorithm as algorithm_lib
@@ -97,7 +97,7 @@ def plan(
   setting_checks.check_positive('TEMPERATURE', temperature)
   setting_checks.check_whole_number('BATCH_SIZE', batch_size, 1)
   setting_checks.check_whole_number('ACCUMULATION_STEPS', accumulation_steps, 1)
-  algorithm_lib.check_num_samples(algorithm, num_samples)
+  algorithm_lib.check_algorithm(algorithm, num_samples)
   if output is not None:
     line_files.check_output(output)
   tunings = (tunings,) if isinstance(tunings, str) else tunings
@@ -142,7 +142,7 @@ def plan(
   rows = [row for pair in placed for row in planner.rows(pair)]
   print(plan_table.make_table(rows, settings[0]))
   if output is not None:
-    epath.Path(output).write_text(json.dumps(rows, indent=2) + '\n')
+    epath.Path(output).write_text(strict_json.dumps(rows, indent=2) + '\n')
   return rows
 
 
