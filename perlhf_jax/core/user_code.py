@@ -53,19 +53,31 @@ def describe(error: BaseException) -> str:
     the innermost one that is neither ours nor a library's, or the one by which
     we called a library; of a mistake in writing, the line that cannot be read.
   """
-  what = type(error).__name__
+  text = error.msg if isinstance(error, SyntaxError) else str(error)
+  what = f'{type(error).__name__}: {text}' if text else type(error).__name__
+  return f'{what} {line_of(error)}'.rstrip()
+
+
+def line_of(error: BaseException) -> str:
+  """Returns the line of the user's that led to an error, in brackets.
+
+  Args:
+    error: as it was caught.
+
+  Returns:
+    As in `describe`; empty if there is none.
+  """
   if isinstance(error, SyntaxError) and error.filename:
     place = f'{_shown(error.filename)}:{error.lineno}'
-    return f'{what}: {error.msg} ({place}: {(error.text or "").strip()})'
-  what = f'{what}: {error}' if str(error) else what
+    return f'({place}: {(error.text or "").strip()})'
   frames = traceback.extract_tb(error.__traceback__)
   frames = [frame for frame in frames if not _is_ours(frame.filename)]
   own = [frame for frame in frames if not _is_installed(frame.filename)]
   if not frames:
-    return what
+    return ''
   frame = own[-1] if own else frames[0]
   place = f'{_shown(frame.filename)}:{frame.lineno}, in {frame.name}'
-  return f'{what} ({place}{": " if frame.line else ""}{frame.line})'
+  return f'({place}{": " if frame.line else ""}{frame.line})'
 
 
 def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -51,7 +51,7 @@ def test_bytes_that_are_no_text_are_a_problem(tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_bytes(b'{"a": "\xff"}\n')
   (row,) = json_rows.read(str(path))
-  assert 'not valid JSON' in row.problem
+  assert 'not UTF-8' in row.problem
 
 
 def test_a_row_of_an_array_that_is_no_object_is_a_problem(tmp_path):
