@@ -144,11 +144,14 @@ def summaries() -> list[TaskSummary]:
 def _features(provider: seqio.Task | seqio.Mixture) -> dict[str, Any]:
   """What a summary says of tasks and mixtures alike."""
   features = list(provider.output_features)
+  # A mixture has a set of them, which has another order each time.
+  tasks = getattr(provider, 'tasks', [provider])
+  splits = (split for task in tasks for split in task.splits or ())
   return {
     'name': provider.name,
     'kind': feature_converters.kind_of(features) or 'other',
     'has_images': row_checks.IMAGES in features,
-    'splits': tuple(str(split) for split in provider.splits or ()),
+    'splits': tuple(map(str, dict.fromkeys(splits))),
   }
 
 
