@@ -149,17 +149,16 @@ def check_names(
     # Of the two names of lists, an option has been left out.
     if name in row_checks.LISTS:
       missing.append(name)
-      hints.append(f'register the task with {name}=True')
+      hints.append(f' Register the task with {name}=True.')
     elif near := difflib.get_close_matches(str(name), absent, n=1, cutoff=0.7):
       missing.append(near[0])
-      hints.append(f'did you mean {near[0]!r} where it has {name!r}?')
+      hints.append(f' Did you mean {near[0]!r} where it has {name!r}?')
   if not missing:
     return
   raise errors.DataError(
     f'{user_code.place_of(function)} made a dict with'
     f' {", ".join(map(repr, features)) or "nothing"} for {origin}; a task of'
-    f' the kind {kind!r} takes {_wanted(kind, lists)}.'
-    f' {"; ".join(hints).capitalize()}'.rstrip()
+    f' the kind {kind!r} takes {_wanted(kind, lists)}.{"".join(hints)}'
   )
 
 

@@ -111,9 +111,7 @@ def add_preference_task(
 
 
 def _layouts(
-  name: str,
-  files: str | Mapping[str, str] | Sequence[Sequence[sources.FileGroup]],
-  splits: Mapping[str, float] | None,
+  name: str, files: Any, splits: Any
 ) -> Sequence[Sequence[sources.FileGroup]]:
   """The layouts that `files` and `splits` of a task describe."""
   if isinstance(files, str):
@@ -126,22 +124,22 @@ def _layouts(
     )
   if isinstance(files, Mapping):
     is_known = all(isinstance(each, str) for each in files.values())
-    groups = files.items()
-    layouts = [[sources.FileGroup((f,), {split: 1.0}) for split, f in groups]]
   else:
     is_known = isinstance(files, Sequence) and all(
       isinstance(layout, Sequence)
       and all(isinstance(group, sources.FileGroup) for group in layout)
       for layout in files
     )
-    layouts = files
   if not files or not is_known:
     raise errors.ConfigError(
       f"Task {name!r}: files is {files!r}; give one pattern ('my.jsonl'), a"
       " pattern for each split ({'train': 'a.jsonl', 'validation': 'b.jsonl'}),"
       ' or layouts of sources.FileGroup. A pattern may hold *.'
     )
-  return layouts
+  if not isinstance(files, Mapping):
+    return files
+  groups = files.items()
+  return [[sources.FileGroup((f,), {split: 1.0}) for split, f in groups]]
 
 
 def _check_shares(name: str, splits: Any):

@@ -163,8 +163,8 @@ def _import_user_module(module: str) -> ModuleType:
   except ModuleNotFoundError as error:
     if error.name and (module + '.').startswith(error.name + '.'):
       raise errors.ConfigError(
-        f'MIXTURE_OR_TASK_MODULE names {module!r}, which cannot be found'
-        f'{_near_module(module)}. Give the name as in an import statement, and'
+        f'MIXTURE_OR_TASK_MODULE names {module!r}, which cannot be found.'
+        f'{_near_module(module)} Give the name as in an import statement, and'
         ' put the directory that holds it on PYTHONPATH.'
       ) from error
     raise errors.ConfigError(
@@ -183,7 +183,7 @@ def _near_module(module: str) -> str:
   """Suggests the name of a module that may be meant."""
   as_path = module.removesuffix('.py').replace('/', '.')
   if as_path != module:
-    return f'; did you mean {as_path}?'
+    return f' Did you mean {as_path}?'
   names = [path.stem for path in pathlib.Path().glob('*.py')]
   near = difflib.get_close_matches(module, names, n=1)
-  return f'; did you mean {near[0]}?' if near else ''
+  return f' Did you mean {near[0]}?' if near else ''
