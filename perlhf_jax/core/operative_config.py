@@ -5,6 +5,11 @@ configuration, not gin's "operative" one, which is known only when everything
 has been called: too late for a run that dies.
 """
 
+from collections.abc import Callable
+import contextlib
+import inspect
+from typing import Any
+
 import gin
 
 
@@ -16,3 +21,17 @@ def config_text() -> str:
     in a test that calls a stage directly.
   """
   return gin.config_str()
+
+
+def bound_arguments(function: Callable[..., Any]) -> set[str]:
+  """Gives the names of the arguments that gin binds of a function.
+
+  Of a reference with a scope, `@scope/my_module.my_function`, gin does not say
+  which scope; all its arguments count.
+  """
+  inner = getattr(function, '__wrapped__', None)
+  if hasattr(inner, '__wrapped__'):  # Gin wraps once more for a scope.
+    return set(inspect.signature(function).parameters)
+  with contextlib.suppress(ValueError):  # Gin does not know it.
+    return set(gin.get_bindings(function, resolve_references=False))
+  return set()

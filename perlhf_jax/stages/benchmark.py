@@ -5,7 +5,6 @@ given, and so are prompts unless a task is. Nothing is written but the figures.
 """
 
 from collections.abc import Mapping
-import json
 from typing import Annotated, Any
 
 from etils import epath
@@ -14,6 +13,7 @@ import numpy as np
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import strict_json
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import encoder_decoder
@@ -98,7 +98,7 @@ def benchmark(
   """
   mesh = partitioner.make_mesh()
   benchmark_batches.check_lengths(task_feature_lengths)
-  algorithm_lib.check_num_samples(algorithm, num_samples)
+  algorithm_lib.check_algorithm(algorithm, num_samples)
   partitioning.check_batch_size(
     batch_size, mesh, minibatches=algorithm.minibatches
   )
@@ -194,7 +194,7 @@ def benchmark(
   if jax.process_index() == 0:
     print(benchmark_table.make_table(result))
     if output is not None:
-      epath.Path(output).write_text(json.dumps(result, indent=2) + '\n')
+      epath.Path(output).write_text(strict_json.dumps(result, indent=2) + '\n')
   return result
 
 

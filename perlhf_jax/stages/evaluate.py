@@ -1,7 +1,7 @@
 """Metrics of a checkpoint on a task, into MODEL_DIR/eval.json."""
 
 from collections.abc import Mapping
-import json
+import math
 from typing import Annotated, Any
 
 from absl import logging
@@ -10,6 +10,7 @@ import jax
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import strict_json
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.stages import backbones
 from perlhf_jax.stages import evaluate_policy
@@ -43,6 +44,9 @@ def evaluate(
 ) -> dict[str, Any]:
   """Evaluates a checkpoint and writes eval.json beside its checkpoints.
 
+  A metric that the examples do not define, such as the ROC-AUC of a single
+  class, is null there, and the log says why.
+
   Of reward models, pairs give pairwise accuracy (a tie counts one half), in
   all and where the chosen response is the longer or the shorter one; judged
   responses give ROC-AUC, accuracy and balanced accuracy at probability 0.5,
@@ -68,7 +72,7 @@ def evaluate(
     partitioner: how the model and batches are split among devices.
 
   Returns:
-    What eval.json holds.
+    What eval.json holds, with None for null.
 
   Raises:
     UserError: any input that cannot be used.
@@ -95,8 +99,11 @@ def evaluate(
       dataset, backbone.vocabulary, backbone.config.image_size
     )
   if metadata is not None and metadata.kind == run_metadata.REWARD:
-    metrics = _evaluate_reward_model(loaded, examples, batch_size, mesh)
+    metrics, reasons = _evaluate_reward_model(
+      loaded, examples, batch_size, mesh
+    )
   else:
+    reasons = evaluate_policy.UNDEFINED
     metrics = evaluate_policy.evaluate_policy(
       loaded,
       policy or evaluate_policy.PolicyEvaluation(),
@@ -108,6 +115,12 @@ def evaluate(
       mesh=mesh,
       base_checkpoint=base_checkpoint,
     )
+  for name, value in metrics.items():
+    if isinstance(value, float) and not math.isfinite(value):
+      logging.warning(
+        '%s is undefined, and null in eval.json: %s.',
+        *(name, reasons.get(name, f'it is {value}')),
+      )
   step = getattr(loaded, 'step_path', None)
   result = {
     'checkpoint': step or checkpoint,
@@ -115,14 +128,15 @@ def evaluate(
     'task': dataset.mixture_or_task_name,
     'split': split,
     'examples': len(examples),
-    **metrics,
+    **strict_json.null_nonfinite(metrics),
   }
-  logging.info('%s', json.dumps(result, indent=2, ensure_ascii=False))
+  text = strict_json.dumps(result, indent=2)
+  logging.info('%s', text)
   folder = epath.Path(checkpoint)
   if step is not None:
     folder = epath.Path(step).parent.parent
   if jax.process_index() == 0:
-    _write(folder / 'eval.json', result)
+    _write(folder / 'eval.json', text + '\n')
   return result
 
 
@@ -165,6 +179,7 @@ def dataset_of(
 
 
 def _evaluate_reward_model(loaded, examples, batch_size, mesh):
+  """Returns metrics, and why some may be undefined."""
   objective = train_reward.check_objective(examples, examples.name)
   model, variables = trained_models.place_reward_model(loaded, mesh)
   loaded.backbone.release()
@@ -174,13 +189,15 @@ def _evaluate_reward_model(loaded, examples, batch_size, mesh):
     {},
     input_pipeline.eval_batches(examples, batch_size),
   )
-  return reward_scoring.reward_metrics(columns, objective)
+  return (
+    reward_scoring.reward_metrics(columns, objective),
+    reward_scoring.undefined_reasons(columns, objective),
+  )
 
 
-def _write(path: epath.Path, result: Mapping[str, Any]) -> None:
-  text = json.dumps(result, indent=2, ensure_ascii=False)
+def _write(path: epath.Path, text: str) -> None:
   try:
-    path.write_text(text + '\n')
+    path.write_text(text)
   except OSError as error:
     raise errors.CheckpointError(
       f'Cannot write {path}: {error}. The figures are in the log above.'

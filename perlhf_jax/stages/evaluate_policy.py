@@ -21,6 +21,12 @@ from perlhf_jax.training import partitioning
 
 _NUM_SAMPLES_SHOWN = 8
 
+# Why a metric may be undefined, as a clause.
+UNDEFINED = {
+  'win_rate_standard_error': 'one response has no spread',
+  'win_rate': 'a score that decides who wins is not a number',
+}
+
 Loaded = backbones.Checkpoint | backbones.Backbone
 
 

@@ -92,7 +92,7 @@ def plan(
   if model is None:
     raise errors.ConfigError('No model: give a gin/models/*.gin file.')
   benchmark_batches.check_lengths(task_feature_lengths)
-  algorithm_lib.check_num_samples(algorithm, num_samples)
+  algorithm_lib.check_algorithm(algorithm, num_samples)
   tunings = (tunings,) if isinstance(tunings, str) else tunings
   by_tuning = {'lora': lora, 'full': None}
   settings = [

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import hashlib
-import json
 import os
 from typing import Any
 
@@ -10,6 +9,7 @@ from absl import logging
 from etils import epath
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import strict_json
 from perlhf_jax.core import versions
 from perlhf_jax.stages import line_files
 from perlhf_jax.stages import plan_compiling
@@ -99,7 +99,7 @@ class Rows:
     if not file.exists():
       return
     try:
-      rows = json.loads(file.read_text())
+      rows = strict_json.loads(file.read_text())
       keys = [_key(row) for row in rows]
     except (ValueError, TypeError, KeyError) as error:
       raise errors.ConfigError(
@@ -122,7 +122,7 @@ class Rows:
 
   def _write(self, rows: Sequence[plan_compiling.Row]) -> None:
     if self._path is not None:
-      text = json.dumps(list(rows), indent=2) + '\n'
+      text = strict_json.dumps(list(rows), indent=2) + '\n'
       line_files.write_text(self._path, [text])
 
 

@@ -70,13 +70,15 @@ def score(
   A reward model adds `score`. Its inputs are cut to the lengths it was
   trained with, or to those given. A language model adds `logprob`, the summed
   log-probability in nats of the response and EOS; a response is never cut for
-  it, and a prompt only to a `prompt_length` that is given. Lines that are too
-  long for the memory are refused before any is scored.
+  it, and a prompt only to a `prompt_length` that is given. Where `response` is
+  a list, as `perlhf generate --num_samples=3` writes it, the number is a list
+  too, in the same order. Lines that are too long for the memory are refused
+  before any is scored.
 
   Args:
     checkpoint: MODEL_DIR, one of its steps, or a Hugging Face T5 directory.
-    input_path: JSON lines with the strings `prompt` and `response`, and, for
-      models of images, `image`; see `line_images`.
+    input_path: JSON lines with the string `prompt`, the string `response` or
+      a list of them, and, for models of images, `image`; see `line_images`.
     output_path: where to write.
     batch_size: lines scored at once; it does not change the scores.
     base_checkpoint: where the adapter's base is, if it has been moved.
@@ -88,12 +90,15 @@ def score(
 
   Raises:
     UserError: a bad line, or one that is too long (file and number are
-      named), or a bad checkpoint; nothing has been written then.
+      named), a bad checkpoint, or a number that is not finite; nothing has
+      been written then.
   """
   mesh = partitioning.make_mesh(partitioning.parse_mesh_shape(mesh_shape))
   partitioning.check_batch_size(batch_size, mesh)
   with multihost.together():
-    rows = line_files.read(input_path, ('prompt', 'response'))
+    rows = line_files.read(
+      input_path, ('prompt', 'response'), several=('response',)
+    )
   line_files.check_output(output_path)
   loaded = backbones.load_checkpoint(checkpoint, mesh, base_checkpoint)
   is_reward = (
@@ -115,17 +120,22 @@ def score(
   backbone = getattr(loaded, 'backbone', loaded)
   backbone.release()
   image_rows, image_spec = line_images.read(loaded, rows, input_path)
+  # The row of each example: one for each of its responses.
+  row_of = [
+    index for index, row in enumerate(rows) for _ in _responses(row['response'])
+  ]
   examples = [
     {
       'inputs': feature_converters.tokenize_prompt(
         backbone.vocabulary, row['prompt']
       ),
       'targets': feature_converters.tokenize_response(
-        backbone.vocabulary, row['response']
+        backbone.vocabulary, response
       ),
       'label': 0.0,
     }
     for row in rows
+    for response in _responses(row['response'])
   ]
   lengths = {
     kind: [len(example[feature]) for example in examples]
@@ -147,7 +157,7 @@ def score(
     batch_size,
     [
       batch_memory.line_length(
-        *(kind, input_path, {i: lengths[kind][i] for i in batch.indices}),
+        *(kind, input_path, _by_row(batch.indices, lengths[kind], row_of)),
         *(limits[kind], padded, remedy),
       )
       for batch in batches[:1]
@@ -167,15 +177,24 @@ def score(
       truncate_prompt=loaded.metadata.truncate_prompt
       if is_reward
       else 'keep_end',
-      image_rows=image_rows,
+      image_rows=[image_rows[index] for index in row_of],
       image_spec=image_spec,
     )
   name = 'score' if is_reward else 'logprob'
+  for index in np.flatnonzero(~np.isfinite(scores)):
+    raise errors.CheckpointError(
+      f'{input_path}:{row_of[index] + 1}: {checkpoint} gives the {name} '
+      f'{scores[index]}, which is not finite. Its weights may be damaged, or '
+      'its training failed; nothing was written.'
+    )
+  by_row = [[] for _ in rows]
+  for index, value in zip(row_of, scores, strict=True):
+    by_row[index].append(float(value))
   line_files.write(
     output_path,
     (
-      {**row, name: float(value)}
-      for row, value in zip(rows, scores, strict=True)
+      {**row, name: values if isinstance(row['response'], list) else values[0]}
+      for row, values in zip(rows, by_row, strict=True)
     ),
   )
   logging.info('Wrote %d lines with %r to %s.', len(rows), name, output_path)
@@ -207,6 +226,19 @@ def make_batches(
     )
     for indices in length_buckets.batches_by_length(totals, batch_size)
   ]
+
+
+def _by_row(
+  indices: Sequence[int], lengths: Sequence[int], row_of: Sequence[int]
+) -> dict[int, int]:
+  """Returns the longest length of each row that some examples are of."""
+  # The longest comes last, and stays.
+  ordered = sorted(indices, key=lambda index: lengths[index])
+  return {row_of[index]: lengths[index] for index in ordered}
+
+
+def _responses(response: str | Sequence[str]) -> Sequence[str]:
+  return [response] if isinstance(response, str) else response
 
 
 def score_examples(

@@ -113,7 +113,7 @@ def train_policy(
   """
   mesh = partitioner.make_mesh()
   algorithm_lib.check_kl_beta(kl_beta, controller is not None)
-  algorithm_lib.check_num_samples(algorithm, num_samples)
+  algorithm_lib.check_algorithm(algorithm, num_samples)
   rewards.check_any()
   reward_sources.check_judge(judge)
   sampling = _sampling(dataset, temperature, num_samples)
