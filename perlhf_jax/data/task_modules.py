@@ -163,9 +163,10 @@ def _import_user_module(module: str) -> ModuleType:
   except ModuleNotFoundError as error:
     if error.name and (module + '.').startswith(error.name + '.'):
       raise errors.ConfigError(
-        f'MIXTURE_OR_TASK_MODULE names {module!r}, which cannot be found.'
-        f'{_near_module(module)} Give the name as in an import statement, and'
-        ' put the directory that holds it on PYTHONPATH.'
+        f'The module {module!r}, which registers tasks, cannot be found.'
+        f'{_near_module(module)} Put the directory that holds it on PYTHONPATH,'
+        ' and name it as an import statement does:'
+        ' --gin.MIXTURE_OR_TASK_MODULE="\'my_package.my_tasks\'".'
       ) from error
     raise errors.ConfigError(
       f'The task module {module!r} imports {error.name!r}, which is not'

@@ -15,10 +15,12 @@ from perlhf_jax.data import input_pipeline
 from perlhf_jax.stages import backbones
 from perlhf_jax.stages import evaluate_policy
 from perlhf_jax.stages import policy_evaluation
+from perlhf_jax.stages import recorded_tasks
 from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import train_reward
 from perlhf_jax.stages import trained_models
+from perlhf_jax.training import checkpoints
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 
@@ -63,12 +65,13 @@ def evaluate(
       on it.
     max_examples: the first so many; all if None.
     task_feature_lengths: by default those of training.
-    module: module that registers the task, if it is not one of ours.
+    module: module that registers the task, if it is not one of ours; by
+      default, and if no task is named, the one that the checkpoint records.
     use_cached: whether to read SeqIO's offline cache of the task.
     skip_bad_rows: whether to leave out rows that cannot be used.
     base_checkpoint: where the adapter's base is, or the reference of a policy
       that was tuned in full, if it has been moved.
-    policy: how to evaluate a language model.
+    policy: how to evaluate a language model; of a reward model, nothing.
     partitioner: how the model and batches are split among devices.
 
   Returns:
@@ -81,6 +84,12 @@ def evaluate(
   partitioning.check_batch_size(batch_size, mesh)
   loaded = backbones.load_checkpoint(checkpoint, mesh, base_checkpoint)
   metadata = loaded.metadata
+  policy = policy or evaluate_policy.PolicyEvaluation()
+  is_reward_model = (
+    metadata is not None and metadata.kind == run_metadata.REWARD
+  )
+  if is_reward_model:
+    policy.check_unused(checkpoint)
   dataset = dataset_of(
     checkpoint,
     metadata,
@@ -98,7 +107,7 @@ def evaluate(
     examples = input_pipeline.load_examples(
       dataset, backbone.vocabulary, backbone.config.image_size
     )
-  if metadata is not None and metadata.kind == run_metadata.REWARD:
+  if is_reward_model:
     metrics, reasons = _evaluate_reward_model(
       loaded, examples, batch_size, mesh
     )
@@ -106,7 +115,7 @@ def evaluate(
     reasons = evaluate_policy.UNDEFINED
     metrics = evaluate_policy.evaluate_policy(
       loaded,
-      policy or evaluate_policy.PolicyEvaluation(),
+      policy,
       examples,
       response_length=policy_evaluation.response_length(
         dataset.task_feature_lengths
@@ -121,10 +130,10 @@ def evaluate(
         '%s is undefined, and null in eval.json: %s.',
         *(name, reasons.get(name, f'it is {value}')),
       )
-  step = getattr(loaded, 'step_path', None)
+  path = epath.Path(getattr(loaded, 'step_path', checkpoint))
   result = {
-    'checkpoint': step or checkpoint,
-    'step': None if step is None else int(epath.Path(step).name),
+    'checkpoint': str(path),
+    'step': int(path.name) if metadata and path.name.isdigit() else None,
     'task': dataset.mixture_or_task_name,
     'split': split,
     'examples': len(examples),
@@ -132,9 +141,7 @@ def evaluate(
   }
   text = strict_json.dumps(result, indent=2)
   logging.info('%s', text)
-  folder = epath.Path(checkpoint)
-  if step is not None:
-    folder = epath.Path(step).parent.parent
+  folder = path if metadata is None else checkpoints.model_dir_of(path)
   if jax.process_index() == 0:
     _write(folder / 'eval.json', text + '\n')
   return result
@@ -168,7 +175,7 @@ def dataset_of(
   trained_with = {}
   if metadata is not None:
     trained_with['truncate_prompt'] = metadata.truncate_prompt
-  return input_pipeline.DatasetConfig(
+  dataset = input_pipeline.DatasetConfig(
     mixture_or_task_name=mixture_or_task_name or metadata.task,
     task_feature_lengths=task_feature_lengths
     or (_HF_LENGTHS if metadata is None else metadata.task_feature_lengths),
@@ -176,6 +183,10 @@ def dataset_of(
     **options,
     **trained_with,
   )
+  # What a foreign checkpoint names is imported for its own task alone.
+  if mixture_or_task_name is None:
+    return recorded_tasks.with_module(dataset, metadata, checkpoint)
+  return dataset
 
 
 def _evaluate_reward_model(loaded, examples, batch_size, mesh):

@@ -138,6 +138,14 @@ def train(
   """
   check = check or check_finite
   first = int(state.step)
+  if first >= config.train_steps:
+    logging.info(
+      'The run in %s has finished at step %d: there is nothing to do. Give a '
+      'larger TRAIN_STEPS to train on, or another MODEL_DIR to begin anew.',
+      *(model_dir, first),
+    )
+    manager.close()
+    return state
   writer = metric_writer.MetricWriter(model_dir, first)
   progress = progress_lib.Progress(first, config.train_steps, batch_size)
   stream = batches(first)
@@ -200,7 +208,7 @@ def train(
     else None,
     'step_memory_bytes': step.memory_bytes,
   }
-  if jax.process_index() == 0 and first < config.train_steps:
+  if jax.process_index() == 0:
     text = strict_json.dumps(summary, indent=2)
     (model_dir / 'summary.json').write_text(text + '\n')
   logging.info('Finished step %d in %s.', config.train_steps, model_dir)

@@ -46,3 +46,47 @@ def test_arguments_that_gin_binds_are_known(scaled):
   with gin.config_scope('scoped'):
     function = scaled()
   assert 'scale' in operative_config.bound_arguments(function)
+
+
+_BEFORE = """
+from __gin__ import dynamic_registration
+from some import place
+
+LEARNING_RATE = 0.001
+SIZES = {'inputs': 32, 'targets': 17}
+MODEL = @place.Model()
+
+place.train.rate = %LEARNING_RATE
+place.train.part = None
+eval/place.Data.split = 'test'
+"""
+
+
+def test_comments_order_and_spelling_are_no_change():
+  after = """
+# Written by hand.
+eval/place.Data.split = "test"
+place.train:
+  part = None
+  rate = %LEARNING_RATE
+MODEL = @place.Model()
+SIZES = {'targets': 17, 'inputs': 32}
+LEARNING_RATE = 1e-3
+"""
+  assert operative_config.changes(_BEFORE, after) == {}
+
+
+def test_each_change_is_named():
+  after = (
+    _BEFORE.replace('0.001', '0.01')
+    .replace('@place.Model()', '@place.Model')
+    .replace('%LEARNING_RATE', '%OTHER_RATE')
+    .replace('place.train.part = None\n', '')
+  )
+  assert operative_config.changes(_BEFORE, after + 'OTHER_RATE = 1\n') == {
+    'LEARNING_RATE': '0.001 -> 0.01',
+    'MODEL': '@place.Model() -> @place.Model',
+    'OTHER_RATE': 'not set -> 1',
+    'place.train.part': 'None -> not set',
+    'place.train.rate': '%LEARNING_RATE -> %OTHER_RATE',
+  }

@@ -80,7 +80,7 @@ def _train(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       state,
     )
-    state = manager.restore(latest, abstract, check=METADATA)
+    state = manager.restore(latest, abstract)
   return train_loop.train(
     config,
     model_dir=folder,
