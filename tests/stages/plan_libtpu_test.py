@@ -41,7 +41,13 @@ PARTITIONER = partitioning.Partitioner((1, -1, 1))
 CHEAP = plan_compiling.OPTIONS['cheap']
 
 
-@pytest.mark.parametrize('name', ['v3-8', 'v4-128', 'v5e-1', 'v5p-16', 'v6e-8'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('v3-8', 'v4-128', 'v5e-1', 'v5p-16', 'v6e-1', 'v6e-8', 'tpu7x-2'),
+    *('tpu7x-16', '2xv5e-16', '2xtpu7x-8'),
+  ],
+)
 def test_libtpu_makes_the_devices_that_the_table_promises(name):
   topology = topologies.find(name)
   assert len(topologies.devices(topology)) == topology.num_devices
