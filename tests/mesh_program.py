@@ -16,7 +16,6 @@ os.environ['XLA_FLAGS'] = (
 import jax
 import jax.numpy as jnp
 import numpy as np
-import slice_traffic
 import tiny_models
 
 from perlhf_jax.core import errors
@@ -113,11 +112,6 @@ def run(mesh, tuning):
     'batch_shard': batch['prompt_tokens'].sharding.shard_shape((BATCH_SIZE, 9)),
     'memory_bytes': step.memory_bytes,
     'fingerprint': fingerprint.fingerprint(values['params']),
-    'trained_bytes': sum(leaf.nbytes for leaf in jax.tree.leaves(trainable)),
-    'between_halves': slice_traffic.between_slices(
-      '\n'.join(each.as_text() for each in step._programs.values()),
-      max(1, jax.device_count() // 2),
-    ),
   }
 
 

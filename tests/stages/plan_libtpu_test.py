@@ -1,6 +1,8 @@
 """The compiler's account of memory on TPU slices that are not here."""
 
 import dataclasses
+import math
+import re
 
 import pytest
 
@@ -96,3 +98,30 @@ def test_a_step_that_is_too_large_is_a_row_with_its_size():
   row = plan_compiling.compile_program(program, topology.memory_bytes, CHEAP)
   assert not row['fits']
   assert row['peak_bytes'] > row['limit_bytes']
+
+
+def test_only_gradients_of_adapters_go_from_slice_to_slice():
+  topology = topologies.find('2xv5e-4')
+  mesh = partitioning.Partitioner((2, -1, 1)).make_mesh(
+    topologies.devices(topology)
+  )
+  program = (
+    next(plan_programs.make_programs(SETTING, mesh))
+    .lower()
+    .compile(dict(CHEAP))
+  )
+  # What leaves a slice is sent by the runtime that links slices.
+  sends = [
+    line
+    for line in program.as_text().splitlines()
+    if ' send(' in line and 'xla_megascale_runtime' in line
+  ]
+  sent = 0
+  for line in sends:
+    assert '_xla_megascale_transfer_type="ALL_REDUCE"' in line
+    dtype, shape = re.search(r'= \((\w+)\[([\d,]+)\]', line).groups()
+    item_bytes = {'bf16': 2, 'f32': 4}[dtype]
+    sent += item_bytes * math.prod(map(int, shape.split(',')))
+  # A and B of rank 8, of the four projections of six attentions.
+  adapters = 6 * 4 * 2 * 1024 * 8
+  assert 0 < sent * topology.num_devices <= 4 * adapters
