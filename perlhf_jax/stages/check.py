@@ -128,7 +128,8 @@ class _Check:
     if partitioner is None:
       shape = partitioning.parse_mesh_shape(self._get('mesh_shape'))
       partitioner = partitioning.Partitioner(shape)
-    self._mesh = partitioner.abstract_mesh(self._num_devices)
+    slices = 1 if self._slice is None else self._slice.num_slices
+    self._mesh = partitioner.abstract_mesh(self._num_devices, slices)
     loop, algorithm = self._get('loop'), self._get('algorithm')
     parts = (
       getattr(loop, 'accumulation_steps', 1),

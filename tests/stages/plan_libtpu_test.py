@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -48,7 +50,13 @@ PARTITIONER = partitioning.Partitioner((1, -1, 1))
 CHEAP = plan_compiling.OPTIONS['cheap']
 
 
-@pytest.mark.parametrize('name', ['v3-8', 'v4-128', 'v5e-1', 'v5p-16', 'v6e-8'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('v3-8', 'v4-128', 'v5e-1', 'v5p-16', 'v6e-1', 'v6e-8', 'tpu7x-2'),
+    *('tpu7x-16', '2xv5e-16', '2xtpu7x-8'),
+  ],
+)
 def test_libtpu_makes_the_devices_that_the_table_promises(name):
   topology = topologies.find(name)
   assert len(topologies.devices(topology)) == topology.num_devices
@@ -155,3 +163,30 @@ def test_an_interrupted_plan_leaves_its_first_rows(
   assert len(compiled) == 8 - len(rows)
   assert 'of full' in capsys.readouterr().out
   assert json.loads(output.read_text())[: len(rows)] == rows
+
+
+def test_only_gradients_of_adapters_go_from_slice_to_slice():
+  topology = topologies.find('2xv5e-4')
+  mesh = partitioning.Partitioner((2, -1, 1)).make_mesh(
+    topologies.devices(topology)
+  )
+  program = (
+    next(plan_programs.make_programs(SETTING, mesh))
+    .lower()
+    .compile(dict(CHEAP))
+  )
+  # What leaves a slice is sent by the runtime that links slices.
+  sends = [
+    line
+    for line in program.as_text().splitlines()
+    if ' send(' in line and 'xla_megascale_runtime' in line
+  ]
+  sent = 0
+  for line in sends:
+    assert '_xla_megascale_transfer_type="ALL_REDUCE"' in line
+    dtype, shape = re.search(r'= \((\w+)\[([\d,]+)\]', line).groups()
+    item_bytes = {'bf16': 2, 'f32': 4}[dtype]
+    sent += item_bytes * math.prod(map(int, shape.split(',')))
+  # A and B of rank 8, of the four projections of six attentions.
+  adapters = 6 * 4 * 2 * 1024 * 8
+  assert 0 < sent * topology.num_devices <= 4 * adapters
