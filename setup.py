@@ -53,6 +53,7 @@ setuptools.setup(
     'tensorflow',
     'tensorflow-datasets',
     'tqdm',
+    'typing_extensions',
   ],
   extras_require={
     'cache': CACHE,

@@ -20,8 +20,8 @@ perlhf() {
 }
 
 train() { # COMMAND NAME TASK TUNING, then more bindings
-  perlhf "$1" --gin_file="gin/runs/$1.gin" --gin_file="gin/models/$model.gin" \
-    --gin_file="gin/lora/$4.gin" --gin_file=gin/optimizers/adamw.gin \
+  perlhf "$1" --gin_file="gin/models/$model.gin" --gin_file="gin/lora/$4.gin" \
+    --gin_file=gin/optimizers/adamw.gin \
     --gin_file="gin/$world/world.gin" \
     --gin.MODEL_DIR="'$output/$2'" \
     --gin.MIXTURE_OR_TASK_NAME="'${world}_$3'" "${@:5}"
@@ -45,8 +45,7 @@ policy() { # NAME TUNING, then more bindings
 }
 
 judge() { # CHECKPOINT, then more bindings: the gold score of sampled answers
-  perlhf evaluate --gin_file=gin/runs/evaluate.gin \
-    --gin_file="gin/$world/gold.gin" --checkpoint="$1" \
+  perlhf evaluate --gin_file="gin/$world/gold.gin" --checkpoint="$1" \
     --gin.MIXTURE_OR_TASK_NAME="'${world}_prompts'" --gin.TEMPERATURE=1.0 \
     "${@:2}"
 }

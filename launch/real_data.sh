@@ -35,7 +35,7 @@ perlhf() {
 }
 
 train() { # COMMAND NAME TASK TUNING, then more bindings
-  perlhf "$1" --gin_file="gin/runs/$1.gin" \
+  perlhf "$1" \
     --gin_file=gin/models/t5_tiny_pieces.gin --gin_file="gin/lora/$4.gin" \
     --gin_file=gin/optimizers/adamw.gin \
     --gin.VOCABULARY_PATH="'$output/spiece.model'" \

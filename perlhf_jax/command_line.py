@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
 import math
+import os
 from typing import Any
 
 from absl import flags as absl_flags
@@ -20,9 +21,11 @@ from perlhf_jax.core import errors
 
 _GIN_HELP = """\
   --gin_file=FILE         a gin file; give the flag again for more, later ones
-                          win. Default: {default}
+                          win. {default} is always read, first
   --gin.NAME=VALUE        sets a macro, or a parameter, after the files
   --gin_search_paths=A,B  more folders in which to look for gin files"""
+
+_COLUMN = 34  # Where the notes on macros begin.
 
 _DEFINITIONS = {
   bool: absl_flags.DEFINE_boolean,
@@ -89,8 +92,8 @@ class Command:
     function: the function's name.
     example: a command line that works.
     flags: the flags it takes.
-    gin_file: the gin file that it reads if none is given; None for a command
-      that is not configured by gin.
+    gin_file: the gin file that it reads first, before those that are given;
+      None for a command that is not configured by gin.
     on_hosts: whether it can run on several hosts, and takes `HOST_FLAGS`.
   """
 
@@ -289,11 +292,16 @@ def _arguments(command: Command, values: absl_flags.FlagValues) -> Arguments:
   ]
   return Arguments(
     keywords,
-    gin_files=tuple(values['gin_file'].value or [command.gin_file]),
+    gin_files=_gin_files(command.gin_file, values['gin_file'].value),
     bindings=(*bindings, *macros),
     search_paths=tuple(values['gin_search_paths'].value),
     hosts=hosts,
   )
+
+
+def _gin_files(own: str, given: Sequence[str]) -> tuple[str, ...]:
+  """Puts a command's own run file first, once, whether it is given or not."""
+  return own, *(file for file in given if os.path.normpath(file) != own)
 
 
 def _without_required(command: Command) -> Command:
@@ -332,16 +340,28 @@ def _describe_macros(
   for file in files:
     gin_scan.scan_file(scan, file, search_paths)
   lines = [f'To be given, as --gin.NAME=VALUE, with {", ".join(files)}:']
-  lines += [f'  {name}' for name in scan.required()]
+  lines += [_described(name, scan.notes.get(name)) for name in scan.required()]
+  by_file: dict[str, list[str]] = {}
   for name in scan.undefined():
-    defining = gin_scan.files_defining(name)
-    where = f', for example by --gin_file={defining[0]}' if defining else ''
-    lines.append(f'  {name}{where}')
+    defining = gin_scan.files_defining(name, limit=1)
+    note = f'for example by --gin_file={defining[0]}' if defining else ''
+    by_file.setdefault(note, []).append(name)
+  lines += [_described(', '.join(n), note) for note, n in by_file.items()]
   lines += ['', 'May be given:']
   for name, (value, _) in scan.macros.items():
     if name not in scan.required():
-      lines.append(f'  {name} = {_written(value)}')
+      given = f'{name} = {_written(value)}'
+      lines.append(_described(given, scan.notes.get(name)))
   return lines
+
+
+def _described(name: str, note: str | None) -> str:
+  """Gives a line of a help page, or two if one would be long."""
+  if not note:
+    return f'  {name}'
+  if len(name) < _COLUMN:
+    return f'  {name:{_COLUMN}}{note}'
+  return f'  {name}\n  {"":{_COLUMN}}{note}'
 
 
 def _wrapped(example: str) -> str:

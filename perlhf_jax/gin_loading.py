@@ -1,8 +1,9 @@
 """Loads a command's gin configuration; every mistake is a ConfigError.
 
 First a scan (gin_scan.py), which needs no import; then the imports that the
-files ask for; then gin's own parse. What fails after the imports is therefore
-the configuration's fault, and what fails in them is not.
+files ask for, each with a check of what is bound of it (gin_checks.py); then
+gin's own parse. What fails after the imports is therefore the configuration's
+fault, and what fails in them is not.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import gin
 
+from perlhf_jax import gin_checks
 from perlhf_jax import gin_scan
 from perlhf_jax.core import errors
 
@@ -40,13 +42,13 @@ class Config:
     files: gin files, in order.
     bindings: bindings from the command line, which come after the files.
     search_paths: folders in which files are looked for.
-    imports: the modules that the files import.
+    scan: what files and bindings say.
   """
 
   files: tuple[str, ...]
   bindings: tuple[Binding, ...]
   search_paths: tuple[str, ...]
-  imports: tuple[gin_scan.Import, ...]
+  scan: gin_scan.Scan
 
 
 def read(
@@ -82,7 +84,7 @@ def read(
     files=tuple(files),
     bindings=tuple(bindings),
     search_paths=tuple(search_paths),
-    imports=tuple(scan.imports),
+    scan=scan,
   )
 
 
@@ -97,11 +99,13 @@ def load(config: Config, fn: Callable[..., Any]) -> Callable[[], Any]:
     `fn` with its arguments bound.
 
   Raises:
-    ConfigError: an import does not exist, a name or a parameter is misspelt, or
-      an argument of `fn` is bound nowhere.
+    ConfigError: an import does not exist, a name or a parameter is misspelt, a
+      value is of another type or out of bounds, or an argument of `fn` is bound
+      nowhere.
   """
-  for statement in config.imports:
+  for statement in sorted(config.scan.imports, key=_is_slow):
     _import(statement)
+    gin_checks.check_module(config.scan, statement.module)
   gin.clear_config()
   for path in (*config.search_paths, *map(str, gin_scan.GIN_ROOTS)):
     # Gin keeps search paths for good; one that it has already does no harm.
@@ -133,9 +137,18 @@ def _bound(config: Config, fn: Callable[..., Any]) -> Callable[[], Any]:
     module = fn.__module__.rsplit('.', maxsplit=1)[-1]
     raise errors.ConfigError(
       f'none of {", ".join(config.files)} binds {", ".join(missing)} of '
-      f'{module}.{fn.__name__}: is --gin_file=gin/runs/{module}.gin left out?'
+      f'{module}.{fn.__name__}; a gin file of the command must.'
     )
   return bound
+
+
+def _is_slow(statement: gin_scan.Import) -> bool:
+  """Says whether an import may take seconds, because of TensorFlow.
+
+  These come last, so that most mistakes are found before.
+  """
+  fast = ('perlhf_jax.models.', 'perlhf_jax.rl.', 'perlhf_jax.training.')
+  return not statement.module.startswith(fast)
 
 
 def _import(statement: gin_scan.Import) -> None:

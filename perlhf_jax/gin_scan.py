@@ -26,6 +26,17 @@ GIN_ROOTS = (_PACKAGE.parent, _PACKAGE)
 
 REQUIRED = 'gin.REQUIRED'
 
+# Folders of files that any command may be given.
+_ADDED = ('gin/models/', 'gin/lora/', 'gin/rl/', 'gin/vocabularies/')
+
+# What is named first where several files would do: it runs anywhere, or it is
+# the paper's choice.
+_SUGGESTED = (
+  'gin/models/t5_tiny.gin',
+  'gin/lora/attention.gin',
+  'gin/rl/reinforce.gin',
+)
+
 
 class Macro(NamedTuple):
   """A use of a macro, `%NAME`."""
@@ -64,6 +75,7 @@ class Scan:
     macros: the value and the place of each macro's last definition.
     parameters: the same of each parameter, by its name as written.
     imports: every import statement.
+    notes: what a file's comments say of each macro; see `_notes`.
   """
 
   macros: dict[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
@@ -71,6 +83,7 @@ class Scan:
     default_factory=dict
   )
   imports: list[Import] = dataclasses.field(default_factory=list)
+  notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def uses(self) -> dict[str, str]:
     """Gives each macro that is read, with the first place that reads it."""
@@ -145,13 +158,19 @@ def scan_file(
     raise errors.ConfigError(f'gin files include each other: {chain}')
   path = find_file(name, search_paths)
   with open(path, encoding='utf-8') as file:
+    notes = _notes(file.read().splitlines())
+    file.seek(0)
     for statement in _statements(file, name):
       if isinstance(statement, config_parser.IncludeStatement):
         scan_file(
           scan, statement.filename, search_paths, (*included_from, name)
         )
       else:
-        _add(scan, statement, f'{name}, line {statement.location.line_num}')
+        line = statement.location.line_num
+        _add(scan, statement, f'{name}, line {line}')
+        if isinstance(statement, config_parser.BindingStatement):
+          if not statement.arg_name and line in notes:
+            scan.notes[_macro_name(statement)] = notes[line]
 
 
 def scan_binding(scan: Scan, binding: str, flag: str) -> set[str]:
@@ -220,15 +239,19 @@ def check(
 
 
 def files_defining(name: str, limit: int = 3) -> list[str]:
-  """Lists gin files of this library that define a macro, the first few."""
+  """Lists gin files that define a macro and can be added to a command's own.
+
+  Run files belong to one command each, and those of worlds to their demos, so
+  these are left out.
+  """
   pattern = re.compile(rf'^{re.escape(name)}\s*=', re.MULTILINE)
   found = [
     file
     for file in _own_files()
-    if pattern.search(pathlib.Path(find_file(file)).read_text('utf-8'))
+    if file.startswith(_ADDED)
+    and pattern.search(pathlib.Path(find_file(file)).read_text('utf-8'))
   ]
-  # The tiny ones first: they run anywhere.
-  return sorted(found, key=lambda file: 'tiny' not in file)[:limit]
+  return sorted(found, key=lambda file: file not in _SUGGESTED)[:limit]
 
 
 def _own_files() -> list[str]:
@@ -240,6 +263,23 @@ def _own_files() -> list[str]:
         for path in (root / 'gin').glob('**/*.gin')
       )
   return []
+
+
+def _notes(lines: Sequence[str]) -> dict[int, str]:
+  """Returns the comment of each line, by its number from 1.
+
+  A comment stands behind a line or, if it is long, above it.
+  """
+  notes, above = {}, []
+  for number, line in enumerate(lines, start=1):
+    code, _, behind = line.partition('  # ')
+    if line.startswith('#'):
+      above.append(line.removeprefix('#').strip())
+      continue
+    if code and (behind or above):
+      notes[number] = behind or ' '.join(above)
+    above = []
+  return notes
 
 
 def _statements(source: Any, name: str) -> Iterator[Any]:

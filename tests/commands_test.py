@@ -7,13 +7,14 @@ import shlex
 import pytest
 
 from perlhf_jax import command_line
+from perlhf_jax import commands
 from perlhf_jax import gin_loading
 from perlhf_jax import gin_scan
 from perlhf_jax import main
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GIN_FILES = sorted((ROOT / 'gin').glob('**/*.gin'))
-GIN_COMMANDS = [name for name, c in main.COMMANDS.items() if c.gin_file]
+GIN_COMMANDS = [name for name, c in commands.COMMANDS.items() if c.gin_file]
 
 
 def _arguments_of(command):
@@ -33,9 +34,9 @@ def _arguments_of(command):
   raise AssertionError(f'{path} has no function {command.function}')
 
 
-@pytest.mark.parametrize('name', main.COMMANDS)
+@pytest.mark.parametrize('name', commands.COMMANDS)
 def test_flags_are_arguments_of_the_function(name):
-  command = main.COMMANDS[name]
+  command = commands.COMMANDS[name]
   flags = {
     flag.argument or flag.name for flag in command.flags if not flag.macro
   }
@@ -44,7 +45,7 @@ def test_flags_are_arguments_of_the_function(name):
 
 @pytest.mark.parametrize('name', GIN_COMMANDS)
 def test_flags_set_macros_that_the_gin_file_reads(name):
-  command = main.COMMANDS[name]
+  command = commands.COMMANDS[name]
   scan = gin_scan.Scan()
   gin_scan.scan_file(scan, command.gin_file)
   assert {f.macro for f in command.flags if f.macro} <= scan.uses().keys()
@@ -52,7 +53,7 @@ def test_flags_set_macros_that_the_gin_file_reads(name):
 
 @pytest.mark.parametrize('name', GIN_COMMANDS)
 def test_gin_file_gives_every_argument_it_names(name):
-  command = main.COMMANDS[name]
+  command = commands.COMMANDS[name]
   scan = gin_scan.Scan()
   gin_scan.scan_file(scan, command.gin_file)
   prefix = f'{command.module.rsplit(".", 1)[-1]}.{command.function}.'
@@ -65,9 +66,9 @@ def test_gin_file_gives_every_argument_it_names(name):
   assert bound <= _arguments_of(command)
 
 
-@pytest.mark.parametrize('name', main.COMMANDS)
+@pytest.mark.parametrize('name', commands.COMMANDS)
 def test_example_is_complete(name):
-  command = main.COMMANDS[name]
+  command = commands.COMMANDS[name]
   program, given_name, *args = shlex.split(command.example)
   assert (program, given_name) == ('perlhf', name)
   arguments = command_line.parse(name, command, args)
@@ -76,10 +77,10 @@ def test_example_is_complete(name):
     gin_loading.read(arguments.gin_files, arguments.bindings, flags=flags)
 
 
-@pytest.mark.parametrize('name', main.COMMANDS)
+@pytest.mark.parametrize('name', commands.COMMANDS)
 def test_help_page(name, capsys):
   assert main.run([name, '--help']) == 0
-  assert main.COMMANDS[name].help in capsys.readouterr().out
+  assert commands.COMMANDS[name].help in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

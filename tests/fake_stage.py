@@ -1,5 +1,8 @@
 """A stage for the tests of the command line: it records how it was called."""
 
+from typing import Annotated, Any
+
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import operative_config
 
@@ -7,12 +10,18 @@ calls = []
 
 
 class Model:
-  def __init__(self, width, depth=2):
+  def __init__(self, width: int, depth: int = 2):
     self.width = width
     self.depth = depth
 
 
-def train(model_dir, train_steps, model=None, rank=4, checkpoint=None):
+def train(
+  model_dir: str,
+  train_steps: Annotated[int, checks.AtLeastOne],
+  model: Model | None = None,
+  rank: int = 4,
+  checkpoint: Any = None,
+):
   calls.append(
     {
       'model_dir': model_dir,

@@ -4,6 +4,7 @@ import hosts_program
 import pytest
 
 from perlhf_jax import command_line
+from perlhf_jax import commands
 from perlhf_jax import main
 
 WAIT = hosts_program.COMMANDS['wait']
@@ -28,7 +29,7 @@ def test_help_lists_the_flags(capsys):
   assert 'False' not in section
 
 
-@pytest.mark.parametrize('name', main.COMMANDS)
+@pytest.mark.parametrize('name', commands.COMMANDS)
 def test_commands_that_run_models_take_the_flags(name, capsys):
   assert main.run([name, '--help']) == 0
   runs_models = name not in (

@@ -6,8 +6,8 @@ import shlex
 import pytest
 
 from perlhf_jax import command_line
+from perlhf_jax import commands
 from perlhf_jax import gin_loading
-from perlhf_jax import main
 
 PAPER = pathlib.Path(__file__).parents[1] / 'gin' / 'runs' / 'paper'
 FILES = sorted(PAPER.glob('*.gin'))
@@ -26,7 +26,7 @@ def command_of(path):
 def macros(arguments):
   """What a command binds, by name; the last one wins."""
   name, *rest = arguments
-  parsed = command_line.parse(name, main.COMMANDS[name], rest)
+  parsed = command_line.parse(name, commands.COMMANDS[name], rest)
   gin_loading.read(parsed.gin_files, parsed.bindings)
   values = {}
   for path in parsed.gin_files:

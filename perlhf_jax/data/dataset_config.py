@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Annotated
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 
 
@@ -33,20 +35,23 @@ class DatasetConfig:
   """
 
   mixture_or_task_name: str
-  task_feature_lengths: Mapping[str, int]
+  task_feature_lengths: Mapping[str, Annotated[int, checks.AtLeastOne]]
   split: str = 'train'
-  batch_size: int = 32
+  batch_size: Annotated[int, checks.AtLeastOne] = 32
   shuffle: bool = True
-  seed: int = 0
+  seed: Annotated[int, checks.NotNegative] = 0
   use_cached: bool = False
   module: str | None = None
-  max_examples: int | None = None
+  max_examples: Annotated[int | None, checks.AtLeastOne] = None
   skip_bad_rows: bool = False
-  truncate_prompt: str = 'keep_end'
+  truncate_prompt: Annotated[str, checks.OneOf('keep_end', 'keep_start')] = (
+    'keep_end'
+  )
   refuse_long_prompts: bool = False
   part: tuple[int, int] | None = None
 
   def __post_init__(self):
+    checks.check_fields(self)
     if self.part is None:
       return
     index, count = self.part

@@ -189,10 +189,6 @@ def _make_converter(
       ' inputs, targets, which also limits chosen and rejected responses, and'
       ' images.'
     )
-  if config.batch_size < 1:
-    raise errors.ConfigError(
-      f'BATCH_SIZE is {config.batch_size}; it must be at least 1.'
-    )
   return feature_converters.CONVERTERS[kind](
     prompt_length=lengths['inputs'],
     response_length=lengths.get('targets', 0),

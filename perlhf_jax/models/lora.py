@@ -13,16 +13,18 @@ attention projection, are those of arXiv:2403.10704 section 2.
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from perlhf_jax.core import errors
+from perlhf_jax.core import checks
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
+
+_RANK = checks.Range(least=1, hint='for full tuning use gin/lora/none.gin')
 
 ATTENTION_PROJECTIONS = (r'.*attention/(query|key|value|out)',)
 
@@ -42,23 +44,15 @@ class LoraConfig:
       least one dense layer. By default every attention projection.
   """
 
-  rank: int = 8
-  alpha: float | None = None
-  dropout_rate: float = 0.0
+  rank: Annotated[int, _RANK] = 8
+  alpha: Annotated[float | None, checks.Positive] = None
+  dropout_rate: Annotated[float, checks.Range(least=0, below=1)] = 0.0
   rs_lora: bool = False
   target_modules: Sequence[str] = ATTENTION_PROJECTIONS
 
   def __post_init__(self):
+    checks.check_fields(self)
     object.__setattr__(self, 'target_modules', tuple(self.target_modules))
-    if self.rank < 1:
-      raise errors.ConfigError(
-        f'LoraConfig.rank is {self.rank}; it must be at least 1 (for full '
-        'tuning use gin/lora/none.gin).'
-      )
-    if not 0.0 <= self.dropout_rate < 1.0:
-      raise errors.ConfigError(
-        f'LoraConfig.dropout_rate is {self.dropout_rate}; it must be in [0, 1).'
-      )
 
   @property
   def scale(self) -> float:

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 
-REMAT_POLICIES = ('none', 'minimal', 'full')
-ACTIVATIONS = ('relu', 'gelu', 'silu', 'linear')
-DTYPES = ('float32', 'bfloat16')
+Activation = Annotated[str, checks.OneOf('relu', 'gelu', 'silu', 'linear')]
+_Size = Annotated[int, checks.AtLeastOne]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,25 +54,26 @@ class T5Config:
     ('dropout_rate', 'dtype', 'scan_layers', 'remat_policy', 'attention_block')
   )
 
-  vocab_size: int
-  emb_dim: int = 512
-  num_heads: int = 8
-  num_encoder_layers: int = 6
-  num_decoder_layers: int = 6
-  head_dim: int = 64
-  mlp_dim: int = 2048
-  mlp_activations: Sequence[str] = ('relu',)
-  dropout_rate: float = 0.1
+  vocab_size: _Size
+  emb_dim: _Size = 512
+  num_heads: _Size = 8
+  num_encoder_layers: _Size = 6
+  num_decoder_layers: _Size = 6
+  head_dim: _Size = 64
+  mlp_dim: _Size = 2048
+  mlp_activations: Activation | Sequence[Activation] = ('relu',)
+  dropout_rate: Annotated[float, checks.Range(least=0, below=1)] = 0.1
   logits_via_embedding: bool = False
-  relative_attention_num_buckets: int = 32
-  relative_attention_max_distance: int = 128
+  relative_attention_num_buckets: _Size = 32
+  relative_attention_max_distance: _Size = 128
   relpos_bias_per_layer: bool = False
-  dtype: str = 'float32'
+  dtype: Annotated[str, checks.OneOf('float32', 'bfloat16')] = 'float32'
   scan_layers: bool = False
-  remat_policy: str = 'none'
-  attention_block: int | None = None
+  remat_policy: Annotated[str, checks.OneOf('none', 'minimal', 'full')] = 'none'
+  attention_block: Annotated[int | None, checks.AtLeastOne] = None
 
   def __post_init__(self):
+    checks.check_fields(self)
     if isinstance(self.mlp_activations, str):
       object.__setattr__(self, 'mlp_activations', (self.mlp_activations,))
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
@@ -80,31 +81,6 @@ class T5Config:
       raise errors.ConfigError(
         f'T5Config.mlp_activations is {self.mlp_activations}; give one name, '
         'or two for a gated block.'
-      )
-    if self.dtype not in DTYPES:
-      raise errors.ConfigError(
-        f'T5Config.dtype is {self.dtype!r}; choose one of {", ".join(DTYPES)}.'
-      )
-    if self.remat_policy not in REMAT_POLICIES:
-      raise errors.ConfigError(
-        f'T5Config.remat_policy is {self.remat_policy!r}; choose one of '
-        f'{", ".join(REMAT_POLICIES)}.'
-      )
-    block = self.attention_block
-    if block is not None and block < 1:
-      raise errors.ConfigError(
-        f'T5Config.attention_block is {block}; it must be at least 1, or None '
-        'to attend from all queries at once.'
-      )
-    for name in self.mlp_activations:
-      if name not in ACTIVATIONS:
-        raise errors.ConfigError(
-          f'T5Config.mlp_activations has {name!r}; known ones are '
-          f'{", ".join(ACTIVATIONS)}.'
-        )
-    if not 0.0 <= self.dropout_rate < 1.0:
-      raise errors.ConfigError(
-        f'T5Config.dropout_rate is {self.dropout_rate}; it must be in [0, 1).'
       )
 
   @property

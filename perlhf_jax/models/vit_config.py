@@ -1,8 +1,12 @@
 """The shape of a vision transformer."""
 
 import dataclasses
+from typing import Annotated
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+
+_Size = Annotated[int, checks.AtLeastOne]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,21 +24,15 @@ class ViTConfig:
     num_heads: attention heads.
   """
 
-  image_size: int
-  patch_size: int
-  width: int
-  depth: int
-  mlp_dim: int
-  num_heads: int
+  image_size: _Size
+  patch_size: _Size
+  width: _Size
+  depth: _Size
+  mlp_dim: _Size
+  num_heads: _Size
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise errors.ConfigError(
-          f'ViTConfig.{field.name} is {value!r}; it must be a whole number of '
-          'at least 1.'
-        )
+    checks.check_fields(self)
     if self.image_size % self.patch_size:
       smaller = self.image_size // self.patch_size * self.patch_size
       larger = smaller + self.patch_size

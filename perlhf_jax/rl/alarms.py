@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Annotated
 
 from absl import logging
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
-from perlhf_jax.rl import setting_checks
 
 # How many standard errors below zero a KL is no longer noise, and how many
 # nats are rounding whatever the standard error says.
@@ -31,11 +32,11 @@ class Alarms:
     repeat_after: checks from one warning to the next of the same kind.
   """
 
-  ratio_tolerance: float = 1e-3
-  least_entropy: float = 0.01
-  most_truncated: float = 0.99
-  max_skipped_in_a_row: int = 10
-  repeat_after: int = 10
+  ratio_tolerance: Annotated[float, checks.NotNegative] = 1e-3
+  least_entropy: Annotated[float, checks.NotNegative] = 0.01
+  most_truncated: Annotated[float, checks.Fraction] = 0.99
+  max_skipped_in_a_row: Annotated[int, checks.AtLeastOne] = 10
+  repeat_after: Annotated[int, checks.AtLeastOne] = 10
 
   _checks: int = dataclasses.field(default=0, init=False, repr=False)
   _skipped: float = dataclasses.field(default=0, init=False, repr=False)
@@ -44,18 +45,7 @@ class Alarms:
   )
 
   def __post_init__(self):
-    name = type(self).__name__
-    setting_checks.check_number(
-      f'{name}.ratio_tolerance', self.ratio_tolerance, 0
-    )
-    setting_checks.check_number(f'{name}.least_entropy', self.least_entropy, 0)
-    setting_checks.check_number(
-      f'{name}.most_truncated', self.most_truncated, 0, 1
-    )
-    for field in 'max_skipped_in_a_row', 'repeat_after':
-      setting_checks.check_whole_number(
-        f'{name}.{field}', getattr(self, field), 1
-      )
+    checks.check_fields(self)
 
   def check(self, step: int, metrics: Mapping[str, float]) -> list[str]:
     """Warns of whatever is wrong.

@@ -4,18 +4,21 @@ All arrays are `[batch, responses, length]`, or `[batch, responses]` for one
 number a response. An algorithm never sees a model.
 """
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import masking
 from perlhf_jax.core import typing
 from perlhf_jax.objectives import kl as kl_lib
-from perlhf_jax.rl import setting_checks
 from perlhf_jax.training import train_step
+
+# β, the weight of the KL against the score, as the user gives it.
+KlBeta = Annotated[float, checks.Fraction]
 
 
 class Episodes(NamedTuple):
@@ -183,7 +186,7 @@ def check_kl_beta(kl_beta: Any, is_adaptive: bool = False) -> None:
   Raises:
     ConfigError: it is outside [0, 1], or 0 where it is to be adapted.
   """
-  setting_checks.check_number('KL_BETA', kl_beta, 0, 1)
+  checks.check('KL_BETA', kl_beta, KlBeta)
   if is_adaptive and kl_beta == 0:
     raise errors.ConfigError(
       'KL_BETA is 0, which no adaptive controller can raise by multiplying; '
@@ -201,7 +204,7 @@ def check_num_samples(algorithm: Algorithm, num_samples: Any) -> None:
   Raises:
     ConfigError: they are too few.
   """
-  setting_checks.check_whole_number('NUM_SAMPLES', num_samples, 1)
+  checks.check('NUM_SAMPLES', num_samples, Annotated[int, checks.AtLeastOne])
   name, least = type(algorithm).__name__, algorithm.min_samples
   if num_samples < least:
     raise errors.ConfigError(

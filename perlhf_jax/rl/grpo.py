@@ -1,18 +1,18 @@
 """GRPO: clipped updates with the prompt's own responses as the baseline."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import typing
 from perlhf_jax.objectives import kl as kl_lib
 from perlhf_jax.objectives import returns
 from perlhf_jax.rl import algorithm
 from perlhf_jax.rl import clipping
-from perlhf_jax.rl import setting_checks
 from perlhf_jax.training import train_step
 
 
@@ -39,21 +39,18 @@ class Grpo:
     minibatches: updates in a pass.
   """
 
-  clip_ratio: float = 0.2
+  clip_ratio: Annotated[float, checks.Positive] = 0.2
   scale_by_std: bool = True
-  epsilon: float = 1e-4
-  epochs: int = 1
-  minibatches: int = 1
+  epsilon: Annotated[float, checks.Positive] = 1e-4
+  epochs: Annotated[int, checks.AtLeastOne] = 1
+  minibatches: Annotated[int, checks.AtLeastOne] = 1
 
   needs_value: ClassVar[bool] = False
   min_samples: ClassVar[int] = 2
   kl_estimator: ClassVar[str] = 'k3'
 
   def __post_init__(self):
-    setting_checks.check_positive('Grpo.clip_ratio', self.clip_ratio)
-    setting_checks.check_positive('Grpo.epsilon', self.epsilon)
-    setting_checks.check_whole_number('Grpo.epochs', self.epochs, 1)
-    setting_checks.check_whole_number('Grpo.minibatches', self.minibatches, 1)
+    checks.check_fields(self)
 
   def targets(
     self,

@@ -1,13 +1,14 @@
 """Adapting β so that the KL stays near a target."""
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import typing
-from perlhf_jax.rl import setting_checks
 
 # Ziegler et al.: one bad estimate of the KL must not throw β about.
 _MAX_ERROR = 0.2
@@ -27,12 +28,11 @@ class AdaptiveKl:
     horizon: responses in which β follows the KL; smaller is quicker.
   """
 
-  target: float
-  horizon: float = 10_000
+  target: Annotated[float, checks.Positive]
+  horizon: Annotated[float, checks.Positive] = 10_000
 
   def __post_init__(self):
-    setting_checks.check_positive('AdaptiveKl.target', self.target)
-    setting_checks.check_positive('AdaptiveKl.horizon', self.horizon)
+    checks.check_fields(self)
 
   def update(
     self,

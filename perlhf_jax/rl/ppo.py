@@ -1,18 +1,18 @@
 """PPO: several clipped updates from each rollout."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import masking
 from perlhf_jax.core import typing
 from perlhf_jax.objectives import returns
 from perlhf_jax.rl import algorithm
 from perlhf_jax.rl import clipping
-from perlhf_jax.rl import setting_checks
 from perlhf_jax.training import train_step
 
 
@@ -35,29 +35,20 @@ class Ppo:
     minibatches: updates in a pass.
   """
 
-  clip_ratio: float = 0.2
-  value_clip: float | None = 0.2
-  value_coefficient: float = 0.5
-  gamma: float = 1.0
-  gae_lambda: float = 0.95
-  epochs: int = 4
-  minibatches: int = 1
+  clip_ratio: Annotated[float, checks.Positive] = 0.2
+  value_clip: Annotated[float | None, checks.Positive] = 0.2
+  value_coefficient: Annotated[float, checks.NotNegative] = 0.5
+  gamma: Annotated[float, checks.Fraction] = 1.0
+  gae_lambda: Annotated[float, checks.Fraction] = 0.95
+  epochs: Annotated[int, checks.AtLeastOne] = 4
+  minibatches: Annotated[int, checks.AtLeastOne] = 1
 
   needs_value: ClassVar[bool] = True
   min_samples: ClassVar[int] = 1
   kl_estimator: ClassVar[str] = 'k1'
 
   def __post_init__(self):
-    setting_checks.check_positive('Ppo.clip_ratio', self.clip_ratio)
-    if self.value_clip is not None:
-      setting_checks.check_positive('Ppo.value_clip', self.value_clip)
-    setting_checks.check_number(
-      'Ppo.value_coefficient', self.value_coefficient, 0
-    )
-    setting_checks.check_number('Ppo.gamma', self.gamma, 0, 1)
-    setting_checks.check_number('Ppo.gae_lambda', self.gae_lambda, 0, 1)
-    setting_checks.check_whole_number('Ppo.epochs', self.epochs, 1)
-    setting_checks.check_whole_number('Ppo.minibatches', self.minibatches, 1)
+    checks.check_fields(self)
 
   def targets(
     self,

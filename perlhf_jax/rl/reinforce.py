@@ -1,16 +1,16 @@
 """REINFORCE with a learned value baseline: the algorithm of the paper."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import typing
 from perlhf_jax.objectives import returns
 from perlhf_jax.rl import algorithm
-from perlhf_jax.rl import setting_checks
 from perlhf_jax.training import train_step
 
 
@@ -33,7 +33,7 @@ class Reinforce:
       batch, which the paper does not do.
   """
 
-  value_coefficient: float = 1.0
+  value_coefficient: Annotated[float, checks.NotNegative] = 1.0
   normalize_advantages: bool = False
 
   needs_value: ClassVar[bool] = True
@@ -43,9 +43,7 @@ class Reinforce:
   kl_estimator: ClassVar[str] = 'k1'
 
   def __post_init__(self):
-    setting_checks.check_number(
-      'Reinforce.value_coefficient', self.value_coefficient, 0
-    )
+    checks.check_fields(self)
 
   def targets(
     self,

@@ -1,17 +1,17 @@
 """What happens to scores before they are learned from."""
 
 import dataclasses
+from typing import Annotated
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from perlhf_jax.core import errors
+from perlhf_jax.core import checks
 from perlhf_jax.core import typing
-from perlhf_jax.rl import setting_checks
 
-ENSEMBLES = ('mean', 'min')
+Ensemble = Annotated[str, checks.OneOf('mean', 'min')]
 
 # Scores that are all equal are left at 0 instead of being divided by 0.
 _LEAST_STD = 1e-6
@@ -31,17 +31,12 @@ class RewardShaping:
   """
 
   normalize: bool = False
-  clip: float | None = None
-  length_penalty: float = 0.0
-  missing_eos_penalty: float = 0.0
+  clip: Annotated[float | None, checks.Positive] = None
+  length_penalty: Annotated[float, checks.NotNegative] = 0.0
+  missing_eos_penalty: Annotated[float, checks.NotNegative] = 0.0
 
   def __post_init__(self):
-    if self.clip is not None:
-      setting_checks.check_positive('RewardShaping.clip', self.clip)
-    for name in 'length_penalty', 'missing_eos_penalty':
-      setting_checks.check_number(
-        f'RewardShaping.{name}', getattr(self, name), 0
-      )
+    checks.check_fields(self)
 
 
 @struct.dataclass
@@ -155,10 +150,6 @@ def combine(
   Raises:
     ConfigError: there is no such `how`.
   """
-  if how not in ENSEMBLES:
-    raise errors.ConfigError(
-      f'The ensemble of rewards is {how!r}; choose one of '
-      f'{", ".join(ENSEMBLES)}.'
-    )
+  checks.check('how', how, Ensemble)
   reduce = jnp.mean if how == 'mean' else jnp.min
   return reduce(scores, axis=-1)

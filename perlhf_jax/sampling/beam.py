@@ -8,13 +8,14 @@ everything.
 """
 
 import dataclasses
+from typing import Annotated
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from perlhf_jax.core import errors
+from perlhf_jax.core import checks
 from perlhf_jax.core import masking
 from perlhf_jax.core import typing
 from perlhf_jax.models import kv_cache
@@ -36,21 +37,12 @@ class BeamConfig:
       responses, 1 by the mean per token, and more favours long ones.
   """
 
-  num_beams: int
-  max_length: int
-  length_penalty: float = 1.0
+  num_beams: Annotated[int, checks.AtLeastOne]
+  max_length: Annotated[int, checks.AtLeastOne]
+  length_penalty: Annotated[float, checks.NotNegative] = 1.0
 
   def __post_init__(self):
-    for name, smallest in (
-      ('num_beams', 1),
-      ('max_length', 1),
-      ('length_penalty', 0),
-    ):
-      value = getattr(self, name)
-      if not smallest <= value < float('inf'):
-        raise errors.ConfigError(
-          f'BeamConfig.{name} is {value}; it must be at least {smallest}.'
-        )
+    checks.check_fields(self)
 
 
 @struct.dataclass

@@ -6,13 +6,14 @@ once for all its responses, and the loop ends as soon as every response has.
 
 import dataclasses
 import functools
+from typing import Annotated
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Key
 
-from perlhf_jax.core import errors
+from perlhf_jax.core import checks
 from perlhf_jax.core import masking
 from perlhf_jax.core import typing
 from perlhf_jax.models import prompts as prompts_lib
@@ -34,32 +35,14 @@ class SamplingConfig:
     num_samples: responses of each prompt.
   """
 
-  max_length: int
-  temperature: float = 1.0
-  top_k: int | None = None
-  top_p: float = 1.0
-  num_samples: int = 1
+  max_length: Annotated[int, checks.AtLeastOne]
+  temperature: Annotated[float, checks.NotNegative] = 1.0
+  top_k: Annotated[int | None, checks.AtLeastOne] = None
+  top_p: Annotated[float, checks.Range(above=0, most=1)] = 1.0
+  num_samples: Annotated[int, checks.AtLeastOne] = 1
 
   def __post_init__(self):
-    for name, is_right, rule in (
-      ('max_length', self.max_length >= 1, 'be at least 1'),
-      (
-        'temperature',
-        0.0 <= self.temperature < float('inf'),
-        'be 0 (greedy) or a positive number',
-      ),
-      (
-        'top_k',
-        self.top_k is None or self.top_k >= 1,
-        'be at least 1, or None for the whole vocabulary',
-      ),
-      ('top_p', 0.0 < self.top_p <= 1.0, 'be in (0, 1]; 1 keeps all tokens'),
-      ('num_samples', self.num_samples >= 1, 'be at least 1'),
-    ):
-      if not is_right:
-        raise errors.ConfigError(
-          f'SamplingConfig.{name} is {getattr(self, name)}; it must {rule}.'
-        )
+    checks.check_fields(self)
 
 
 @struct.dataclass

@@ -6,12 +6,13 @@ given, and so are prompts unless a task is. Nothing is written but the figures.
 
 from collections.abc import Mapping
 import json
-from typing import Any
+from typing import Annotated, Any
 
 from etils import epath
 import jax
 import numpy as np
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import input_pipeline
@@ -19,7 +20,6 @@ from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
 from perlhf_jax.rl import algorithm as algorithm_lib
-from perlhf_jax.rl import setting_checks
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import backbones
 from perlhf_jax.stages import benchmark_batches
@@ -38,17 +38,18 @@ from perlhf_jax.training import placement
 _RANDOM = 'random'
 
 
+@checks.checked
 def benchmark(
   *,
   algorithm: algorithm_lib.Algorithm,
   lora: lora_lib.LoraConfig,
   lora_optimizer: optimizers.Optimizer,
   full_optimizer: optimizers.Optimizer,
-  task_feature_lengths: Mapping[str, int],
-  batch_size: int,
-  num_samples: int = 1,
-  temperature: float = 1.0,
-  repeats: int = 5,
+  task_feature_lengths: Mapping[str, Annotated[int, checks.AtLeastOne]],
+  batch_size: Annotated[int, checks.AtLeastOne],
+  num_samples: Annotated[int, checks.AtLeastOne] = 1,
+  temperature: Annotated[float, checks.Positive] = 1.0,
+  repeats: Annotated[int, checks.AtLeastOne] = 5,
   model: t5_config.T5Config | None = None,
   vocabulary: Any = None,
   initial_checkpoint_path: str | None = None,
@@ -98,8 +99,6 @@ def benchmark(
     UserError: any input that cannot be used; raised before anything is timed.
   """
   mesh = partitioner.make_mesh()
-  setting_checks.check_whole_number('REPEATS', repeats, 1)
-  setting_checks.check_positive('TEMPERATURE', temperature)
   benchmark_batches.check_lengths(task_feature_lengths)
   algorithm_lib.check_num_samples(algorithm, num_samples)
   partitioning.check_batch_size(

@@ -11,7 +11,6 @@ from perlhf_jax.core import typing
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.data import length_buckets
-from perlhf_jax.rl import setting_checks
 
 # Random sequences have from this share of the limit to all of it.
 SHORTEST = 0.25
@@ -21,7 +20,7 @@ def check_lengths(task_feature_lengths: Mapping[str, int]) -> None:
   """Checks that both lengths are given.
 
   Raises:
-    ConfigError: one is not, or is no whole number of at least 1.
+    ConfigError: one is not.
   """
   for name in ('inputs', 'targets'):
     if name not in task_feature_lengths:
@@ -29,9 +28,6 @@ def check_lengths(task_feature_lengths: Mapping[str, int]) -> None:
         f'TASK_FEATURE_LENGTHS has no {name!r}: give the most tokens of a '
         "prompt ('inputs') and of a response ('targets')."
       )
-    setting_checks.check_whole_number(
-      f'TASK_FEATURE_LENGTHS[{name!r}]', task_feature_lengths[name], 1
-    )
 
 
 def random_tokens(

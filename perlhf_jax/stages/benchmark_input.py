@@ -5,31 +5,32 @@ import itertools
 import json
 import statistics
 import time
-from typing import Any
+from typing import Annotated, Any
 
 from absl import logging
 from etils import epath
 import numpy as np
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import images
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.data import vocabularies
-from perlhf_jax.rl import setting_checks
 from perlhf_jax.stages import line_files
 
 _LENGTHS = {'inputs': 128, 'targets': 64}
 
 
+@checks.checked
 def benchmark_input(
   *,
   task: str,
-  image_size: int,
+  image_size: Annotated[int, checks.AtLeastOne],
   split: str = 'train',
-  batch_size: int = 64,
-  num_batches: int = 100,
-  num_images: int = 1,
-  repeats: int = 5,
+  batch_size: Annotated[int, checks.AtLeastOne] = 64,
+  num_batches: Annotated[int, checks.AtLeastOne] = 100,
+  num_images: Annotated[int, checks.AtLeastOne] = 1,
+  repeats: Annotated[int, checks.AtLeastOne] = 5,
   module: str | None = None,
   output: str | None = None,
 ) -> dict[str, Any]:
@@ -58,12 +59,6 @@ def benchmark_input(
   Raises:
     UserError: any input that cannot be used; raised before anything is timed.
   """
-  for name, value in (
-    ('--image_size', image_size),
-    ('--num_batches', num_batches),
-    ('--repeats', repeats),
-  ):
-    setting_checks.check_whole_number(name, value, 1)
   if output is not None:
     line_files.check_output(output)
   dataset = input_pipeline.DatasetConfig(

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 import json
-from typing import Any
+from typing import Annotated, Any
 
 from absl import logging
 from etils import epath
 import jax
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.stages import backbones
@@ -23,14 +24,16 @@ from perlhf_jax.training import partitioning
 _HF_LENGTHS = {'inputs': 512, 'targets': 128}
 
 
+@checks.checked
 def evaluate(
   *,
   checkpoint: str,
   mixture_or_task_name: str | None = None,
   split: str = 'test',
-  batch_size: int = 64,
-  max_examples: int | None = None,
-  task_feature_lengths: Mapping[str, int] | None = None,
+  batch_size: Annotated[int, checks.AtLeastOne] = 64,
+  max_examples: Annotated[int | None, checks.AtLeastOne] = None,
+  task_feature_lengths: Mapping[str, Annotated[int, checks.AtLeastOne]]
+  | None = None,
   module: str | None = None,
   use_cached: bool = False,
   skip_bad_rows: bool = False,

@@ -1,8 +1,9 @@
 """Metrics of a policy on prompts: what `evaluate` does with language models."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.models import encoder_decoder
@@ -41,10 +42,11 @@ class PolicyEvaluation:
   rewards: reward_sources.RewardSources | None = None
   judge: Any = None
   baseline_checkpoint: str | None = None
-  temperature: float | None = None
-  seed: int = 0
+  temperature: Annotated[float | None, checks.NotNegative] = None
+  seed: Annotated[int, checks.NotNegative] = 0
 
   def __post_init__(self):
+    checks.check_fields(self)
     reward_sources.check_judge(self.judge)
 
 

@@ -7,15 +7,16 @@ data nor weights: only shapes are computed.
 
 from collections.abc import Mapping, Sequence
 import json
+from typing import Annotated
 
 from etils import epath
 import jax
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
 from perlhf_jax.rl import algorithm as algorithm_lib
-from perlhf_jax.rl import setting_checks
 from perlhf_jax.stages import benchmark_batches
 from perlhf_jax.stages import line_files
 from perlhf_jax.stages import plan_compiling
@@ -26,10 +27,11 @@ from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import topologies
 
+Tuning = Annotated[str, checks.OneOf('lora', 'full')]
 BATCH_SIZE, TOPOLOGY = 'batch_size', 'topology'
-SEARCHES = (BATCH_SIZE, TOPOLOGY)
 
 
+@checks.checked
 def plan(
   *,
   topology: str,
@@ -37,16 +39,16 @@ def plan(
   lora: lora_lib.LoraConfig,
   lora_optimizer: optimizers.Optimizer,
   full_optimizer: optimizers.Optimizer,
-  task_feature_lengths: Mapping[str, int],
-  batch_size: int,
-  num_samples: int = 1,
-  accumulation_steps: int = 1,
-  temperature: float = 1.0,
+  task_feature_lengths: Mapping[str, Annotated[int, checks.AtLeastOne]],
+  batch_size: Annotated[int, checks.AtLeastOne],
+  num_samples: Annotated[int, checks.AtLeastOne] = 1,
+  accumulation_steps: Annotated[int, checks.AtLeastOne] = 1,
+  temperature: Annotated[float, checks.Positive] = 1.0,
   model: t5_config.T5Config | None = None,
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
-  tunings: str | Sequence[str] = ('lora', 'full'),
-  search: str | None = None,
-  level: str = 'cheap',
+  tunings: Tuning | Sequence[Tuning] = ('lora', 'full'),
+  search: Annotated[str, checks.OneOf('batch_size', 'topology')] | None = None,
+  level: Annotated[str, checks.OneOf('cheap', 'default')] = 'cheap',
   output: str | None = None,
 ) -> list[plan_compiling.Row]:
   """Compiles the programs of a run for TPU slices, and prints a table.
@@ -84,19 +86,7 @@ def plan(
   jax.config.update('jax_platforms', 'cpu')
   if model is None:
     raise errors.ConfigError('No model: give a gin/models/*.gin file.')
-  for name, value, known in (
-    ('SEARCH (--search)', search, (None, *SEARCHES)),
-    ('COMPILE_LEVEL', level, tuple(plan_compiling.OPTIONS)),
-  ):
-    if value not in known:
-      raise errors.ConfigError(
-        f'{name} is {value!r}; choose one of '
-        f'{", ".join(str(each) for each in known)}.'
-      )
   benchmark_batches.check_lengths(task_feature_lengths)
-  setting_checks.check_positive('TEMPERATURE', temperature)
-  setting_checks.check_whole_number('BATCH_SIZE', batch_size, 1)
-  setting_checks.check_whole_number('ACCUMULATION_STEPS', accumulation_steps, 1)
   algorithm_lib.check_num_samples(algorithm, num_samples)
   if output is not None:
     line_files.check_output(output)

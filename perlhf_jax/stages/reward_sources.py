@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.rl import iteration
@@ -31,12 +32,13 @@ class RewardSources:
   """
 
   checkpoints: str | Sequence[str] | None = ()
-  reduce: str = 'mean'
+  reduce: rewards.Ensemble = 'mean'
   model_weight: float = 1.0
   functions: Any = ()
   function_weights: Sequence[float] = ()
 
   def __post_init__(self):
+    checks.check_fields(self)
     checkpoints = self.checkpoints or ()
     if isinstance(checkpoints, str):
       checkpoints = (checkpoints,)
@@ -45,11 +47,6 @@ class RewardSources:
       functions = (functions,)
     object.__setattr__(self, 'checkpoints', tuple(checkpoints))
     object.__setattr__(self, 'functions', tuple(functions))
-    if self.reduce not in rewards.ENSEMBLES:
-      raise errors.ConfigError(
-        f'RewardSources.reduce is {self.reduce!r}; choose one of '
-        f'{", ".join(rewards.ENSEMBLES)}.'
-      )
     weights = self.function_weights or (1.0,) * len(self.functions)
     if len(weights) != len(self.functions):
       raise errors.ConfigError(

@@ -5,11 +5,11 @@ reference; J = (1 - β) · score - β · KL(policy ‖ reference).
 """
 
 import dataclasses
-import math
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import lora as lora_lib
@@ -41,7 +41,15 @@ SELECTION = train_loop.Selection('score')
 SAMPLES_FILE = 'samples.jsonl'
 _NUM_LOGGED = 8
 
+Temperature = Annotated[
+  float,
+  checks.Range(
+    above=0, hint='a policy learns from samples; the paper has 0.7 to 1'
+  ),
+]
 
+
+@checks.checked
 def train_policy(
   *,
   model_dir: str,
@@ -54,9 +62,9 @@ def train_policy(
   value_optimizer: optimizers.Optimizer,
   lora: lora_lib.LoraConfig | None,
   initial_checkpoint_path: str | None,
-  kl_beta: float,
-  temperature: float = 1.0,
-  num_samples: int = 1,
+  kl_beta: algorithm_lib.KlBeta,
+  temperature: Temperature = 1.0,
+  num_samples: Annotated[int, checks.AtLeastOne] = 1,
   model: t5_config.T5Config | None = None,
   vocabulary: Any = None,
   shaping: rewards_lib.RewardShaping | None = None,
@@ -206,12 +214,6 @@ def train_policy(
 
 
 def _sampling(dataset, temperature, num_samples) -> sampler.SamplingConfig:
-  is_number = isinstance(temperature, int | float)
-  if not (is_number and 0 < temperature < math.inf):
-    raise errors.ConfigError(
-      f'TEMPERATURE is {temperature!r}; a policy learns from samples, which '
-      'need a temperature above 0 (the paper: 0.7 to 1).'
-    )
   return sampler.SamplingConfig(
     max_length=policy_evaluation.response_length(dataset.task_feature_lengths),
     temperature=temperature,

@@ -4,10 +4,11 @@ Paper sections 2.1 and 4: adapters on every attention projection of a frozen
 backbone and a scalar head, the checkpoint chosen by the validation metric.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import masking
 from perlhf_jax.core import tree_paths
@@ -85,6 +86,7 @@ def _sums(per_example, mask, **metrics) -> train_step.LossOutput:
   )
 
 
+@checks.checked
 def train_reward(
   *,
   model_dir: str,
@@ -98,7 +100,7 @@ def train_reward(
   vocabulary: Any = None,
   initial_vit_path: str | None = None,
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
-  centering: float = 0.0,
+  centering: Annotated[float, checks.NotNegative] = 0.0,
 ) -> train_state.TrainState:
   """Trains a reward model into MODEL_DIR, resuming what it finds there.
 

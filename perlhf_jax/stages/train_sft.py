@@ -1,7 +1,8 @@
 """Supervised tuning: next-token cross-entropy on demonstrations."""
 
-from typing import Any
+from typing import Annotated, Any
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import input_pipeline
@@ -55,6 +56,7 @@ def make_loss(
   return loss
 
 
+@checks.checked
 def train_sft(
   *,
   model_dir: str,
@@ -68,8 +70,8 @@ def train_sft(
   vocabulary: Any = None,
   initial_vit_path: str | None = None,
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
-  label_smoothing: float = 0.0,
-  z_loss: float = 0.0,
+  label_smoothing: Annotated[float, checks.Range(least=0, below=1)] = 0.0,
+  z_loss: Annotated[float, checks.NotNegative] = 0.0,
 ) -> train_state.TrainState:
   """Tunes a model on demonstrations into MODEL_DIR, resuming what is there.
 

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import typing
-
-SCHEDULES = ('constant', 'linear', 'cosine', 'rsqrt')
-OPTIMIZERS = ('adafactor', 'adamw')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,26 +38,21 @@ class Optimizer:
     b2: AdamW's decay of the second moment.
   """
 
-  name: str = 'adafactor'
-  learning_rate: float = 1e-3
-  schedule: str = 'constant'
-  warmup_steps: int = 0
-  final_fraction: float = 0.0
-  clip_norm: float | None = 1.0
-  weight_decay: float = 0.0
+  name: Annotated[str, checks.OneOf('adafactor', 'adamw')] = 'adafactor'
+  learning_rate: Annotated[float, checks.NotNegative] = 1e-3
+  schedule: Annotated[
+    str, checks.OneOf('constant', 'linear', 'cosine', 'rsqrt')
+  ] = 'constant'
+  warmup_steps: Annotated[int, checks.NotNegative] = 0
+  final_fraction: Annotated[float, checks.Fraction] = 0.0
+  clip_norm: Annotated[float | None, checks.Positive] = 1.0
+  weight_decay: Annotated[float, checks.NotNegative] = 0.0
   multiply_by_parameter_scale: bool = False
-  b1: float = 0.9
-  b2: float = 0.999
+  b1: Annotated[float, checks.Range(least=0, below=1)] = 0.9
+  b2: Annotated[float, checks.Range(least=0, below=1)] = 0.999
 
   def __post_init__(self):
-    for field, value, known in (
-      ('name', self.name, OPTIMIZERS),
-      ('schedule', self.schedule, SCHEDULES),
-    ):
-      if value not in known:
-        raise errors.ConfigError(
-          f'Optimizer.{field} is {value!r}; choose one of {", ".join(known)}.'
-        )
+    checks.check_fields(self)
     if self.schedule == 'rsqrt' and self.warmup_steps < 1:
       raise errors.ConfigError(
         "Optimizer.schedule 'rsqrt' decays from the end of the warm-up; set "

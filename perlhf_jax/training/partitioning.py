@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import math
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
@@ -68,8 +70,11 @@ class Partitioner:
   """
 
   mesh_shape: Sequence[int] = (-1, 1, 1)
-  activation_partitioning_dims: int = 1
-  parameter_partitioning_dims: int = 2
+  activation_partitioning_dims: Annotated[int, checks.OneOf(1, 2)] = 1
+  parameter_partitioning_dims: Annotated[int, checks.OneOf(1, 2)] = 2
+
+  def __post_init__(self):
+    checks.check_fields(self)
 
   def make_mesh(
     self, devices: Sequence[jax.Device] | None = None
@@ -114,18 +119,7 @@ def standard_rules(
   Args:
     activation_partitioning_dims: 1 or 2; see `Partitioner`.
     parameter_partitioning_dims: 1 or 2.
-
-  Raises:
-    ConfigError: another number.
   """
-  for name, dims in (
-    ('activation_partitioning_dims', activation_partitioning_dims),
-    ('parameter_partitioning_dims', parameter_partitioning_dims),
-  ):
-    if dims not in (1, 2):
-      raise errors.ConfigError(
-        f'Partitioner.{name} is {dims!r}; it must be 1 or 2.'
-      )
   rules = [('batch', BATCH_AXES)]
   rules += [(name, 'tensor') for name in _SPLIT_BY_TENSOR]
   # Activations have given `fsdp` to `batch`, and kernels `tensor` to their

@@ -5,13 +5,14 @@ import contextlib
 import dataclasses
 import json
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from absl import logging
 from etils import epath
 import jax
 import numpy as np
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import typing
 from perlhf_jax.training import checkpoints
@@ -59,23 +60,16 @@ class LoopConfig:
     seed: of initialisation and dropout.
   """
 
-  train_steps: int
-  log_period: int = 20
-  eval_period: int = 100
-  checkpoint_period: int = 100
-  accumulation_steps: int = 1
-  keep_best: int = 1
-  seed: int = 0
+  train_steps: Annotated[int, checks.AtLeastOne]
+  log_period: Annotated[int, checks.AtLeastOne] = 20
+  eval_period: Annotated[int, checks.AtLeastOne] = 100
+  checkpoint_period: Annotated[int, checks.AtLeastOne] = 100
+  accumulation_steps: Annotated[int, checks.AtLeastOne] = 1
+  keep_best: Annotated[int, checks.NotNegative] = 1
+  seed: Annotated[int, checks.NotNegative] = 0
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      least = 0 if field.name in ('keep_best', 'seed') else 1
-      if not isinstance(value, int) or value < least:
-        raise errors.ConfigError(
-          f'LoopConfig.{field.name} is {value!r}; it must be a whole number '
-          f'of at least {least}.'
-        )
+    checks.check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -255,8 +255,12 @@ def test_a_pattern_without_a_match_names_near_paths():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'rank': 0}, 'rank is 0; it must be at least 1'),
-    ({'dropout_rate': 1.0}, r'dropout_rate is 1.0; it must be in \[0, 1\)'),
+    ({'rank': 0}, 'rank is 0; it must be a whole number of at least 1'),
+    ({'alpha': -8}, 'alpha is -8; it must be a number above 0 or None'),
+    (
+      {'dropout_rate': 1.0},
+      'dropout_rate is 1.0; it must be a number of at least 0 and below 1',
+    ),
   ],
 )
 def test_bad_configurations(fields, message):

@@ -27,13 +27,25 @@ def test_activations_become_a_hashable_tuple():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'remat_policy': 'some'}, r"remat_policy is 'some'.*none, minimal, full"),
-    ({'mlp_activations': ('swish',)}, r"has 'swish'.*relu, gelu"),
+    (
+      {'remat_policy': 'some'},
+      r"remat_policy is 'some'.*'none', 'minimal', 'full'",
+    ),
+    ({'mlp_activations': ('swish',)}, r"'swish'.*'relu', 'gelu'"),
     ({'mlp_activations': ()}, 'one name, or two'),
     ({'mlp_activations': ('relu',) * 3}, 'one name, or two'),
-    ({'dropout_rate': 1.0}, r'dropout_rate is 1.0; it must be in \[0, 1\)'),
-    ({'attention_block': 0}, 'attention_block is 0; it must be at least 1'),
-    ({'dtype': 'bf16'}, "dtype is 'bf16'; choose one of float32, bfloat16"),
+    (
+      {'dropout_rate': 1.0},
+      'dropout_rate is 1.0; it must be a number of at least 0 and below 1',
+    ),
+    (
+      {'attention_block': 0},
+      'attention_block is 0; it must be a whole number of at least 1',
+    ),
+    (
+      {'dtype': 'bf16'},
+      "dtype is 'bf16'; it must be one of 'float32', 'bfloat16'",
+    ),
   ],
 )
 def test_bad_fields(fields, message):

@@ -162,5 +162,5 @@ def test_combine(how, expected):
 
 
 def test_combine_refuses_what_it_does_not_know():
-  with pytest.raises(errors.ConfigError, match='choose one of mean, min'):
+  with pytest.raises(errors.ConfigError, match="must be one of 'mean', 'min'"):
     rewards.combine(MEMBERS, 'max')

@@ -157,9 +157,18 @@ def test_scanned_layers_follow_their_beams():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'num_beams': 0}, 'num_beams is 0; it must be at least 1'),
-    ({'max_length': 0}, 'max_length is 0; it must be at least 1'),
-    ({'length_penalty': -1.0}, r'length_penalty is -1.0; it must be at least'),
+    (
+      {'num_beams': 0},
+      'num_beams is 0; it must be a whole number of at least 1',
+    ),
+    (
+      {'max_length': 0},
+      'max_length is 0; it must be a whole number of at least 1',
+    ),
+    (
+      {'length_penalty': -1.0},
+      'length_penalty is -1.0; it must be a number of at least 0',
+    ),
     ({'length_penalty': float('nan')}, 'length_penalty is nan'),
   ],
 )

@@ -41,8 +41,8 @@ def reward(sft, tmp_path, *more, task='demo_rm', tuning='attention'):
       'demo_rm',
       ('.*atention/query', 'attention/query'),
     ),
-    (('--gin.LORA_RANK=0',), 'demo_rm', ('rank is 0', 'none.gin')),
-    (('--gin.BATCH_SIZE=0',), 'demo_rm', ('BATCH_SIZE 0',)),
+    (('--gin.LORA_RANK=0',), 'demo_rm', ('LORA_RANK is 0', 'none.gin')),
+    (('--gin.BATCH_SIZE=0',), 'demo_rm', ('BATCH_SIZE is 0',)),
     (
       ('--gin.LoopConfig.accumulation_steps=3',),
       'demo_rm',
@@ -66,7 +66,7 @@ def reward(sft, tmp_path, *more, task='demo_rm', tuning='attention'):
     (('--gin.LoopConfig.log_period=0',), 'demo_rm', ('log_period is 0',)),
     (("--gin.Optimizer.schedule='exp'",), 'demo_rm', ("'exp'", 'cosine')),
     (("--gin.T5Config.remat_policy='some'",), 'demo_rm', ("'some'", 'minimal')),
-    (('--gin.DROPOUT_RATE=1.5',), 'demo_rm', ('dropout_rate is 1.5',)),
+    (('--gin.DROPOUT_RATE=1.5',), 'demo_rm', ('DROPOUT_RATE is 1.5',)),
     (
       ("--gin.MIXTURE_OR_TASK_MODULE='no_such_module'",),
       'demo_rm',
@@ -238,7 +238,7 @@ def test_score_flags(sft, tmp_path, capsys, flag, wanted):
   ('more', 'wanted'),
   [
     ((), 'JUDGE, REWARD_CHECKPOINT'),
-    (('--gin.TEMPERATURE=-1',), 'temperature is -1'),
+    (('--gin.TEMPERATURE=-1',), 'TEMPERATURE is -1'),
     (('--gin.REWARD_CHECKPOINT="{sft}"',), 'not a reward model'),
   ],
 )
