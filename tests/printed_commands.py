@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 from perlhf_jax import command_line
-from perlhf_jax import main
+from perlhf_jax import commands
 
 # Fenced blocks that are shown and not typed: outputs, and an image's recipe.
 _SHOWN = ('', 'dockerfile')
@@ -19,7 +19,9 @@ _INLINE = re.compile(r'`((?:perlhf|launch/\w+\.sh)\s[^`]*)`')
 # A file's name in the first line of a block: `# my_tasks.py, anywhere ...`.
 _FILE = re.compile(r'# ([\w/]+\.(?:py|gin))\b')
 # How a command begins in the comment at the top of a file.
-_IN_HEAD = re.compile(r'(?:[A-Z_]+=\S+ )*(?:perlhf|launch/\w+\.sh|docker) ')
+_IN_HEAD = re.compile(
+  r'(?:[A-Z_]+=\S+ )*(?:perlhf|launch/\w+\.sh|docker)(?: |$)'
+)
 _COMMENT = re.compile(r'#? ?')
 # `perlhf train_reward ...`: what `perlhf train_reward --help` prints.
 _SHORTENED = re.compile(r'\bperlhf (\w+) \.\.\.')
@@ -104,7 +106,7 @@ def of_head(path: pathlib.Path, name: str) -> list[Shell]:
 
 def of_help_page(command: str) -> list[Shell]:
   """The example of a page of `perlhf COMMAND --help`."""
-  page = command_line.help_page(command, main.COMMANDS[command])
+  page = command_line.help_page(command, commands.COMMANDS[command])
   _, _, example = page.partition('\nExample:\n')
   return [Shell(f'perlhf {command} --help', example)]
 
@@ -146,7 +148,9 @@ def _is_pattern(command: str) -> bool:
 
 
 def _completed(match: re.Match[str]) -> str:
-  example = main.COMMANDS[match[1]].example.removeprefix(f'perlhf {match[1]}')
+  example = commands.COMMANDS[match[1]].example.removeprefix(
+    f'perlhf {match[1]}'
+  )
   return f'perlhf {match[1]} {example}'
 
 

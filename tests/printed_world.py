@@ -20,15 +20,19 @@ import subprocess
 import sys
 import traceback
 from typing import Any, NamedTuple
+from unittest import mock
 
 import gin
 import printed_commands
 import seqio
 
 from perlhf_jax import command_line
+from perlhf_jax import commands
 from perlhf_jax import gin_loading
 from perlhf_jax import gin_scan
+from perlhf_jax import logs
 from perlhf_jax import main
+from perlhf_jax.core import errors
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _TESTS = ROOT / 'tests'
@@ -51,10 +55,10 @@ _CLOUDS = (
   'xpk',
 )
 # A launcher finds its slice at once, and can hand over a manifest.
-_CLOUD = '''#!/bin/bash
+_CLOUD = """#!/bin/bash
 [[ "$*" != *state.state* ]] || echo ACTIVE
 [[ "$*" != *--filename=- ]] || cat >/dev/null
-'''
+"""
 # What was printed between two of them belongs to the place that they name.
 _MARK = '@@@ '
 
@@ -129,12 +133,14 @@ class World:
 
   Attributes:
     folder: where the shell starts.
+    is_checkout: whether it is the top of a checkout.
     calls: the arguments of every call of perlhf that was typed.
     failures: the commands that failed.
   """
 
   def __init__(self, folder: pathlib.Path, is_checkout: bool):
     self.folder = folder / 'here'
+    self.is_checkout = is_checkout
     self.calls: list[list[str]] = []
     self.failures: list[Failure] = []
     self._outside = folder
@@ -335,7 +341,7 @@ class World:
 def small(arguments: Sequence[str]) -> list[str]:
   """Appends to a command line what makes it quick; later flags win."""
   name, *rest = arguments
-  command = main.COMMANDS.get(name)
+  command = commands.COMMANDS.get(name)
   if command is None or '--help' in rest:
     return [*arguments]
   hosts = {flag.name for flag in command_line.HOST_FLAGS}
@@ -360,7 +366,7 @@ def small(arguments: Sequence[str]) -> list[str]:
 def check(arguments: Sequence[str]) -> int:
   """Checks a command line and its configuration without running it."""
   name, *rest = arguments
-  command = main.COMMANDS[name]
+  command = commands.COMMANDS[name]
   try:
     parsed = command_line.parse(name, command, rest)
     if command.gin_file:
@@ -368,7 +374,7 @@ def check(arguments: Sequence[str]) -> int:
       gin_loading.read(
         parsed.gin_files, parsed.bindings, parsed.search_paths, flags
       )
-  except main.errors.UserError as error:
+  except errors.UserError as error:
     print(error)
     return 2
   return 0
@@ -395,10 +401,9 @@ def _small_plan(arguments: Sequence[str]) -> list[str]:
 
 
 def _run_python(arguments: Sequence[str]) -> int:
-  try:
+  # What it prints to is this process's.
+  with mock.patch.object(logs, 'show'):
     runpy.run_path(arguments[0], run_name='__main__')
-  except SystemExit as error:
-    return int(error.code or 0)
   return 0
 
 
