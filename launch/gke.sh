@@ -18,6 +18,7 @@
 #   --namespace           PERLHF_NAMESPACE           default: default
 #   --kubernetes_account  PERLHF_KUBERNETES_ACCOUNT  default: default
 #   --data_dir            PERLHF_DATA_DIR            gs://... of the data
+#   --cache_dir           PERLHF_CACHE_DIR           of prepared data
 #   --log_dir             PERLHF_LOG_DIR             gs://... for what the hosts
 #                                                    print; default: MODEL_DIR's
 #   --labels              PERLHF_LABELS              KEY=VALUE,... of JobSet, pods
@@ -40,6 +41,7 @@ image="${PERLHF_IMAGE:-}"
 namespace="${PERLHF_NAMESPACE:-default}"
 kubernetes_account="${PERLHF_KUBERNETES_ACCOUNT:-default}"
 data_dir="${PERLHF_DATA_DIR:-}"
+cache_dir="${PERLHF_CACHE_DIR:-}"
 log_dir="${PERLHF_LOG_DIR:-}"
 labels="${PERLHF_LABELS:-}"
 spot=false
@@ -48,7 +50,7 @@ max_restarts=100
 grace_seconds=600
 delete=false
 flags=(name topology num_slices image namespace kubernetes_account data_dir
-  log_dir labels spot reservation max_restarts grace_seconds delete)
+  cache_dir log_dir labels spot reservation max_restarts grace_seconds delete)
 read_flags "$@"
 require_name
 

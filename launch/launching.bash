@@ -6,6 +6,7 @@
 flags=()
 name=""
 data_dir=""
+cache_dir=""
 log_dir=""
 num_slices=1
 
@@ -13,7 +14,9 @@ dry_run=false
 no_check=false
 command=()
 
-# What the command writes, and what stands before it where its output is kept.
+# What the command reads and writes, and what stands before it where its output
+# is kept.
+inputs=()
 written=()
 logging=()
 
@@ -122,10 +125,9 @@ require_command() {
 }
 
 # check_command FLAG: has perlhf check the command here, where nothing has been
-# rented yet, for the devices that FLAG says. Sets `written`.
+# rented yet, for the devices that FLAG says. Sets `inputs` and `written`.
 check_command() {
   local words=() line output status=0
-  written=()
   if "$no_check"; then
     note "the command is not checked"
     guess_written
@@ -145,7 +147,10 @@ check_command() {
       "(exit code $status; --no_check leaves the check out)"
   while IFS= read -r line; do
     [[ -z "$line" ]] || note "$line"
-    [[ "$line" != "writes: "* ]] || written+=("${line#writes: }")
+    case "$line" in
+      'reads: '*) inputs+=("${line#reads: }") ;;
+      'writes: '*) written+=("${line#writes: }") ;;
+    esac
   done <<<"$output"
 }
 
@@ -156,16 +161,21 @@ guess_written() {
     case "${command[1]} $word" in
       *' --gin.MODEL_DIR='* | *' --gin.OUTPUT='* | *' --output='* | \
         'evaluate --checkpoint='* | 'evaluate --gin.CHECKPOINT_PATH='*)
-        word="${word#*=}"
-        written+=("${word//[\"\' ]/}")
+        written+=("$(tr -d "\"' " <<<"${word#*=}")")
         ;;
     esac
   done
 }
 
-# require_bucket HINT: dies if the command writes to a disk of the hosts.
+# require_bucket HINT: dies if the command reads what the hosts have not, or
+# writes to their disks.
 require_bucket() {
   local path
+  for path in ${inputs[@]+"${inputs[@]}"}; do
+    [[ "$path" == gs://* ]] ||
+      die "the command reads $path, which is on this machine and not on the" \
+        "hosts: copy it into a bucket, and name it there, gs://..."
+  done
   for path in ${written[@]+"${written[@]}"}; do
     [[ "$path" == gs://* ]] ||
       die "the command writes to $path, on a disk that is deleted with its" \
@@ -228,6 +238,7 @@ environment() {
   echo "JAX_PLATFORMS=$1"
   echo TF_CPP_MIN_LOG_LEVEL=3
   [[ -z "$data_dir" ]] || echo "PERLHF_DATA_DIR=$data_dir"
+  [[ -z "$cache_dir" ]] || echo "PERLHF_CACHE_DIR=$cache_dir"
 }
 
 # in_environment PLATFORMS WORD ...: a shell line that runs WORD ... so.

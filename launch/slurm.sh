@@ -14,6 +14,7 @@
 #   --time           PERLHF_TIME           limit of one try, as sbatch takes it
 #   --directory      PERLHF_DIRECTORY      the checkout; default: this one
 #   --data_dir       PERLHF_DATA_DIR       of the data
+#   --cache_dir      PERLHF_CACHE_DIR      of prepared data
 #   --max_restarts                         default: 100
 #   --grace_seconds                        before the limit; default: 600
 #   --no_check                             do not check the command
@@ -36,9 +37,10 @@ gpus_per_node="${PERLHF_GPUS_PER_NODE:-8}"
 time="${PERLHF_TIME:-}"
 directory="${PERLHF_DIRECTORY:-$PWD}"
 data_dir="${PERLHF_DATA_DIR:-}"
+cache_dir="${PERLHF_CACHE_DIR:-}"
 max_restarts=100
 grace_seconds=600
-flags=(name nodes gpus_per_node time directory data_dir max_restarts
+flags=(name nodes gpus_per_node time directory data_dir cache_dir max_restarts
   grace_seconds)
 read_flags "$@"
 require_name

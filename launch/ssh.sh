@@ -13,6 +13,7 @@
 #   --directory         PERLHF_DIRECTORY         default: perlhf_jax
 #   --port              PERLHF_PORT              of the first; default: 8476
 #   --data_dir          PERLHF_DATA_DIR          of the data
+#   --cache_dir         PERLHF_CACHE_DIR         of prepared data
 #   --platforms         PERLHF_PLATFORMS         for JAX; default: cuda,cpu
 #   --max_restarts                               default: 100
 #   --poll_seconds                               before a restart; default: 60
@@ -32,11 +33,12 @@ devices_per_host="${PERLHF_DEVICES_PER_HOST:-8}"
 directory="${PERLHF_DIRECTORY:-perlhf_jax}"
 port="${PERLHF_PORT:-8476}"
 data_dir="${PERLHF_DATA_DIR:-}"
+cache_dir="${PERLHF_CACHE_DIR:-}"
 platforms="${PERLHF_PLATFORMS:-cuda,cpu}"
 max_restarts=100
 poll_seconds=60
-flags=(hosts devices_per_host directory port data_dir platforms max_restarts
-  poll_seconds)
+flags=(hosts devices_per_host directory port data_dir cache_dir platforms
+  max_restarts poll_seconds)
 read_flags "$@"
 require hosts
 require_number devices_per_host port max_restarts poll_seconds

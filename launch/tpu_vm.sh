@@ -18,6 +18,7 @@
 #   --zone                  PERLHF_ZONE             of the slice
 #   --project               PERLHF_PROJECT          default: gcloud's
 #   --data_dir              PERLHF_DATA_DIR         gs://... of the data
+#   --cache_dir             PERLHF_CACHE_DIR        of prepared data
 #   --log_dir               PERLHF_LOG_DIR          gs://... for what the hosts
 #                                                   print; default: MODEL_DIR's
 #   --service_account       PERLHF_SERVICE_ACCOUNT  default: Compute Engine's
@@ -51,6 +52,7 @@ num_slices="${PERLHF_NUM_SLICES:-1}"
 zone="${PERLHF_ZONE:-}"
 project="${PERLHF_PROJECT:-}"
 data_dir="${PERLHF_DATA_DIR:-}"
+cache_dir="${PERLHF_CACHE_DIR:-}"
 service_account="${PERLHF_SERVICE_ACCOUNT:-}"
 log_dir="${PERLHF_LOG_DIR:-}"
 runtime_version="${PERLHF_RUNTIME_VERSION:-}"
@@ -66,9 +68,10 @@ keep=false
 max_restarts=100
 poll_seconds=60
 delete=false
-flags=(name topology num_slices zone project data_dir log_dir service_account
-  runtime_version network subnetwork internal_ips labels spot reserved
-  valid_until_duration valid_until_time keep max_restarts poll_seconds delete)
+flags=(name topology num_slices zone project data_dir cache_dir log_dir
+  service_account runtime_version network subnetwork internal_ips labels spot
+  reserved valid_until_duration valid_until_time keep max_restarts poll_seconds
+  delete)
 read_flags "$@"
 require_name
 require zone

@@ -18,6 +18,7 @@
 #   --zone           PERLHF_ZONE        default: gcloud's
 #   --project        PERLHF_PROJECT     default: gcloud's
 #   --data_dir       PERLHF_DATA_DIR    gs://... of the data
+#   --cache_dir      PERLHF_CACHE_DIR   of prepared data
 #   --log_dir        PERLHF_LOG_DIR     gs://... for what the hosts print;
 #                                       default: MODEL_DIR's
 #   --spot                              of node pools that XPK makes for it
@@ -41,14 +42,15 @@ image="${PERLHF_IMAGE:-}"
 zone="${PERLHF_ZONE:-}"
 project="${PERLHF_PROJECT:-}"
 data_dir="${PERLHF_DATA_DIR:-}"
+cache_dir="${PERLHF_CACHE_DIR:-}"
 log_dir="${PERLHF_LOG_DIR:-}"
 spot=false
 reservation="${PERLHF_RESERVATION:-}"
 max_restarts=100
 grace_seconds=600
 delete=false
-flags=(name cluster topology num_slices image zone project data_dir log_dir
-  spot reservation max_restarts grace_seconds delete)
+flags=(name cluster topology num_slices image zone project data_dir cache_dir
+  log_dir spot reservation max_restarts grace_seconds delete)
 read_flags "$@"
 require_name
 require cluster

@@ -107,6 +107,18 @@ def test_results_that_would_be_deleted_with_the_slice_are_refused(
   assert world.calls == []
 
 
+@pytest.mark.parametrize('script', ON_TPUS)
+def test_what_the_hosts_would_not_find_is_refused(world, script):
+  world.check('echo "reads: gs://bucket/data"; echo "reads: runs/sft"')
+  result = _launch(world, script)
+  assert result.returncode == 2
+  assert (
+    f'{script}.sh: error: the command reads runs/sft, which is on this machine '
+    'and not on the hosts: copy it into a bucket'
+  ) in result.stderr
+  assert world.calls == []
+
+
 @pytest.mark.parametrize(
   ('flags', 'code'),
   [
@@ -128,7 +140,7 @@ def test_only_the_disk_of_a_kept_host_may_hold_results(world, flags, code):
 
 @pytest.mark.parametrize('script', ['slurm', 'ssh'])
 def test_machines_that_stay_may_hold_results(world, script):
-  world.check('echo "writes: /shared/runs/rm"')
+  world.check('echo "reads: /shared/d"; echo "writes: /shared/runs/rm"')
   assert _launch(world, script, '--dry_run').returncode == 0
 
 

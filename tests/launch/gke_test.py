@@ -99,6 +99,7 @@ def test_the_manifest_runs_the_command_untouched_on_every_host(world):
   manifest = world.manifest(
     *launch_world.SETTINGS['gke'],
     '--data_dir=gs://b/d',
+    '--cache_dir=gs://b/c',
     '--',
     *launch_world.COMMAND,
   )
@@ -112,6 +113,7 @@ def test_the_manifest_runs_the_command_untouched_on_every_host(world):
     {'name': 'JAX_PLATFORMS', 'value': 'tpu,cpu'},
     {'name': 'TF_CPP_MIN_LOG_LEVEL', 'value': '3'},
     {'name': 'PERLHF_DATA_DIR', 'value': 'gs://b/d'},
+    {'name': 'PERLHF_CACHE_DIR', 'value': 'gs://b/c'},
   ]
   # By it the hosts find each other.
   assert manifest['spec']['network']['enableDNSHostnames'] is True

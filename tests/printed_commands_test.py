@@ -1,0 +1,199 @@
+"""Every command that we print is typed into a shell, as it stands."""
+
+import re
+
+import jax
+import printed_commands
+import printed_world
+import pytest
+
+from perlhf_jax import commands
+from perlhf_jax.training import topologies
+
+ROOT = printed_world.ROOT
+PAGES = ['README.md', 'launch/README.md']
+GIN_FILES = sorted((ROOT / 'gin').glob('**/*.gin'))
+PAPER = [path for path in GIN_FILES if 'paper' in path.parts]
+SCRIPTS = sorted((ROOT / 'launch').glob('*.sh'))
+# What heads print, in the order in which one needs them.
+RUNS = ['train_sft', 'train_reward', 'train_policy', 'evaluate']
+PAPER_RUNS = ['sft', 'reward_lora', 'reward_full', 'policy']
+
+# What a reader has before: data, and files of prompts and responses.
+DATA = printed_commands.Shell('data', 'export PERLHF_DATA_DIR=/path/to/data')
+LINES = printed_commands.Shell(
+  'lines',
+  """
+echo '{"prompt": "todo: Vet tea", "response": "vet"}' >pairs.jsonl
+cp pairs.jsonl prompts.jsonl
+""",
+)
+# And models that other commands of the same kind have trained.
+MODELS = printed_commands.Shell('models', 'cp -r runs/train_reward runs/rm')
+PAPER_MODELS = printed_commands.Shell(
+  'models of other data sets',
+  'for name in harmless shp android_control; do'
+  ' cp -r runs/tldr_sft runs/"$name"_sft; done',
+)
+PALI = printed_commands.Shell(
+  'a PaLI',
+  """
+perlhf train_sft --gin_file=gin/models/pali3_5b.gin \\
+  --gin_file=gin/vocabularies/byte.gin --gin_file=gin/lora/none.gin \\
+  --gin.MIXTURE_OR_TASK_NAME="'vqav2_sft'" --gin.TRAIN_STEPS=2 \\
+  --gin.MODEL_DIR="'/path/to/pali'"
+ln -sfn /path/to/pali /path/to/model
+""",
+)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _compile_once(tmp_path_factory):
+  """Many commands compile the same programs."""
+  settings = {
+    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
+    'jax_persistent_cache_min_compile_time_secs': 0,
+    'jax_persistent_cache_min_entry_size_bytes': -1,
+  }
+  before = {name: getattr(jax.config, name) for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+@pytest.fixture(autouse=True)
+def _plan_on_this_cpu(monkeypatch):
+  """Compiling for TPUs has tests of its own, and takes its time."""
+  monkeypatch.setattr(topologies, 'devices', lambda _: jax.devices()[:1])
+
+
+@pytest.fixture(name='world', params=['checkout', 'elsewhere'])
+def _world(request, tmp_path):
+  return printed_world.World(tmp_path, request.param == 'checkout')
+
+
+@pytest.fixture(name='checkout')
+def _checkout(tmp_path):
+  return printed_world.World(tmp_path, is_checkout=True)
+
+
+@pytest.fixture(name='elsewhere')
+def _elsewhere(tmp_path):
+  return printed_world.World(tmp_path, is_checkout=False)
+
+
+def page(name):
+  return printed_commands.of_markdown(ROOT / name, name)
+
+
+def heads(paths):
+  return [
+    command
+    for path in paths
+    for command in printed_commands.of_head(
+      path, path.relative_to(ROOT).as_posix()
+    )
+  ]
+
+
+def help_pages(names):
+  return [
+    piece for name in names for piece in printed_commands.of_help_page(name)
+  ]
+
+
+def paper_heads(end):
+  return heads(path for path in PAPER if path.stem.endswith(end))
+
+
+def works(world, pieces, **kwargs):
+  """Every command of the pieces was called, and ended well."""
+  pieces = list(pieces)
+  world.type_in(pieces, **kwargs)
+  assert not world.failures, '\n\n'.join(map(str, world.failures))
+  typed = sum(
+    len(re.findall(r'^ *(?:\S+/)?perlhf ', line))
+    for piece in pieces
+    if isinstance(piece, printed_commands.Shell)
+    for line in piece.typed
+  )
+  assert len(world.calls) == typed
+
+
+def test_readme(world):
+  pieces = page('README.md')
+  if not world.is_checkout:  # Scripts are run at the top of a checkout.
+    pieces = [
+      piece
+      for piece in pieces
+      if not re.search(r'launch/\w+\.sh|\.venv/', piece.text)
+    ]
+  works(world, pieces)
+
+
+def test_help_pages(world):
+  works(world, [DATA, LINES, *help_pages(commands.COMMANDS)])
+
+
+def test_heads_of_gin_files(checkout):
+  runs = [ROOT / 'gin' / 'runs' / f'{name}.gin' for name in RUNS]
+  others = [path for path in GIN_FILES if path not in [*runs, *PAPER]]
+  works(checkout, [DATA, *heads([*runs, *others])])
+
+
+def test_heads_of_the_papers_gin_files(checkout):
+  groups = [paper_heads(end) for end in PAPER_RUNS]
+  sft = [command for command in groups[0] if 'vqav2' not in command.place]
+  vqa = [command for command in groups[0] if 'vqav2' in command.place]
+  pieces = [DATA, *sft, PAPER_MODELS, PALI, *vqa]
+  for group in groups[1:]:
+    pieces += group
+  works(checkout, pieces)
+
+
+def test_heads_of_the_papers_gin_files_elsewhere(elsewhere):
+  works(elsewhere, heads(PAPER), only_check=True)
+
+
+def test_heads_of_scripts(checkout):
+  works(checkout, heads(SCRIPTS))
+
+
+def test_page_of_the_launchers(checkout):
+  models = help_pages(['train_sft', 'train_reward'])
+  works(checkout, [*models, MODELS, *page('launch/README.md')])
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_no_command_of_a_page_is_overlooked(name):
+  found = sum(
+    len(piece.typed)
+    for piece in page(name)
+    if isinstance(piece, printed_commands.Shell)
+  )
+  text = (ROOT / name).read_text('utf-8')
+  in_blocks = re.findall(
+    r'(?<!\\\n)^\s*(?:\w+=\S+ )*(?:\./|\.venv/bin/)?(?:perlhf [a-z]|launch/\w+\.sh)',
+    text,
+    re.MULTILINE,
+  )
+  assert found >= len(in_blocks) > 10
+
+
+@pytest.mark.parametrize(
+  'path',
+  [*GIN_FILES, *SCRIPTS],
+  ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_no_command_of_a_head_is_overlooked(path):
+  found = [
+    line.strip()
+    for command in heads([path])
+    for line in command.text.splitlines()
+  ]
+  starts = [
+    line for line in found if re.search(r'(perlhf|launch/\S+)( |$)', line)
+  ]
+  assert len(starts) == printed_commands.count_in_head(path)

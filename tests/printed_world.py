@@ -1,0 +1,444 @@
+"""A place in which printed commands run as they stand, by a real shell.
+
+The shell calls stand-ins. Those of perlhf and Python hand the call over to this
+process, which has everything imported already, and where models, data and
+numbers of steps are tiny. Those of clouds and clusters do nothing.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+import importlib
+import io
+import json
+import os
+import pathlib
+import re
+import runpy
+import shutil
+import socketserver
+import subprocess
+import sys
+import traceback
+from typing import Any, NamedTuple
+from unittest import mock
+
+import gin
+import printed_commands
+import seqio
+
+from perlhf_jax import command_line
+from perlhf_jax import commands
+from perlhf_jax import gin_loading
+from perlhf_jax import gin_scan
+from perlhf_jax import logs
+from perlhf_jax import main
+from perlhf_jax.core import errors
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+_TESTS = ROOT / 'tests'
+
+# Their own tests run them; here they only have to be there.
+_LONG_SCRIPTS = ('setup_venv.sh', 'run_tests.sh')
+_CLOUDS = (
+  'docker',
+  'gcloud',
+  'git',
+  'kubectl',
+  'pip',
+  'sbatch',
+  'seqio_cache_tasks',
+  'ssh',
+  'ssh-add',
+  'ssh-agent',
+  'ssh-keygen',
+  'tensorboard',
+  'xpk',
+)
+# A launcher finds its slice at once, and can hand over a manifest.
+_CLOUD = """#!/bin/bash
+[[ "$*" != *state.state* ]] || echo ACTIVE
+[[ "$*" != *--filename=- ]] || cat >/dev/null
+"""
+# What was printed between two of them belongs to the place that they name.
+_MARK = '@@@ '
+
+# The shape of golden/hf_t5_v1_1; every T5 has it, so that compiling is shared.
+_SHAPE: Mapping[str, Any] = {
+  'emb_dim': 16,
+  'num_heads': 3,
+  'head_dim': 4,
+  'num_encoder_layers': 2,
+  'num_decoder_layers': 3,
+  'mlp_dim': 20,
+  'logits_via_embedding': False,
+  'dtype': 'float32',
+  'scan_layers': False,
+  'remat_policy': 'none',
+  'attention_block': None,
+  # Of the ViT.
+  'IMAGE_SIZE': 28,
+  'patch_size': 14,
+  'width': 12,
+  'depth': 1,
+}
+# Characters of what a command printed that a failure repeats.
+_SHOWN = 2000
+_LENGTHS = {'inputs': 16, 'targets': 16}
+# Macros of run files.
+_SMALL: Mapping[str, Any] = {
+  'TASK_FEATURE_LENGTHS': _LENGTHS,
+  'REFUSE_LONG_PROMPTS': False,
+  'TRAIN_STEPS': 2,
+  'BATCH_SIZE': 2,
+  'WARMUP_STEPS': 1,
+  'EVAL_EXAMPLES': 4,
+  'LOG_PERIOD': 1,
+  'EVAL_PERIOD': 2,
+  'CHECKPOINT_PERIOD': 2,
+  'REPEATS': 1,
+  # This machine has one device.
+  'MESH_SHAPE': (-1, 1, 1),
+  'ACCUMULATION_STEPS': 1,
+}
+_SMALL_OF_COMMAND: Mapping[str, Sequence[str]] = {
+  'train_sft': ('--gin.DatasetConfig.max_examples=8',),
+  'train_reward': ('--gin.DatasetConfig.max_examples=8',),
+  'train_policy': ('--gin.DatasetConfig.max_examples=8',),
+  'generate': ('--batch_size=2', '--prompt_length=16', '--max_length=4'),
+  'score': ('--batch_size=2',),
+  'benchmark_input': ('--batch_size=2', '--num_batches=1', '--repeats=1'),
+  'train_vocabulary': ('--vocab_size=300',),
+}
+# In programs of the reader's.
+_SMALL_IN_PYTHON = (
+  (r'\btrain_steps=\d+', 'train_steps=2'),
+  (r'\b(\w+_period)=\d+', r'\1=2'),
+  (r'\bbatch_size=\d+', 'batch_size=2'),
+)
+
+
+class Failure(NamedTuple):
+  """A command that did not work, as it was typed, and what it said."""
+
+  place: str
+  command: str
+  output: str
+
+  def __str__(self):
+    return f'{self.place}\n  {self.command}\n{self.output}'
+
+
+class World:
+  """A folder in which a reader types.
+
+  Attributes:
+    folder: where the shell starts.
+    is_checkout: whether it is the top of a checkout.
+    calls: the arguments of every call of perlhf that was typed.
+    failures: the commands that failed.
+  """
+
+  def __init__(self, folder: pathlib.Path, is_checkout: bool):
+    self.folder = folder / 'here'
+    self.is_checkout = is_checkout
+    self.calls: list[list[str]] = []
+    self.failures: list[Failure] = []
+    self._outside = folder
+    self._only_check = False
+    self.folder.mkdir(parents=True)
+    self._write_models()
+    self._write_data()
+    self._write_tools()
+    if is_checkout:
+      self._check_out()
+
+  def type_in(
+    self, pieces: Iterable[printed_commands.Piece], *, only_check: bool = False
+  ) -> None:
+    """Types pieces into one shell, in order.
+
+    Args:
+      pieces: commands, and files to write.
+      only_check: perlhf only checks its arguments.
+    """
+    self._only_check = only_check
+    script = self._outside / 'script.sh'
+    script.write_text(self._script(pieces))
+    # A short path: those of sockets may have 107 characters.
+    address = f'/tmp/perlhf_{os.getpid()}.socket'
+    shell_environment = {
+      'PATH': f'{self._outside / "bin"}:/usr/bin:/bin',
+      'HOME': str(self._outside),
+      'PERLHF_TEST_SOCKET': address,
+    }
+    output = self._outside / 'output'
+    with (
+      _own_imports(),
+      open(output, 'w') as file,
+      socketserver.UnixStreamServer(address, self._handler()) as server,
+    ):
+      server.timeout = 0.1
+      shell = subprocess.Popen(
+        ['/bin/bash', script],
+        cwd=self.folder,
+        env=shell_environment,
+        stdin=subprocess.DEVNULL,
+        stdout=file,
+        stderr=subprocess.STDOUT,
+      )
+      try:
+        while shell.poll() is None:
+          server.handle_request()
+      finally:
+        shell.kill()
+        os.unlink(address)
+    assert shell.returncode == 0, output.read_text()
+    self._note_other_failures()
+
+  def _script(self, pieces: Iterable[printed_commands.Piece]) -> str:
+    """One script, as if all were typed into one terminal."""
+    lines = [
+      'set -uE',
+      'export TYPED=$$ PLACE=',
+      'trap \'printf "%s\\t%s\\t%s\\n" "$PLACE" "$?" "${BASH_COMMAND//$\'"\'"\''
+      '\\n\'"\'"\'/ }" >>"$HOME/failed"\' ERR',
+    ]
+    for number, piece in enumerate(pieces):
+      lines.append(f"PLACE='{piece.place}'; echo '{_MARK}{piece.place}'")
+      if isinstance(piece, printed_commands.Shell):
+        text = self._with_paths(piece.script)
+        subprocess.run(['bash', '-n', '-c', text], check=True)
+        lines.append(text)
+        continue
+      source = self._outside / f'file_{number}'
+      source.write_text(_made_small(piece.text))
+      lines.append(f'cp {source} {piece.name}')
+    return '\n'.join([*lines, 'true', ''])
+
+  def _with_paths(self, text: str) -> str:
+    for folder in '/path/to', '/shared':
+      text = text.replace(folder, f'{self._outside}{folder}')
+    return text
+
+  def _handler(self) -> type:
+    world = self
+
+    class Handler(socketserver.StreamRequestHandler):
+      def handle(self):
+        answer = world._perform(json.loads(self.rfile.readline()))
+        self.wfile.write(json.dumps(answer).encode())
+
+    return Handler
+
+  def _perform(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Does what a stand-in was asked for."""
+    program, arguments = request['program'], request['arguments']
+    is_typed = request['is_typed']
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+      contextlib.chdir(request['folder']),
+      _environment(request['environment']),
+      contextlib.redirect_stdout(stdout),
+      contextlib.redirect_stderr(stderr),
+    ):
+      try:
+        if program == 'python':
+          # Scripts make tables of what was not run here.
+          code = _run_python(arguments) if is_typed else 0
+        elif not is_typed:
+          code = check(arguments)
+          _leave_result(arguments)
+        elif self._only_check or '--gin.USE_CACHED_TASKS=True' in arguments:
+          code = check(arguments)
+        else:
+          code = main.run(small(arguments))
+      except Exception:
+        traceback.print_exc()
+        code = 1
+      finally:
+        gin.clear_config()
+    if is_typed and program == 'perlhf':
+      self.calls.append(arguments)
+    if code:
+      command = ' '.join([program, *arguments])
+      output = (stdout.getvalue() + stderr.getvalue())[-_SHOWN:]
+      self.failures.append(Failure(request['place'], command, output))
+    return {
+      'code': code,
+      'stdout': stdout.getvalue(),
+      'stderr': stderr.getvalue(),
+    }
+
+  def _note_other_failures(self) -> None:
+    """Adds the commands that the shell saw failing and we did not."""
+    file = self._outside / 'failed'
+    if not file.exists():
+      return
+    ours = {failure.place for failure in self.failures}
+    printed = (self._outside / 'output').read_text().split(_MARK)
+    said = {text.partition('\n')[0]: text for text in printed}
+    for line in file.read_text().splitlines():
+      place, code, command = line.split('\t')
+      if place not in ours:
+        output = f'exit code {code}\n{said[place][-_SHOWN:]}'
+        self.failures.append(Failure(place, command, output))
+    file.unlink()
+
+  def _write_models(self) -> None:
+    """Puts tiny models where gin files are looked for first."""
+    folder = self.folder / 'gin' / 'models'
+    folder.mkdir(parents=True)
+    for path in (ROOT / 'gin' / 'models').glob('*.gin'):
+      text = path.read_text('utf-8')
+      for name, value in _SHAPE.items():
+        text = re.sub(rf'(?m)^( *{name} = ).*$', rf'\g<1>{value!r}', text)
+      text = re.sub(r'(?m)^( *vocab_size = )32128$', r'\g<1>384', text)
+      (folder / path.name).write_text(text, 'utf-8')
+
+  def _write_data(self) -> None:
+    """Puts weights and data where documents say that a reader has them."""
+    path_to = self._outside / 'path' / 'to'
+    shared = self._outside / 'shared'
+    data = path_to / 'data'
+    data.mkdir(parents=True)
+    shared.mkdir()
+    for name in 'flan-t5-base', 'flan-t5-xl', 'model':
+      for folder in path_to, shared:
+        (folder / name).symlink_to(_TESTS / 'golden' / 'hf_t5_v1_1')
+    for source in (_TESTS / 'tasks' / 'fixtures').glob('*/*'):
+      (data / source.name).symlink_to(source)
+
+  def _write_tools(self) -> None:
+    """Writes the stand-ins."""
+    tools = self._outside / 'bin'
+    tools.mkdir()
+    for name in _CLOUDS:
+      (tools / name).write_text(_CLOUD)
+    for name in 'perlhf', 'python':
+      text = (_TESTS / 'printed_stand_in.py').read_text()
+      (tools / name).write_text(f'#!{sys.executable} -SE\n{text}')
+    for tool in tools.iterdir():
+      tool.chmod(0o755)
+
+  def _check_out(self) -> None:
+    """Makes the folder look like the top of a checkout."""
+    for name in 'tasks', 'perlhf_jax', 'setup.py':
+      (self.folder / name).symlink_to(ROOT / name)
+    for path in (ROOT / 'gin').iterdir():
+      if path.name != 'models':
+        (self.folder / 'gin' / path.name).symlink_to(path)
+    launch = self.folder / 'launch'
+    shutil.copytree(ROOT / 'launch', launch)
+    for name in _LONG_SCRIPTS:
+      (launch / name).write_text('#!/bin/bash\n')
+    tools = self.folder / '.venv' / 'bin'
+    tools.mkdir(parents=True)
+    for tool in (self._outside / 'bin').iterdir():
+      (tools / tool.name).symlink_to(tool)
+    (tools / 'activate').touch()
+
+
+def small(arguments: Sequence[str]) -> list[str]:
+  """Appends to a command line what makes it quick; later flags win."""
+  name, *rest = arguments
+  command = commands.COMMANDS.get(name)
+  if command is None or '--help' in rest:
+    return [*arguments]
+  hosts = {flag.name for flag in command_line.HOST_FLAGS}
+  # There are no other hosts here.
+  rest = [a for a in rest if a.lstrip('-').partition('=')[0] not in hosts]
+  extra = list(_SMALL_OF_COMMAND.get(name, ()))
+  if name == 'plan':
+    return [name, *rest, *_small_plan(rest)]
+  if command.gin_file:
+    scan = gin_scan.Scan()
+    gin_scan.scan_file(scan, command.gin_file)
+    for macro, value in _SMALL.items():
+      default, _ = scan.macros.get(macro, (None, ''))
+      if default is None:
+        continue  # It has no such macro, or takes what the training had.
+      if macro == 'TASK_FEATURE_LENGTHS' and any('pali' in a for a in rest):
+        value = {**value, 'images': 1}
+      extra.append(f'--gin.{macro}={value!r}')
+  return [name, *rest, *extra]
+
+
+def check(arguments: Sequence[str]) -> int:
+  """Checks a command line and its configuration without running it."""
+  name, *rest = arguments
+  command = commands.COMMANDS[name]
+  try:
+    parsed = command_line.parse(name, command, rest)
+    if command.gin_file:
+      flags = {flag.macro: flag.name for flag in command.flags if flag.macro}
+      gin_loading.read(
+        parsed.gin_files, parsed.bindings, parsed.search_paths, flags
+      )
+  except errors.UserError as error:
+    print(error)
+    return 2
+  return 0
+
+
+def _leave_result(arguments: Sequence[str]) -> None:
+  """Writes what a script moves or reads after `perlhf evaluate`."""
+  name, *rest = arguments
+  for argument in rest if name == 'evaluate' else ():
+    flag, _, value = argument.partition('=')
+    if flag == '--checkpoint':
+      model_dir = pathlib.Path(value.partition('/checkpoints/')[0])
+      model_dir.mkdir(parents=True, exist_ok=True)
+      (model_dir / 'eval.json').touch()
+
+
+def _small_plan(arguments: Sequence[str]) -> list[str]:
+  topologies = [a for a in arguments if a.startswith('--topology=')]
+  return [
+    *(a.partition(',')[0] for a in topologies),
+    "--gin.TUNINGS=('lora',)",
+    f'--gin.TASK_FEATURE_LENGTHS={_LENGTHS}',
+  ]
+
+
+def _run_python(arguments: Sequence[str]) -> int:
+  # What it prints to is this process's.
+  with mock.patch.object(logs, 'show'):
+    runpy.run_path(arguments[0], run_name='__main__')
+  return 0
+
+
+def _made_small(text: str) -> str:
+  for pattern, replacement in _SMALL_IN_PYTHON:
+    text = re.sub(pattern, replacement, text)
+  return text
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+  """Gives this process the variables of the shell for a while."""
+  before = dict(os.environ)
+  os.environ.update(variables)
+  try:
+    yield
+  finally:
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _own_imports() -> Iterator[None]:
+  """Forgets afterwards what the reader's own modules have brought in."""
+  modules, tasks = set(sys.modules), set(seqio.TaskRegistry.names())
+  path = list(sys.path)
+  sys.path.append('')  # As `main.cli` does.
+  importlib.invalidate_caches()
+  try:
+    yield
+  finally:
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+      if name.startswith('my_'):
+        del sys.modules[name]
+    for name in set(seqio.TaskRegistry.names()) - tasks:
+      if name.startswith('my_'):
+        seqio.TaskRegistry.remove(name)
