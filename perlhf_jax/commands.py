@@ -221,7 +221,7 @@ COMMANDS: Mapping[str, Command] = {
     flags=(
       Flag(
         'topology',
-        'slices of Cloud TPU, with commas between',
+        'slices of Cloud TPU, with commas between; 2xv5e-16 is two in one run',
         macro='TOPOLOGY',
       ),
       Flag(
