@@ -163,7 +163,7 @@ def test_adapters_start_random_times_zero(initialised):
   assert not np.array_equal(firsts[0], firsts[1])
 
 
-@pytest.mark.parametrize('dtype', t5_config.DTYPES)
+@pytest.mark.parametrize('dtype', ('float32', 'bfloat16'))
 def test_zero_adapters_leave_logits_bit_identical(initialised, dtype):
   (bare, adapted), adapters = initialised
   config = dataclasses.replace(CONFIG, dtype=dtype)
