@@ -14,7 +14,6 @@ from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import layers
 from perlhf_jax.models import lora
 from perlhf_jax.models import t5
-from perlhf_jax.models import t5_config
 from perlhf_jax.training import layer_layout
 
 CONFIG = tiny_models.CONFIG
