@@ -70,7 +70,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     flags=(
       Flag('checkpoint', _CHECKPOINT, macro='CHECKPOINT_PATH'),
-      Flag('batch_size', 'examples a step', int, macro='BATCH_SIZE'),
+      Flag('batch_size', 'examples per step', int, macro='BATCH_SIZE'),
       Flag('base_checkpoint', _BASE, macro='BASE_CHECKPOINT_PATH'),
     ),
     gin_file='gin/runs/evaluate.gin',
@@ -99,7 +99,7 @@ COMMANDS: Mapping[str, Command] = {
         required=True,
         argument='output_path',
       ),
-      Flag('batch_size', 'responses a step', int, default=32),
+      Flag('batch_size', 'responses per step', int, default=32),
       Flag('base_checkpoint', _BASE),
       Flag(
         'prompt_length',
@@ -166,7 +166,7 @@ COMMANDS: Mapping[str, Command] = {
         int,
       ),
       Flag('seed', 'of the sampling', int, default=0, minimum=0),
-      Flag('batch_size', 'prompts a step', int, default=32),
+      Flag('batch_size', 'prompts per step', int, default=32),
       Flag('base_checkpoint', _BASE),
       Flag(
         'prompt_length',
@@ -192,7 +192,7 @@ COMMANDS: Mapping[str, Command] = {
     on_hosts=True,
   ),
   'benchmark_input': Command(
-    help='images a second that the input pipeline decodes and batches here',
+    help='images per second that the input pipeline decodes and batches here',
     module='perlhf_jax.stages.benchmark_input',
     function='benchmark_input',
     example='perlhf benchmark_input --task=easy_vqa_rm --image_size=64',
