@@ -175,7 +175,8 @@ def test_no_command_of_a_page_is_overlooked(name):
   )
   text = (ROOT / name).read_text('utf-8')
   in_blocks = re.findall(
-    r'(?<!\\\n)^\s*(?:\w+=\S+ )*(?:\./|\.venv/bin/)?(?:perlhf [a-z]|launch/\w+\.sh)',
+    r'(?<!\\\n)^\s*(?:\w+=\S+ )*(?:\./|\.venv/bin/)?'
+    r'(?:perlhf [a-z]|launch/\w+\.sh)',
     text,
     re.MULTILINE,
   )
