@@ -32,7 +32,10 @@ setuptools.setup(
     GIN_FILES,
   ],
   package_dir={GIN_FILES: 'gin'},
-  package_data={GIN_FILES: ['**/*.gin']},
+  package_data={
+    GIN_FILES: ['**/*.gin'],
+    'perlhf_jax.training': ['tpu_topologies.txt'],
+  },
   entry_points={'console_scripts': ['perlhf = perlhf_jax.main:cli']},
   install_requires=[
     'absl-py',
@@ -45,6 +48,7 @@ setuptools.setup(
     'numpy',
     'optax',
     'orbax-checkpoint',
+    'psutil',
     'rouge-score',
     'safetensors',
     'scipy',

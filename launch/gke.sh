@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Runs one perlhf command on every host of a TPU node pool of a GKE cluster, as
-# a JobSet (jobset.x-k8s.io/v1alpha2) in kubectl's current context. The JobSet
-# is made anew after a preemption and after exit code 75, and the command goes
-# on from its last checkpoint; exit codes 1 and 2 end it.
+# Runs one perlhf command on every host of a TPU node pool of a GKE cluster, or
+# of several, as a JobSet (jobset.x-k8s.io/v1alpha2) in kubectl's current
+# context. perlhf checks the command first. The JobSet is made anew after a
+# preemption and after exit code 75, and the command goes on from its last
+# checkpoint; exit codes 1 and 2 end it.
 #
 #   launch/gke.sh --name=rm --topology=v5e-16 --spot \
 #     --image=us-west4-docker.pkg.dev/my-project/perlhf/perlhf:tpu -- \
@@ -12,15 +13,22 @@
 #   flag                  variable                   what; default
 #   --name                PERLHF_NAME                of the JobSet
 #   --topology            PERLHF_TOPOLOGY            as perlhf plan names it
+#   --num_slices          PERLHF_NUM_SLICES          node pools; default: 1
 #   --image               PERLHF_IMAGE               made by launch/Dockerfile
 #   --namespace           PERLHF_NAMESPACE           default: default
 #   --kubernetes_account  PERLHF_KUBERNETES_ACCOUNT  default: default
 #   --data_dir            PERLHF_DATA_DIR            gs://... of the data
+#   --cache_dir           PERLHF_CACHE_DIR           of prepared data
+#   --log_dir             PERLHF_LOG_DIR             gs://... for what the hosts
+#                                                    print; default: MODEL_DIR's
+#   --labels              PERLHF_LABELS              KEY=VALUE,... of JobSet, pods
 #   --spot                                           the nodes are spot nodes
+#   --reservation         PERLHF_RESERVATION         the nodes are of it
 #   --max_restarts                                   default: 100
 #   --grace_seconds       to save, after SIGTERM;    default: 600
 #   --delete                                         only delete the JobSet
-#   --dry_run                                        print, run nothing
+#   --no_check                                       do not check the command
+#   --dry_run                                        check the command, print
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source-path=SCRIPTDIR/..
@@ -28,16 +36,21 @@ source launch/launching.bash
 
 name="${PERLHF_NAME:-}"
 topology="${PERLHF_TOPOLOGY:-}"
+num_slices="${PERLHF_NUM_SLICES:-1}"
 image="${PERLHF_IMAGE:-}"
 namespace="${PERLHF_NAMESPACE:-default}"
 kubernetes_account="${PERLHF_KUBERNETES_ACCOUNT:-default}"
 data_dir="${PERLHF_DATA_DIR:-}"
+cache_dir="${PERLHF_CACHE_DIR:-}"
+log_dir="${PERLHF_LOG_DIR:-}"
+labels="${PERLHF_LABELS:-}"
 spot=false
+reservation="${PERLHF_RESERVATION:-}"
 max_restarts=100
 grace_seconds=600
 delete=false
-flags=(name topology image namespace kubernetes_account data_dir spot
-  max_restarts grace_seconds delete)
+flags=(name topology num_slices image namespace kubernetes_account data_dir
+  cache_dir log_dir labels spot reservation max_restarts grace_seconds delete)
 read_flags "$@"
 require_name
 
@@ -47,10 +60,18 @@ if "$delete"; then
 fi
 
 require topology image
+require_slices
 require_number max_restarts grace_seconds
+exclude spot reservation
 require_command
+[[ "$labels" =~ ^([^=,]+=[^=,]*(,[^=,]+=[^=,]*)*)?$ ]] ||
+  die "--labels=$labels is not KEY=VALUE,KEY=VALUE,..."
 row="$(topology_row "$topology")"
-read -r _ _ _ accelerator gke_topology hosts chips <<<"$row"
+read -r topology _ _ accelerator _ gke_topology hosts chips <<<"$row"
+require_gke "$topology" "$accelerator" "$hosts"
+check_command "--topology=$(name_slices "$topology")"
+require_bucket
+keep_output python
 
 json() { # A string of JSON, which is one of YAML.
   local text="${1//\\/\\\\}"
@@ -63,6 +84,13 @@ words() { # INDENTATION WORD ...: a list, an item a line.
   for word in "${@:2}"; do
     printf '%s- %s\n' "$1" "$(json "$word")"
   done
+}
+
+key_values() { # INDENTATION: `labels`
+  local pair
+  while IFS= read -r -d, pair; do
+    printf '%s%s: %s\n' "$1" "${pair%%=*}" "$(json "${pair#*=}")"
+  done <<<"$labels,"
 }
 
 variables() { # INDENTATION
@@ -79,8 +107,11 @@ kind: JobSet
 metadata:
   name: $(json "$name")
   namespace: $(json "$namespace")
+YAML
+  [[ -z "$labels" ]] || printf '  labels:\n%s\n' "$(key_values '    ')"
+  cat <<YAML
   annotations:
-    # One slice, for this job alone.
+    # Each job has a slice, which is a node pool, to itself.
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
   # JobSet makes the headless service by which the hosts find each other.
@@ -96,8 +127,11 @@ spec:
       onJobFailureReasons:
       - PodFailurePolicy
   replicatedJobs:
+  # GKE tells the hosts of several slices how many these are, which of them is
+  # theirs and where the first host is: MEGASCALE_NUM_SLICES, MEGASCALE_SLICE_ID
+  # and MEGASCALE_COORDINATOR_ADDRESS.
   - name: slice
-    replicas: 1
+    replicas: $num_slices
     template:
       spec:
         completionMode: Indexed
@@ -122,6 +156,11 @@ spec:
               - 1
               - 2
         template:
+YAML
+  [[ -z "$labels" ]] ||
+    printf '          metadata:\n            labels:\n%s\n' \
+      "$(key_values '              ')"
+  cat <<YAML
           spec:
             restartPolicy: Never
             terminationGracePeriodSeconds: $grace_seconds
@@ -131,6 +170,8 @@ spec:
               cloud.google.com/gke-tpu-topology: $gke_topology
 YAML
   ! "$spot" || echo '              cloud.google.com/gke-spot: "true"'
+  [[ -z "$reservation" ]] || printf '%s: %s\n' \
+    '              cloud.google.com/reservation-name' "$(json "$reservation")"
   cat <<YAML
             tolerations:
             - key: google.com/tpu
@@ -148,7 +189,7 @@ YAML
             - name: perlhf
               image: $(json "$image")
               command:
-$(words '              ' "${command[@]}" --multihost)
+$(words '              ' ${logging[@]+"${logging[@]}"} "${command[@]}" --multihost)
               env:
 $(variables '              ')
               resources:

@@ -1,21 +1,25 @@
 #!/usr/bin/env bash
-# Runs one perlhf command on every host of a list, over ssh, as one process a
-# host. It is started again where it ends with exit code 75 or a connection is
-# lost, and goes on from its last checkpoint. Ctrl-C makes all hosts save and
-# stop.
+# Has perlhf check a command here, and runs it on every host of a list, over
+# ssh, as one process a host. It is started again where it ends with exit code
+# 75 or a connection is lost, and goes on from its last checkpoint. Ctrl-C makes
+# all hosts save and stop.
 #
 #   launch/ssh.sh --hosts=node1,node2 -- \
 #     perlhf train_reward ... --gin.MODEL_DIR="'/shared/runs/rm'"
 #
-#   flag            variable          what; default
-#   --hosts         PERLHF_HOSTS      a,b,c for the processes 0, 1, 2
-#   --directory     PERLHF_DIRECTORY  the checkouts; default: perlhf_jax
-#   --port          PERLHF_PORT       free on the first host; default: 8476
-#   --data_dir      PERLHF_DATA_DIR   of the data
-#   --platforms     PERLHF_PLATFORMS  for JAX; default: cuda,cpu
-#   --max_restarts                    default: 100
-#   --poll_seconds                    before a restart; default: 60
-#   --dry_run                         print the commands, run nothing
+#   flag                variable                 what; default
+#   --hosts             PERLHF_HOSTS             a,b,c for the processes 0, 1, 2
+#   --devices_per_host  PERLHF_DEVICES_PER_HOST  for the check; default: 8
+#   --directory         PERLHF_DIRECTORY         default: perlhf_jax
+#   --port              PERLHF_PORT              of the first; default: 8476
+#   --data_dir          PERLHF_DATA_DIR          of the data
+#   --cache_dir         PERLHF_CACHE_DIR         of prepared data
+#   --platforms         PERLHF_PLATFORMS         for JAX; default: cuda,cpu
+#   --max_restarts                               default: 100
+#   --poll_seconds                               before a restart; default: 60
+#   --no_check                                   do not check the command
+#   --dry_run                                    check the command, print
+#                                                what would be run
 #
 # Every host needs the checkout with .venv (launch/setup_venv.sh cuda12) and the
 # same MODEL_DIR and data, on a shared file system or in a bucket.
@@ -25,18 +29,22 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/launching.bash
 
 hosts="${PERLHF_HOSTS:-}"
+devices_per_host="${PERLHF_DEVICES_PER_HOST:-8}"
 directory="${PERLHF_DIRECTORY:-perlhf_jax}"
 port="${PERLHF_PORT:-8476}"
 data_dir="${PERLHF_DATA_DIR:-}"
+cache_dir="${PERLHF_CACHE_DIR:-}"
 platforms="${PERLHF_PLATFORMS:-cuda,cpu}"
 max_restarts=100
 poll_seconds=60
-flags=(hosts directory port data_dir platforms max_restarts poll_seconds)
+flags=(hosts devices_per_host directory port data_dir cache_dir platforms
+  max_restarts poll_seconds)
 read_flags "$@"
 require hosts
-require_number port max_restarts poll_seconds
+require_number devices_per_host port max_restarts poll_seconds
 require_command
 IFS=, read -r -a host <<<"$hosts"
+check_command "--num_devices=$((${#host[@]} * devices_per_host))"
 
 to_host() { # HOST COMMAND
   run ssh -n -o BatchMode=yes -o ServerAliveInterval=30 "$1" "$2"

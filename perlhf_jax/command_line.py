@@ -82,6 +82,19 @@ HOST_FLAGS = (
 )
 
 
+# Arguments of `stages.check.check`.
+CHECK_FLAGS = (
+  Flag(
+    'check',
+    'check all that can be checked, and start nothing',
+    bool,
+    default=False,
+  ),
+  Flag('topology', 'with --check: the slice of Cloud TPU that it is for'),
+  Flag('num_devices', 'with --check: the devices that it is for', int),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Command:
   """A command.
@@ -94,7 +107,8 @@ class Command:
     flags: the flags it takes.
     gin_file: the gin file that it reads first, before those that are given;
       None for a command that is not configured by gin.
-    on_hosts: whether it can run on several hosts, and takes `HOST_FLAGS`.
+    on_hosts: whether it can run on several hosts, and takes `HOST_FLAGS` and
+      `CHECK_FLAGS`.
   """
 
   help: str
@@ -116,6 +130,7 @@ class Arguments:
     bindings: gin bindings, those of flags last.
     search_paths: folders in which to look for gin files.
     hosts: values of `HOST_FLAGS` by name; None for a process without others.
+    check: those of `CHECK_FLAGS` but for `check`; None to do the work.
   """
 
   keywords: dict[str, Any]
@@ -123,6 +138,7 @@ class Arguments:
   bindings: tuple[gin_loading.Binding, ...] = ()
   search_paths: tuple[str, ...] = ()
   hosts: dict[str, Any] | None = None
+  check: dict[str, Any] | None = None
 
 
 def parse(name: str, command: Command, args: Sequence[str]) -> Arguments:
@@ -205,6 +221,8 @@ def help_page(name: str, command: Command, args: Sequence[str] = ()) -> str:
   if command.gin_file:
     lines.append(_GIN_HELP.format(default=command.gin_file))
   if command.on_hosts:
+    lines += ['', 'Before it starts:']
+    lines += map(_describe_flag, CHECK_FLAGS)
     lines += ['', 'On several hosts, the same command on each, with:']
     lines += map(_describe_flag, HOST_FLAGS)
   if command.gin_file:
@@ -218,7 +236,7 @@ def _define(command: Command) -> absl_flags.FlagValues:
   """Defines a command's flags."""
   values = absl_flags.FlagValues()
   values.set_gnu_getopt(True)
-  for flag in (*command.flags, *_host_flags(command)):
+  for flag in (*command.flags, *_shared_flags(command)):
     limits = {}
     if flag.minimum is not None or flag.kind is int:
       limits['lower_bound'] = 1 if flag.minimum is None else flag.minimum
@@ -232,15 +250,16 @@ def _define(command: Command) -> absl_flags.FlagValues:
   return values
 
 
-def _host_flags(command: Command) -> tuple[Flag, ...]:
-  """Gives those of `HOST_FLAGS` that a command takes."""
-  return HOST_FLAGS if command.on_hosts else ()
+def _shared_flags(command: Command) -> tuple[Flag, ...]:
+  """Gives the flags that all commands on hosts take."""
+  return (*CHECK_FLAGS, *HOST_FLAGS) if command.on_hosts else ()
 
 
 def names_hosts(args: Sequence[str]) -> bool:
   """Says whether arguments, parsed or not, start one of several processes."""
   names = {flag.name for flag in HOST_FLAGS}
-  return any(arg.lstrip('-').partition('=')[0] in names for arg in args)
+  given = {arg.lstrip('-').partition('=')[0] for arg in args}
+  return bool(given & names) and 'check' not in given
 
 
 def _rewrite_gin_bindings(
@@ -280,12 +299,23 @@ def _arguments(command: Command, values: absl_flags.FlagValues) -> Arguments:
           f'{flag.macro} = {value!r}', f'--{flag.name}={value}'
         )
       )
-  hosts = None
-  given = {f.name: values[f.name] for f in _host_flags(command)}
-  if any(flag.present and flag.value is not False for flag in given.values()):
-    hosts = {name: flag.value for name, flag in given.items()}
+  hosts = check = None
+  if command.on_hosts:
+    given = {flag.name: values[flag.name] for flag in HOST_FLAGS}
+    if any(flag.present and flag.value is not False for flag in given.values()):
+      hosts = {name: flag.value for name, flag in given.items()}
+    check = {f.name: values[f.name].value for f in CHECK_FLAGS}
+    if check.pop('check'):
+      hosts = None
+    else:
+      for name, value in check.items():
+        if value is not None:
+          raise errors.ConfigError(
+            f'--{name} says for what to check a command: give --check too.'
+          )
+      check = None
   if not command.gin_file:
-    return Arguments(keywords, hosts=hosts)
+    return Arguments(keywords, hosts=hosts, check=check)
   bindings = [
     gin_loading.Binding(text, f'--gin.{text}')
     for text in values['gin_bindings'].value
@@ -296,6 +326,7 @@ def _arguments(command: Command, values: absl_flags.FlagValues) -> Arguments:
     bindings=(*bindings, *macros),
     search_paths=tuple(values['gin_search_paths'].value),
     hosts=hosts,
+    check=check,
   )
 
 

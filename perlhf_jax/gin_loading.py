@@ -119,6 +119,15 @@ def load(config: Config, fn: Callable[..., Any]) -> Callable[[], Any]:
   return _bound(config, fn)
 
 
+def arguments_of(fn: Callable[..., Any]) -> dict[str, Any]:
+  """Makes the arguments that the configuration binds of a function.
+
+  Raises:
+    UserError: by what makes one of them.
+  """
+  return gin.get_bindings(fn, resolve_references=True)
+
+
 def _bound(config: Config, fn: Callable[..., Any]) -> Callable[[], Any]:
   """Gives gin's version of `fn`, having checked that it can be called."""
   given = {}

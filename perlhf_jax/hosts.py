@@ -84,8 +84,9 @@ def load_together(
   except errors.UserError as e:
     error = e
   multihost.raise_together(error)
+  installed = versions.describe().items()
   multihost.check_same(
-    '\n'.join([*command, *versions.describe(), configuration]),
+    '\n'.join([*command, *map(': '.join, installed), configuration]),
     'the command, its configuration or their versions',
   )
   return call

@@ -56,7 +56,13 @@ def without_noise() -> Iterator[None]:
 
 
 def show() -> None:
-  """Shows on stderr our INFO lines, and everybody's warnings and errors."""
+  """Shows on stderr our INFO lines, and everybody's warnings and errors.
+
+  The commands call it. A program that calls their functions, such as
+  `train_sft.train_sft`, calls it itself to see how far they are, before it
+  imports TensorFlow or anything that does. A second call changes nothing.
+  """
+  silence_native_libraries()
   # absl's own flags, of logging among others, keep their defaults; without this
   # absl warns of lines before they are parsed.
   flags.FLAGS.mark_as_parsed()

@@ -96,7 +96,10 @@ def _load(
   """Gives the call that does the command, and its configuration as text."""
   if not command.gin_file:
     with logs.without_noise():
-      call = functools.partial(_function(command), **arguments.keywords)
+      function = _function(command)
+      call = functools.partial(function, **arguments.keywords)
+    if arguments.check is not None:
+      call = _check(function, lambda: arguments.keywords, arguments.check)
     values = arguments.keywords.items()
     return call, '\n'.join(f'{name}: {value}' for name, value in values)
   config = gin_loading.read(
@@ -106,8 +109,24 @@ def _load(
     {flag.macro: flag.name for flag in command.flags if flag.macro},
   )
   with logs.without_noise():
-    call = gin_loading.load(config, _function(command))
+    function = _function(command)
+    call = gin_loading.load(config, function)
+  if arguments.check is not None:
+    call = _check(
+      function, lambda: gin_loading.arguments_of(function), arguments.check
+    )
   return call, operative_config.config_text()
+
+
+def _check(
+  function: Callable[..., Any],
+  values: Callable[[], Mapping[str, Any]],
+  options: Mapping[str, Any],
+) -> Callable[[], Any]:
+  """Gives the call that checks a command's function in its place."""
+  with logs.without_noise():
+    from perlhf_jax.stages import check
+  return lambda: check.check(function, values(), **options)
 
 
 def _find(name: str, commands: Mapping[str, Command]) -> Command:

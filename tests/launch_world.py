@@ -4,6 +4,7 @@ Their tools (gcloud, kubectl, ...) are replaced by small scripts that note how
 they were called and answer from a list, so that restarts can be followed.
 """
 
+import dataclasses
 import pathlib
 import shlex
 import shutil
@@ -14,13 +15,14 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / 'launch'
+TOPOLOGIES = ROOT / 'perlhf_jax' / 'training' / 'tpu_topologies.txt'
 TOOLS = pathlib.Path(sys.executable).parent
 
 # Every shell on the way must hand these on untouched.
 COMMAND = (
   'perlhf',
   'train_reward',
-  '--gin_file=gin/runs/train_reward.gin',
+  '--gin_file=gin/models/t5_tiny.gin',
   "--gin.MODEL_DIR='gs://bucket/rm'",
   '--gin.NOTE=\'a "b" $HOME `c` \\ d!\'',
   '--gin.EMPTY=',
@@ -50,7 +52,12 @@ class World:
     self.bin = folder / 'bin'
     self.bin.mkdir()
     self.calls_file = folder / 'calls'
-    shutil.copytree(LAUNCH, folder / 'checkout' / 'launch')
+    self.checkout = folder / 'checkout'
+    shutil.copytree(LAUNCH, self.checkout / 'launch')
+    table = self.checkout / TOPOLOGIES.relative_to(ROOT)
+    table.parent.mkdir(parents=True)
+    shutil.copy(TOPOLOGIES, table)
+    self.check('echo "writes: gs://bucket/rm"')
     self.environment = {
       'PATH': f'{self.bin}:/usr/bin:/bin',
       'HOME': str(folder),
@@ -76,14 +83,28 @@ class World:
     """A checkout on a host, whose perlhf notes how it was called."""
     scripts = self.folder / name / '.venv' / 'bin'
     scripts.mkdir(parents=True)
+    # Instead of what keeps the output, which has a test of its own.
+    (scripts / 'python').write_text('#!/bin/bash\nshift 2\n"$@"\n')
+    (scripts / 'python').chmod(0o755)
     self.perlhf(
       name,
       f'echo "$JAX_PLATFORMS $PERLHF_DATA_DIR" >"$WORLD/{name}/environment"\n'
       f'printf \'%s\\0\' "$@" >"$WORLD/{name}/arguments"',
     )
 
+  def check(self, body):
+    """What perlhf says in the checkout, where the launchers have it check."""
+    (self.checkout / '.venv' / 'bin').mkdir(parents=True, exist_ok=True)
+    self.perlhf(
+      'checkout',
+      'echo "$JAX_PLATFORMS $PERLHF_DATA_DIR" >"$WORLD/checkout/environment"\n'
+      f'printf \'%s\\0\' "$@" >"$WORLD/checkout/arguments"\n{body}',
+    )
+
   def perlhf(self, name, body):
     path = self.folder / name / '.venv' / 'bin' / 'perlhf'
+    # Another file, for a shell goes on to read the one that it runs.
+    path.unlink(missing_ok=True)
     path.write_text(f'#!/bin/bash\n{body}\n')
     path.chmod(0o755)
 
@@ -93,7 +114,7 @@ class World:
 
   def start(self, script, *arguments, **environment):
     return subprocess.Popen(
-      [self.folder / 'checkout' / 'launch' / f'{script}.sh', *arguments],
+      [self.checkout / 'launch' / f'{script}.sh', *arguments],
       env={**self.environment, **environment},
       cwd=self.folder,
       stdin=subprocess.DEVNULL,
@@ -122,7 +143,9 @@ class World:
   def manifest(self, *arguments):
     result = self.run('gke', '--dry_run', *arguments)
     assert (result.returncode, result.stderr) == (0, '')
-    first, *lines, last = result.stdout.splitlines()
+    first, *lines, last = [
+      line for line in result.stdout.splitlines() if not line.startswith('#')
+    ]
     assert first == "kubectl apply --filename=- <<'YAML'"
     assert last == 'YAML'
     return yaml.safe_load('\n'.join(lines))
@@ -134,7 +157,22 @@ class World:
     return self.calls_file.read_text().splitlines()
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A line of the table of slices."""
+
+  name: str
+  cloud_type: str
+  runtime: str
+  accelerator: str
+  machine: str
+  shape: str
+  hosts: int
+  chips: int
+
+
 def topologies():
-  """The rows of the table, as lists of words."""
-  lines = (LAUNCH / 'tpu_topologies.txt').read_text().splitlines()
-  return [line.split() for line in lines if not line.startswith('#')]
+  """The rows of the table."""
+  lines = TOPOLOGIES.read_text().splitlines()
+  rows = [line.split() for line in lines if not line.startswith('#')]
+  return [Row(*row[:-2], *map(int, row[-2:])) for row in rows]

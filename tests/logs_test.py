@@ -96,3 +96,30 @@ def test_what_tensorflow_prints_on_import_is_dropped_and_nothing_else():
     'a line of ours',
     'I0000 after the block',
   ]
+
+
+PROGRAM = """
+from perlhf_jax import logs
+
+{0}
+from absl import logging
+import os
+
+exec(compile('logging.info("step 1 of 2"); logging.warning("a warning")',
+             logs.__file__, 'exec'))
+print(os.environ.get('TF_CPP_MIN_LOG_LEVEL'))
+"""
+
+
+def test_a_program_of_ones_own_shows_lines_when_it_asks_for_them(monkeypatch):
+  monkeypatch.delenv('TF_CPP_MIN_LOG_LEVEL', raising=False)
+  silent = _run(PROGRAM.format(''))
+  assert 'step 1 of 2' not in silent.stderr
+  assert 'a warning' in silent.stderr
+  assert silent.stdout == 'None\n'
+  for calls in 'logs.show()', 'logs.show(); logs.show()':
+    result = _run(PROGRAM.format(calls))
+    info, warning = result.stderr.splitlines()
+    assert re.fullmatch(r'[\d:]{8} step 1 of 2', info)
+    assert re.fullmatch(r'[\d:]{8} WARNING: a warning', warning)
+    assert result.stdout == '3\n'

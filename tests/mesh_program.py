@@ -3,6 +3,7 @@
 Writes a pickle of what each mesh did to the path in argv[1].
 """
 
+import contextlib
 import dataclasses
 import os
 import pickle
@@ -140,10 +141,25 @@ def error_of(function, *arguments):
   return None
 
 
+@contextlib.contextmanager
+def two_slices():
+  """Makes the devices those of two TPU slices, every second one of each."""
+  kind = type(jax.devices()[0])
+  kind.slice_index = property(lambda device: device.id % 2)
+  counted = partitioning._num_slices
+  partitioning._num_slices = lambda devices: 2
+  yield
+  partitioning._num_slices = counted
+  del kind.slice_index
+
+
 def main(path):
   alone = partitioning.Partitioner().make_mesh(jax.devices()[:1])
   meshes = {shape: partitioning.make_mesh(shape) for shape in MESHES}
   meshes[1, 1, 1] = alone
+  with two_slices():
+    sliced = meshes['two slices'] = partitioning.make_mesh((2, 2, 2))
+    across_slices = error_of(partitioning.make_mesh, (1, 4, 2))
   wide = partitioning.make_mesh((1, 1, -1))
   square = meshes[2, 2, 2]
   results = {
@@ -155,8 +171,10 @@ def main(path):
     },
     'activation_shards': {s: activation_shards(m) for s, m in meshes.items()},
     'default_mesh': dict(partitioning.make_mesh().shape),
+    'two_slices': np.vectorize(lambda device: device.id)(sliced.mesh.devices),
     'rest_of_mesh': dict(partitioning.make_mesh((2, -1, 2)).shape),
     'errors': {
+      'slices': across_slices,
       'product': error_of(partitioning.make_mesh, (3, 1, 1)),
       'no_rest': error_of(partitioning.make_mesh, (-1, 3, 1)),
       'negative': error_of(partitioning.make_mesh, (-2, -4, 1)),

@@ -144,13 +144,24 @@ def checked(function: _Function) -> _Function:
 
   @functools.wraps(function)
   def checking(**arguments):
-    hints = annotations_of(function)
-    for name, value in arguments.items():
-      if name in hints:
-        check(f'{function.__name__}.{name}', value, hints[name])
+    check_arguments(function, arguments)
     return function(**arguments)
 
   return checking
+
+
+def check_arguments(
+  function: Callable[..., Any], arguments: Mapping[str, Any]
+) -> None:
+  """Checks the arguments of a call; see `checked`.
+
+  Raises:
+    ConfigError: an argument has a value that its annotation does not allow.
+  """
+  hints = annotations_of(function)
+  for name, value in arguments.items():
+    if name in hints:
+      check(f'{function.__name__}.{name}', value, hints[name])
 
 
 def annotations_of(configurable: Any) -> dict[str, Any]:

@@ -5,7 +5,13 @@ configuration, not gin's "operative" one, which is known only when everything
 has been called: too late for a run that dies.
 """
 
+from collections.abc import Callable
+import contextlib
+import inspect
+from typing import Any, NamedTuple
+
 import gin
+from gin import config_parser
 
 
 def config_text() -> str:
@@ -16,3 +22,70 @@ def config_text() -> str:
     in a test that calls a stage directly.
   """
   return gin.config_str()
+
+
+def bound_arguments(function: Callable[..., Any]) -> set[str]:
+  """Gives the names of the arguments that gin binds of a function.
+
+  Of a reference with a scope, `@scope/my_module.my_function`, gin does not say
+  which scope; all its arguments count.
+  """
+  inner = getattr(function, '__wrapped__', None)
+  if hasattr(inner, '__wrapped__'):  # Gin wraps once more for a scope.
+    return set(inspect.signature(function).parameters)
+  with contextlib.suppress(ValueError):  # Gin does not know it.
+    return set(gin.get_bindings(function, resolve_references=False))
+  return set()
+
+
+class _Name(NamedTuple):
+  """A macro or a configurable that a value names, as gin writes it."""
+
+  text: str
+
+  def __repr__(self) -> str:
+    return self.text
+
+
+class _Delegate(config_parser.ParserDelegate):
+  """Keeps names as names, so that nothing need be imported."""
+
+  def configurable_reference(self, scoped_configurable_name, evaluate):
+    return _Name(f'@{scoped_configurable_name}{"()" if evaluate else ""}')
+
+  def macro(self, macro_name):
+    return _Name(f'%{macro_name}')
+
+
+def changes(before: str, after: str) -> dict[str, str]:
+  """Compares two configurations; their order and comments do not count.
+
+  Args:
+    before: gin statements.
+    after: gin statements.
+
+  Returns:
+    What changed of each macro or parameter that did, such as `{'LEARNING_RATE':
+    '0.001 -> 0.01'}`.
+  """
+  old, new = _values(before), _values(after)
+  return {
+    name: f'{_shown(old, name)} -> {_shown(new, name)}'
+    for name in sorted(old.keys() | new.keys())
+    if name not in old or name not in new or old[name] != new[name]
+  }
+
+
+def _values(text: str) -> dict[str, Any]:
+  """Reads the values of gin statements, by the names that they bind."""
+  values = {}
+  for statement in config_parser.ConfigParser(text, _Delegate()):
+    if isinstance(statement, config_parser.BindingStatement):
+      scope = f'{statement.scope}/' if statement.scope else ''
+      name = '.'.join(filter(None, (statement.selector, statement.arg_name)))
+      values[scope + name] = statement.value
+  return values
+
+
+def _shown(values: dict[str, Any], name: str) -> str:
+  return repr(values[name]) if name in values else 'not set'

@@ -1,4 +1,4 @@
-"""What this process runs, to be compared with other processes of the run."""
+"""What this process runs: for records of a run, and to compare processes."""
 
 import hashlib
 from importlib import metadata
@@ -6,18 +6,31 @@ import pathlib
 import platform
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+_LIBRARIES = (
+  'jax',
+  'jaxlib',
+  'libtpu',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+)
 
 
-def describe() -> list[str]:
-  """Gives a line a library: `jax: 0.10.2`."""
+def describe() -> dict[str, str]:
+  """Gives versions by name: `{'jax': '0.10.2', …}`.
+
+  That of `perlhf_jax` includes a digest of its source, which tells changed
+  copies of one version apart.
+  """
   digest = hashlib.sha256()
   for path in sorted(_PACKAGE.glob('**/*.py')):
     digest.update(path.read_bytes())
-  return [
-    f'perlhf: {_version("perlhf-jax")} (source {digest.hexdigest()[:12]})',
-    f'python: {platform.python_version()}',
-    *(f'{name}: {_version(name)}' for name in ('jax', 'jaxlib', 'libtpu')),
-  ]
+  source = f'source {digest.hexdigest()[:12]}'
+  return {
+    'perlhf_jax': f'{_version("perlhf-jax")} ({source})',
+    'python': platform.python_version(),
+    **{name: _version(name) for name in _LIBRARIES},
+  }
 
 
 def _version(package: str) -> str:

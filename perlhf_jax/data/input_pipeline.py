@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 import itertools
+import math
 from typing import Any
 
 from absl import logging
@@ -16,6 +17,7 @@ import seqio
 import tensorflow as tf
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import user_code
 from perlhf_jax.data import dataset_config
 from perlhf_jax.data import example_order
 from perlhf_jax.data import examples as examples_lib
@@ -80,6 +82,11 @@ def load_examples(
     if size and rate:
       sizes.append(size)
       rates.append(rate)
+  if reader.origins and not sizes:
+    raise errors.ConfigError(
+      f'Mixture {config.mixture_or_task_name!r} draws nothing: each of its'
+      ' tasks has the rate 0.'
+    )
   reader.report(sizes)
   return Examples(
     name=config.mixture_or_task_name,
@@ -241,11 +248,16 @@ def _tasks_with_rates(
     if split in (task.splits or ()):
       try:
         rate = provider.get_rate(task)
-      except (TypeError, ValueError, AssertionError) as error:
+      except Exception as error:  # A rate may be a function of the user's.
         raise errors.ConfigError(
           f'The rate of {task.name!r} in mixture {provider.name!r} cannot be'
-          f' computed ({error}). Give it as a number.'
+          f' computed: {user_code.describe(error)}. Give it as a number.'
         ) from error
+      if not 0 <= rate < math.inf:
+        raise errors.ConfigError(
+          f'The rate of {task.name!r} in mixture {provider.name!r} is {rate};'
+          ' give a number of at least 0.'
+        )
       tasks.append((task, rate))
   return tasks
 

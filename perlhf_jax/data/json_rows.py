@@ -1,5 +1,6 @@
 """Reads JSON files row by row and remembers where each row stood."""
 
+import codecs
 from collections.abc import Iterator
 import contextlib
 import gzip
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from perlhf_jax.core import errors
+
+_GZIP = b'\x1f\x8b'
 
 
 class Row(NamedTuple):
@@ -35,8 +38,9 @@ def read(path: str) -> Iterator[Row]:
     path: local or `gs://`.
 
   Raises:
-    DataError: the file has another suffix, cannot be read, or is a `.json`
-      file that holds no array.
+    DataError: the file has another suffix or cannot be read, is a `.json` file
+      that holds no array, or is compressed, UTF-16 or an array by the name of
+      `.jsonl`.
   """
   with _explained(path):
     if path.endswith('.json'):
@@ -81,14 +85,38 @@ def _read_lines(path: str) -> Iterator[Row]:
   with tf.io.gfile.GFile(path, 'rb') as raw:
     lines = gzip.GzipFile(fileobj=raw) if path.endswith('.gz') else raw
     for number, line in enumerate(lines, 1):
+      if number == 1:
+        line = _checked_beginning(path, line)
       if line.strip():
         yield _row(f'{path}:{number}', line)
+
+
+def _checked_beginning(path: str, line: bytes) -> bytes:
+  """The first line without the mark with which editors of Windows begin.
+
+  Raises:
+    DataError: the file is of another format than its name says.
+  """
+  if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    raise errors.DataError(f'{path} is UTF-16; save it as UTF-8.')
+  if line.startswith(_GZIP):
+    raise errors.DataError(
+      f'{path} is compressed; give it a name that ends with .jsonl.gz.'
+    )
+  if line.strip() == b'[':
+    raise errors.DataError(
+      f'{path} holds one JSON array, not one object a line; give it a name'
+      ' that ends with .json.'
+    )
+  return line.removeprefix(codecs.BOM_UTF8)
 
 
 def _row(origin: str, line: bytes) -> Row:
   try:
     record = json.loads(line.decode('utf-8'))
-  except ValueError as error:  # Malformed JSON, or not UTF-8.
+  except UnicodeDecodeError as error:
+    return Row(origin, {}, f'the line is not UTF-8 ({error})')
+  except ValueError as error:
     return Row(origin, {}, f'the line is not valid JSON ({error})')
   return _object(origin, record)
 
@@ -97,7 +125,7 @@ def _read_array(path: str) -> Iterator[Row]:
   with tf.io.gfile.GFile(path, 'rb') as file:
     text = file.read()
   try:
-    records = json.loads(text.decode('utf-8'))
+    records = json.loads(text.decode('utf-8-sig'))
   except ValueError as error:
     raise errors.DataError(
       f'{path} is not valid JSON: {error}. A .json file must hold one array of'

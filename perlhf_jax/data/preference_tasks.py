@@ -13,19 +13,24 @@ A file of one's own, say `my_tasks.py`:
 
   preference_tasks.add_preference_task(
     'my_rm', 'pairwise', parse, files='my_pairs.jsonl',
-    splits={'train': 0.9, 'validation': 0.1})
+    splits={'train': 0.9, 'validation': 0.1},
+    source='our annotators, 2026', licence='CC BY 4.0')
 
 is used with `--gin.MIXTURE_OR_TASK_MODULE="'my_tasks'"` and
 `--gin.MIXTURE_OR_TASK_NAME="'my_rm'"`.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
 
 import seqio
 import tensorflow as tf
 
 from perlhf_jax.core import errors
 from perlhf_jax.data import json_rows
+from perlhf_jax.data import own_functions
 from perlhf_jax.data import row_checks
 from perlhf_jax.data import sources
 
@@ -42,6 +47,8 @@ def add_preference_task(
   read: sources.Read = json_rows.read,
   images: bool = False,
   references: bool = False,
+  source: str | None = None,
+  licence: str | None = None,
 ) -> seqio.Task:
   """Registers a task that reads JSON files.
 
@@ -63,40 +70,39 @@ def add_preference_task(
     splits: share of each split; 90% train and 10% validation by default.
     base_dir: the data directory, local or `gs://`; PERLHF_DATA_DIR by
       default.
-    info: source and licence, which error messages and `perlhf tasks` show.
+    info: description, source and licence, which error messages and
+      `perlhf tasks` show.
     read: reads the records of a file; JSON lines or a JSON array by default.
     images: whether `parse` also gives `images`, a list of encoded PNG or JPEG
       images (bytes) or of paths of such files (str).
     references: of prompts, whether `parse` also gives `references`, the
       answers that a judge accepts, as a list of text.
+    source: where the data is from, in the place of `info`.
+    licence: under which terms, in the place of `info`.
 
   Returns:
     The registered task.
 
   Raises:
-    ConfigError: the name is taken, the kind unknown, or `splits` is given
-      though the files decide.
+    ConfigError: the name is taken, the kind unknown, `parse` takes other
+      arguments than a record, the shares of the splits do not add up to 1, or
+      `splits` is given though the files decide.
   """
-  if isinstance(files, str):
-    fractions = splits or {'train': 0.9, 'validation': 0.1}
-    layouts = [[sources.FileGroup((files,), fractions)]]
-  elif splits is not None:
-    raise errors.ConfigError(
-      f'Task {name!r}: the files already say their splits; leave out splits.'
-    )
-  elif isinstance(files, Mapping):
-    groups = files.items()
-    layouts = [[sources.FileGroup((f,), {split: 1.0}) for split, f in groups]]
-  else:
-    layouts = files
   _check_kind(name, kind)
+  own_functions.check_takes_one(name, 'parse', parse)
+  layouts = _layouts(name, files, splits)
+  info = info or sources.DatasetInfo()
+  if source is not None:
+    info = dataclasses.replace(info, homepage=source)
+  if licence is not None:
+    info = dataclasses.replace(info, licence=licence)
   return add_text_task(
     name,
     sources.FileSource(
       kind,
       layouts,
       parse,
-      info or sources.DatasetInfo(),
+      info,
       base_dir,
       read=read,
       lists=row_checks.list_features(kind, images, references),
@@ -104,25 +110,76 @@ def add_preference_task(
   )
 
 
+def _layouts(
+  name: str, files: Any, splits: Any
+) -> Sequence[Sequence[sources.FileGroup]]:
+  """The layouts that `files` and `splits` of a task describe."""
+  if isinstance(files, str):
+    fractions = {'train': 0.9, 'validation': 0.1} if splits is None else splits
+    _check_shares(name, fractions)
+    return [[sources.FileGroup((files,), fractions)]]
+  if splits is not None:
+    raise errors.ConfigError(
+      f'Task {name!r}: the files already say their splits; leave out splits.'
+    )
+  if isinstance(files, Mapping):
+    is_known = all(isinstance(each, str) for each in files.values())
+  else:
+    is_known = isinstance(files, Sequence) and all(
+      isinstance(layout, Sequence)
+      and all(isinstance(group, sources.FileGroup) for group in layout)
+      for layout in files
+    )
+  if not files or not is_known:
+    raise errors.ConfigError(
+      f"Task {name!r}: files is {files!r}; give one pattern ('my.jsonl'), a"
+      " pattern for each split ({'train': 'a.jsonl', 'validation': 'b.jsonl'}),"
+      ' or layouts of sources.FileGroup. A pattern may hold *.'
+    )
+  if not isinstance(files, Mapping):
+    return files
+  groups = files.items()
+  return [[sources.FileGroup((f,), {split: 1.0}) for split, f in groups]]
+
+
+def _check_shares(name: str, splits: Any):
+  """Raises a ConfigError unless shares of splits add up to 1."""
+  shares = list(splits.values()) if isinstance(splits, Mapping) else [None]
+  are_shares = all(
+    isinstance(share, int | float) and 0 < share <= 1 for share in shares
+  )
+  if not are_shares or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+    raise errors.ConfigError(
+      f'Task {name!r}: splits is {splits!r}; give the share of each split,'
+      " which add up to 1, such as {'train': 0.9, 'validation': 0.1}."
+    )
+
+
 def add_text_task(name: str, source: sources.TextSource) -> seqio.Task:
   """Registers a task of a source that already yields text features.
 
   Raises:
-    ConfigError: the name is taken or the source's kind unknown.
+    ConfigError: the name is taken or cannot be one, or the source's kind is
+      unknown.
   """
   _check_kind(name, source.kind)
   if name in seqio.TaskRegistry.names():
     raise errors.ConfigError(
       f'There is already a task {name!r}; give yours another name.'
     )
-  return seqio.TaskRegistry.add(
-    name,
-    source,
-    output_features=text_features(source.kind, source.lists),
-    # What `seqio_cache_tasks` stores is text, so that one cache serves every
-    # vocabulary.
-    preprocessors=[seqio.CacheDatasetPlaceholder()],
-  )
+  try:
+    return seqio.TaskRegistry.add(
+      name,
+      source,
+      output_features=text_features(source.kind, source.lists),
+      # What `seqio_cache_tasks` stores is text, so that one cache serves every
+      # vocabulary.
+      preprocessors=[seqio.CacheDatasetPlaceholder()],
+    )
+  except ValueError as error:  # Such as a name with a space.
+    raise errors.ConfigError(
+      f'Task {name!r} cannot be registered: {error}.'
+    ) from error
 
 
 def text_features(

@@ -27,7 +27,7 @@ NUMBER_FEATURES: Mapping[str, Mapping[str, float | None]] = {
 # Features that are lists, of any kind of task that declares them: the images
 # of an example, each an encoded PNG or JPEG (bytes) or the path of such a file
 # (str), and, of prompts, the answers that a judge accepts.
-IMAGES, REFERENCES = 'images', 'references'
+IMAGES, REFERENCES = LISTS = 'images', 'references'
 
 
 def list_features(kind: str, images: bool, references: bool) -> tuple[str, ...]:

@@ -24,7 +24,10 @@ import seqio
 import tensorflow as tf
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import user_code
+from perlhf_jax.data import data_files
 from perlhf_jax.data import json_rows
+from perlhf_jax.data import own_functions
 from perlhf_jax.data import row_checks
 
 DATA_DIR_VARIABLE = 'PERLHF_DATA_DIR'
@@ -33,8 +36,8 @@ POSITION = 'position'
 # A record to the features of its example, or of several; None leaves the
 # record out of the task. `split_key` among the features is hashed for the split
 # in the place of the prompt.
-Features = Mapping[str, Any]
-Parse = Callable[[dict[str, Any]], Features | Sequence[Features] | None]
+Features = own_functions.Features
+Parse = Callable[[dict[str, Any]], Features | list[Features] | None]
 SPLIT_KEY = 'split_key'
 # A path to the records of a file.
 Read = Callable[[str], Iterator[json_rows.Row]]
@@ -126,6 +129,10 @@ class TextSource(seqio.DataSource):
   @abc.abstractmethod
   def shards(self, split: str) -> list[Shard]:
     """The parts of a split, in order, that machines may read apart."""
+
+  @abc.abstractmethod
+  def why_empty(self, split: str) -> str:
+    """Says, as a sentence, why a split that was read has no row."""
 
   def _complete(
     self, features: Features, origin: str, problem: str
@@ -238,10 +245,11 @@ class FileSource(TextSource):
   @property
   def location(self) -> str:
     """Where the files go under the data directory, for people."""
-    return self.info.files or ' or '.join(
+    files = self.info.files or ' or '.join(
       ' and '.join(' | '.join(group.any_of) for group in layout)
       for layout in self.layouts
     )
+    return f'{files} in {self.base_dir}' if self.base_dir else files
 
   def shards(self, split: str) -> list[Shard]:
     """One shard a file that holds rows of the split, unreadable ones included.
@@ -266,7 +274,7 @@ class FileSource(TextSource):
     for row in self.read(path):
       its_split = None
       if split_of and not row.problem:
-        its_split, problem = _attempt(split_of, row.record)
+        its_split, problem = own_functions.attempt(split_of, row.record)
         if not problem and its_split not in fractions:
           problem = (
             f'the split is {its_split!r}, none of {", ".join(fractions)}'
@@ -281,45 +289,68 @@ class FileSource(TextSource):
 
   def _examples(self, row: json_rows.Row) -> Iterator[tuple[str, dict]]:
     """What decides the split of each example of a record, and the example."""
-    features, problem = {}, row.problem
+    several, problem = [{}], row.problem
     if not problem:
-      features, problem = _attempt(self._parse, row.record)
-      features = {} if problem else features
-    if features is None:
-      return
-    several = [features] if isinstance(features, Mapping) else features
+      made, problem = own_functions.attempt(self._parse, row.record)
+      if not problem:
+        several = own_functions.examples_of(
+          self._parse, made, self.kind, self.lists, row
+        )
     for each in several:
       example = self._complete(each, row.origin, problem)
       # The prompt of an unusable row may be no text.
       yield str(each.get(SPLIT_KEY, example['inputs'])), example
 
+  def why_empty(self, split: str) -> str:
+    """Says why a split has no row; reads the files once more."""
+    paths, count, left_out = [], 0, 0
+    for group, found in self._find_files():
+      if split in group.splits:
+        paths += found
+    for path in paths:
+      for row in self.read(path):
+        count += 1
+        made = own_functions.attempt(self._parse, row.record)[0]
+        left_out += made is None or made == []
+    where = paths[0] if len(paths) == 1 else f'{len(paths)} files'
+    where = f'{where} ({", ".join(paths[:3])}, …)' if len(paths) > 1 else where
+    if not paths:
+      return 'none of the files that were found has rows of it'
+    if not count:
+      return f'there is no record in {where}'
+    parse = user_code.place_of(self._parse)
+    if left_out == count:
+      return (
+        f'{parse} left out all {count} records of {where}, since it returned'
+        ' None for each (is a return missing?)'
+      )
+    others = f'the other {count - left_out} belong to other splits'
+    if left_out:
+      return f'{parse} left out {left_out} records of {where}, and {others}'
+    return f'all {count} records of {where} belong to other splits'
+
   def _find_files(self) -> list[tuple[FileGroup, list[str]]]:
-    root = self.base_dir or os.environ.get(DATA_DIR_VARIABLE)
-    if not root:
+    """The files of each group of the first layout that is complete."""
+    if not self.base_dir and not os.environ.get(DATA_DIR_VARIABLE):
       raise errors.DataError(
         f'This task reads files ({self.location}), but {DATA_DIR_VARIABLE} is'
-        f' not set. Set it to the directory that holds them. {self._origin()}'
+        ' not set. Set it to the directory that holds them:'
+        f' export {DATA_DIR_VARIABLE}=/the/directory. {self._origin()}'.rstrip()
       )
-    if not tf.io.gfile.isdir(root):
-      raise errors.DataError(
-        f'The data directory {root!r} does not exist. Set {DATA_DIR_VARIABLE}'
-        f' to the directory that holds {self.location}. {self._origin()}'
-      )
-    for layout in self.layouts:
-      found = [(group, _first_match(root, group.any_of)) for group in layout]
-      if all(paths for _, paths in found):
-        by = (
-          'the data set itself' if self.find_splits else 'a hash of the prompt'
-        )
-        for group, paths in found:
-          logging.info(
-            'Reading %d file(s) from %s, split by %s: %s',
-            *(len(paths), paths[0], by, dict(group.splits)),
-          )
-        return found
-    raise errors.DataError(
-      f'No data under {root!r}: looked for {self.location}. {self._origin()}'
+    index, found = data_files.find(
+      self.base_dir or os.environ[DATA_DIR_VARIABLE],
+      [[group.any_of for group in layout] for layout in self.layouts],
+      'base_dir of the task' if self.base_dir else DATA_DIR_VARIABLE,
+      self.location,
+      self._origin(),
     )
+    by = 'the data set itself' if self.find_splits else 'a hash of the prompt'
+    for group, paths in zip(self.layouts[index], found, strict=True):
+      logging.info(
+        'Reading %d file(s) from %s, split by %s: %s',
+        *(len(paths), paths[0], by, dict(group.splits)),
+      )
+    return list(zip(self.layouts[index], found, strict=True))
 
   def _origin(self) -> str:
     info = self.info
@@ -355,24 +386,38 @@ class PythonSource(TextSource):
     """One shard a split: the function makes all its rows."""
     return [(split, self._made_rows(split))]
 
+  def why_empty(self, split: str) -> str:
+    """Says that the function made nothing."""
+    return f'{user_code.place_of(self._make_rows)} made no row of it'
+
   def _made_rows(self, split: str) -> Iterator[dict[str, Any]]:
     """Calls the function; a row's origin is its number."""
-    for index, features in enumerate(self._make_rows(split)):
-      yield self._complete(features, f'{split}#{index}', '')
+    for index, features in enumerate(self._make(split)):
+      origin = f'{split}#{index}'
+      own_functions.check_names(
+        self._make_rows, features, self.kind, self.lists, origin
+      )
+      yield self._complete(features, origin, '')
 
-
-def _attempt(
-  function: Callable[[dict[str, Any]], Any], record: dict[str, Any]
-) -> tuple[Any, str]:
-  """What a function makes of a record, and what is wrong with the record."""
-  try:
-    return function(record), ''
-  except KeyError as error:
-    return None, f'the field {error} is missing'
-  except ValueError as error:
-    return None, str(error)
-  except (TypeError, AttributeError) as error:
-    return None, f'a field has the wrong type ({error})'
+  def _make(self, split: str) -> Iterator[Any]:
+    """Calls the function, whatever it gives; its mistakes name it."""
+    place = user_code.place_of(self._make_rows)
+    try:
+      made = self._make_rows(split)
+      if isinstance(made, Iterable) and not isinstance(made, Mapping | str):
+        yield from made
+        return
+    except errors.UserError:
+      raise
+    except Exception as error:
+      raise errors.DataError(
+        f'{place} raised {user_code.describe(error)}.'
+      ) from error
+    raise errors.DataError(
+      f'{place} returned a {type(made).__name__} for the split {split!r}; it'
+      ' must give the examples one after the other, each a dict: as a list, or'
+      ' by yield.'
+    )
 
 
 def _ragged(rows: Sequence[Sequence[str | bytes]]) -> tf.RaggedTensor:
@@ -388,11 +433,3 @@ def _as_text(value: Any) -> str:
   if not isinstance(value, str):
     return ''
   return value.encode('utf-8', 'replace').decode('utf-8')
-
-
-def _first_match(root: str, patterns: Sequence[str]) -> list[str]:
-  for pattern in patterns:
-    paths = sorted(tf.io.gfile.glob(os.path.join(root, pattern)))
-    if paths:
-      return paths
-  return []

@@ -4,14 +4,18 @@ The built-in tasks are in the package `tasks`, which lies beside `perlhf_jax`.
 A module of the user's own is named by MIXTURE_OR_TASK_MODULE.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import difflib
 import importlib
+import pathlib
 from types import ModuleType
+from typing import Any
 
 import seqio
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import user_code
 from perlhf_jax.data import cached_tasks
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import row_checks
@@ -36,7 +40,7 @@ _BUILT_IN = (
 
 @dataclasses.dataclass(frozen=True)
 class TaskSummary:
-  """One registered task, for `perlhf tasks`.
+  """One registered task or mixture, for `perlhf tasks`.
 
   Attributes:
     name: what MIXTURE_OR_TASK_NAME takes.
@@ -46,14 +50,19 @@ class TaskSummary:
     splits: names of its splits.
     info: description, homepage and licence.
     location: where its files go.
+    parts: of a mixture, the rate of each task or mixture in it, as a number or
+      the name of the function that computes it; None for a task.
   """
 
   name: str
   kind: str
   has_images: bool
   splits: tuple[str, ...]
-  info: sources.DatasetInfo
-  location: str
+  info: sources.DatasetInfo = dataclasses.field(
+    default_factory=sources.DatasetInfo
+  )
+  location: str = ''
+  parts: Mapping[str, float | str] | None = None
 
 
 def import_tasks(module: str | None = None):
@@ -105,7 +114,7 @@ def find(name: str) -> seqio.Task | seqio.Mixture:
 
 
 def summaries() -> list[TaskSummary]:
-  """All registered tasks, by name."""
+  """All registered tasks by name, and then all mixtures."""
   result = []
   for name in sorted(seqio.TaskRegistry.names()):
     task = seqio.TaskRegistry.get(name)
@@ -113,28 +122,69 @@ def summaries() -> list[TaskSummary]:
     ours = isinstance(source, sources.TextSource)
     result.append(
       TaskSummary(
-        name=name,
-        kind=feature_converters.kind_of(list(task.output_features)) or 'other',
-        has_images=row_checks.IMAGES in task.output_features,
-        splits=tuple(str(split) for split in source.splits or ()),
+        **_features(task),
         info=source.info if ours else sources.DatasetInfo(),
         location=source.location if ours else type(source).__name__,
+      )
+    )
+  for name in sorted(seqio.MixtureRegistry.names()):
+    mixture = seqio.MixtureRegistry.get(name)
+    result.append(
+      TaskSummary(
+        **_features(mixture),
+        parts={
+          part: user_code.name_of(rate) if callable(rate) else float(rate)
+          for part, rate in mixture.rate_per_task_name.items()
+        },
       )
     )
   return result
 
 
+def _features(provider: seqio.Task | seqio.Mixture) -> dict[str, Any]:
+  """What a summary says of tasks and mixtures alike."""
+  features = list(provider.output_features)
+  # A mixture has a set of them, which has another order each time.
+  tasks = getattr(provider, 'tasks', [provider])
+  splits = (split for task in tasks for split in task.splits or ())
+  return {
+    'name': provider.name,
+    'kind': feature_converters.kind_of(features) or 'other',
+    'has_images': row_checks.IMAGES in features,
+    'splits': tuple(map(str, dict.fromkeys(splits))),
+  }
+
+
 def _import_user_module(module: str) -> ModuleType:
   try:
     return importlib.import_module(module)
+  except errors.UserError as error:
+    raise type(error)(f'{error} {user_code.line_of(error)}'.rstrip()) from error
   except ModuleNotFoundError as error:
     if error.name and (module + '.').startswith(error.name + '.'):
       raise errors.ConfigError(
-        f'MIXTURE_OR_TASK_MODULE names {module!r}, which cannot be found. Give'
-        ' the name as in an import statement, and put the directory that holds'
-        ' it on PYTHONPATH.'
+        f'The module {module!r}, which registers tasks, cannot be found.'
+        f'{_near_module(module)} Put the directory that holds it on PYTHONPATH,'
+        ' and name it as an import statement does:'
+        ' --gin.MIXTURE_OR_TASK_MODULE="\'my_package.my_tasks\'".'
       ) from error
     raise errors.ConfigError(
       f'The task module {module!r} imports {error.name!r}, which is not'
-      ' installed. Install it, or remove the import.'
+      f' installed {user_code.line_of(error)}. Install it, or remove the'
+      ' import.'
     ) from error
+  except (Exception, SystemExit) as error:
+    raise errors.ConfigError(
+      f'The task module {module!r} cannot be imported:'
+      f' {user_code.describe(error)}.'
+    ) from error
+
+
+def _near_module(module: str) -> str:
+  """Suggests the name of a module that may be meant."""
+  as_path = module.removesuffix('.py').replace('/', '.')
+  if as_path != module:
+    return f' Did you mean {as_path}?'
+  names = [path.stem for path in pathlib.Path().glob('*.py')]
+  near = difflib.get_close_matches(module, names, n=1)
+  return f' Did you mean {near[0]}?' if near else ''

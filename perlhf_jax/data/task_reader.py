@@ -17,6 +17,7 @@ from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
 from perlhf_jax.data import row_checks
+from perlhf_jax.data import sources
 
 _REASONS_SHOWN = 5
 
@@ -46,10 +47,13 @@ class TaskReader:
     self.reasons = Counter()
     self.truncated = Counter()
     self._first_bad: dict[str, str] = {}
+    self._tasks: list[seqio.Task] = []
+    self._num_read = 0
 
   def read(self, task: seqio.Task) -> int:
     """Adds the rows of a task; returns how many."""
     config = self._config
+    self._tasks.append(task)
     tokenised = self._check_features(task)
     if config.use_cached:
       rows = cached_tasks.read(task, config.split, config.seed)
@@ -71,6 +75,7 @@ class TaskReader:
         break
       origin = _decode(row.get('origin', f'{task.name}/{config.split}#{index}'))
       example = self._tokenise(row) if tokenised else self._text(row, origin)
+      self._num_read += 1
       if example is not None and self._is_in_part(example):
         self._add(example | self._lists(row, origin), origin)
     self._drop_bad_images(before)
@@ -103,9 +108,7 @@ class TaskReader:
     if not total:
       raise errors.DataError(
         f'Split {config.split!r} of {config.mixture_or_task_name!r} has no'
-        f' usable rows ({self.reasons.total()} were skipped'
-        f'{": " if self.reasons else ""}{self._reasons_text()}). Check the'
-        ' files and max_examples, or name another split.'
+        f' usable rows: {self._why_empty()}.'
       )
     logging.info('%s: %d examples (%s)', label, total, self._kind)
     for name, count in self.truncated.items():
@@ -113,6 +116,24 @@ class TaskReader:
         '%s: %s cut in %d of %d examples (%.1f%%)',
         *(label, name, count, total, 100 * count / total),
       )
+
+  def _why_empty(self) -> str:
+    """Says why no row was read."""
+    if self.reasons:
+      return f'{self.reasons.total()} were skipped: {self._reasons_text()}'
+    if self._config.part is not None and self._num_read:
+      return (
+        f'none of its {self._num_read} prompts belongs to the part'
+        f' {self._config.part}'
+      )
+    if self._config.use_cached:
+      return 'its cache holds none'
+    reasons = [
+      task.source.why_empty(self._config.split)
+      for task in self._tasks
+      if isinstance(task.source, sources.TextSource)
+    ]
+    return '; '.join(dict.fromkeys(reasons)) or 'its source has none'
 
   def _reasons_text(self) -> str:
     return '; '.join(

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from perlhf_jax.core import typing
 from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import products
 from perlhf_jax.models import t5_config
 
 Initializer = Callable[..., Any]
@@ -27,12 +28,13 @@ class Dense(nn.Module):
   """A matrix product with a 2-D kernel `[in, features]`; T5's have no bias.
 
   It is the only layer that LoRA adapts: where `adapters` names this module's
-  path, the low-rank update is added before any reshape into heads.
+  path, the low-rank update is added before any reshape into heads. Product,
+  bias and update are added in float32 and rounded once.
 
   Attributes:
     features: output width.
     kernel_axes: logical axes of the kernel.
-    dtype: of the product.
+    dtype: of what is multiplied, and of the output.
     kernel_init: initializer of the kernel.
     bias_init: initializer of a bias; None for no bias.
     adapters: resolved LoRA adapters of the whole model, or None.
@@ -56,7 +58,7 @@ class Dense(nn.Module):
       (x.shape[-1], self.features),
       jnp.float32,
     )
-    y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+    y = products.product(x.astype(self.dtype), kernel.astype(self.dtype))
     if self.bias_init is not None:
       bias = self.param(
         'bias',
@@ -64,7 +66,7 @@ class Dense(nn.Module):
         (self.features,),
         jnp.float32,
       )
-      y = y + bias.astype(self.dtype)
+      y = y + bias
     adapters = self.adapters
     if adapters is not None and '/'.join(self.path) in adapters.module_paths:
       y = y + lora_lib.LowRankUpdate(
@@ -74,7 +76,7 @@ class Dense(nn.Module):
         dtype=self.dtype,
         name='lora',
       )(x, deterministic=deterministic)
-    return y
+    return products.rounded(y, self.dtype)
 
 
 class RMSNorm(nn.Module):

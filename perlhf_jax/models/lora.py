@@ -23,6 +23,7 @@ from jaxtyping import Float
 from perlhf_jax.core import checks
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
+from perlhf_jax.models import products
 
 _RANK = checks.Range(least=1, hint='for full tuning use gin/lora/none.gin')
 
@@ -86,13 +87,15 @@ def resolve(config: LoraConfig, module_paths: Iterable[str]) -> Adapters:
 
 
 class LowRankUpdate(nn.Module):
-  """Adds `(x·A)·B·scale`; called from inside a dense layer, in its scope.
+  """Computes `(x·A)·B·scale`; called from inside a dense layer, in its scope.
+
+  The update is in float32, to be added before the layer's output is rounded.
 
   Attributes:
     config: rank, scale and dropout.
     features: output width.
     kernel_axes: logical axes of the adapted kernel.
-    dtype: of the products.
+    dtype: of what is multiplied.
   """
 
   config: LoraConfig
@@ -127,8 +130,10 @@ class LowRankUpdate(nn.Module):
       ('lora_rank', out_axis),
     )
     x = nn.Dropout(config.dropout_rate)(x, deterministic=deterministic)
-    hidden = jnp.dot(x.astype(self.dtype), a.astype(self.dtype))
-    return jnp.dot(hidden, b.astype(self.dtype)) * config.scale
+    hidden = products.rounded(
+      products.product(x.astype(self.dtype), a.astype(self.dtype)), self.dtype
+    )
+    return products.product(hidden, b.astype(self.dtype)) * config.scale
 
 
 def _adapted_kernels(

@@ -59,6 +59,31 @@ class PaliConfig(t5_config.T5Config):
     return {**fields, **{f'vit.{name}': value for name, value in vit.items()}}
 
 
+def in_front_of(
+  config: t5_config.T5Config, vit: vit_config.ViTConfig, path: str
+) -> PaliConfig:
+  """Returns a T5 with a ViT in front of it.
+
+  Args:
+    config: the T5.
+    vit: the ViT.
+    path: where the T5 comes from, for the message.
+
+  Raises:
+    CheckpointError: the T5 has a ViT already.
+  """
+  if config.image_size is not None:
+    raise errors.CheckpointError(
+      f'{path} has a ViT of its own; leave out INITIAL_VIT_PATH, or start from '
+      'a T5.'
+    )
+  fields = {
+    field.name: getattr(config, field.name)
+    for field in dataclasses.fields(config)
+  }
+  return PaliConfig(**fields, vit=vit)
+
+
 def from_fields(fields: Mapping[str, Any]) -> t5_config.T5Config:
   """Makes the configuration of which `dataclasses.asdict` gave `fields`."""
   if fields.get('vit') is None:

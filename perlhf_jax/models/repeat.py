@@ -6,10 +6,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from perlhf_jax.models import products
 from perlhf_jax.models import t5_config
 
 _REMAT_POLICIES = {
-  'minimal': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'minimal': jax.checkpoint_policies.save_only_these_names(products.ROUNDED),
   'full': None,
 }
 

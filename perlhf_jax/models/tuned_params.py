@@ -12,6 +12,8 @@ from perlhf_jax.core import tree_paths
 from perlhf_jax.models import pali_config
 from perlhf_jax.models import t5_config
 
+_PROJECTION = 'params/image_projection/'
+
 
 def is_tuned(path: str, config: t5_config.T5Config, *, lora: bool) -> bool:
   """Says whether a parameter is trained in full.
@@ -27,6 +29,18 @@ def is_tuned(path: str, config: t5_config.T5Config, *, lora: bool) -> bool:
     if path.startswith('image_projection/'):
       return config.train_projection
   return not lora
+
+
+def is_added(path: str) -> bool:
+  """Whether tuning adds a weight to what was pre-trained.
+
+  Such weights are adapters, heads, and a PaLI's projection between its two
+  parts. Matrices that begin at zero, and biases that do, are among them.
+
+  Args:
+    path: with its collection, such as 'params/encoder/encoder_norm/scale'.
+  """
+  return not path.startswith('params/') or path.startswith(_PROJECTION)
 
 
 def keeps_any(config: t5_config.T5Config, *, lora: bool) -> bool:

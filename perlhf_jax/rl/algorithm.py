@@ -113,6 +113,18 @@ class Algorithm(Protocol):
     ...
 
 
+# What `Algorithm` declares, for messages.
+_MEMBERS = {
+  'needs_value': 'True or False',
+  'min_samples': 'a whole number',
+  'epochs': 'a whole number',
+  'minibatches': 'a whole number',
+  'kl_estimator': "'k1' or 'k3'",
+  'targets': 'a function of (episodes, kl_beta)',
+  'loss': 'a function of (outputs, episodes, targets, kl_beta)',
+}
+
+
 def token_kl(
   estimator: str, episodes: Episodes
 ) -> Float[jax.Array, 'batch responses length']:
@@ -194,21 +206,56 @@ def check_kl_beta(kl_beta: Any, is_adaptive: bool = False) -> None:
     )
 
 
-def check_num_samples(algorithm: Algorithm, num_samples: Any) -> None:
-  """Checks that the algorithm has the responses it compares.
+def check_algorithm(algorithm: Any, num_samples: Any) -> None:
+  """Checks that an algorithm is whole, and has the responses it compares.
 
   Args:
-    algorithm: the algorithm.
+    algorithm: what the user gave.
     num_samples: responses sampled a prompt, as the user gave it.
 
   Raises:
-    ConfigError: they are too few.
+    ConfigError: it is no algorithm, something is missing of it or is of
+      another type, or the samples are too few for it.
   """
-  checks.check('NUM_SAMPLES', num_samples, Annotated[int, checks.AtLeastOne])
-  name, least = type(algorithm).__name__, algorithm.min_samples
-  if num_samples < least:
+  what = _name_of(algorithm)
+  missing = [name for name in _MEMBERS if not hasattr(algorithm, name)]
+  if isinstance(algorithm, type) or len(missing) == len(_MEMBERS):
     raise errors.ConfigError(
-      f'NUM_SAMPLES is {num_samples}, but {name} compares the responses of a '
-      f'prompt with each other: set NUM_SAMPLES to at least {least}, or take '
-      'Reinforce, which needs one.'
+      f'ALGORITHM is {what}, which is not an algorithm. Give a file of gin/rl, '
+      'such as --gin_file=gin/rl/ppo.gin; for one of your own write '
+      'ALGORITHM = @my_module.MyAlgorithm() in a gin file, with the brackets.'
     )
+  if missing:
+    raise errors.ConfigError(
+      f'The algorithm {what} has no {", ".join(missing)}. An algorithm has '
+      + ', '.join(f'{name} ({kind})' for name, kind in _MEMBERS.items())
+      + '; perlhf_jax/rl/reinforce.py is a short one.'
+    )
+  for name in 'targets', 'loss':
+    if not callable(getattr(algorithm, name)):
+      raise errors.ConfigError(f'{what}.{name} must be {_MEMBERS[name]}.')
+  for name in 'min_samples', 'epochs', 'minibatches':
+    value = getattr(algorithm, name)
+    checks.check(f'{what}.{name}', value, Annotated[int, checks.AtLeastOne])
+  checks.check(f'{what}.needs_value', algorithm.needs_value, bool)
+  checks.check(
+    f'{what}.kl_estimator',
+    algorithm.kl_estimator,
+    Annotated[str, checks.OneOf(*kl_lib.ESTIMATORS)],
+  )
+  checks.check('NUM_SAMPLES', num_samples, Annotated[int, checks.AtLeastOne])
+  if num_samples < algorithm.min_samples:
+    raise errors.ConfigError(
+      f'NUM_SAMPLES is {num_samples}, but {what} compares the responses of a '
+      'prompt with each other: set NUM_SAMPLES to at least '
+      f'{algorithm.min_samples}, or take Reinforce, which needs one.'
+    )
+
+
+def _name_of(algorithm: Any) -> str:
+  """How a message calls an algorithm, or what stands in its place."""
+  if isinstance(algorithm, type):
+    return f'the class {algorithm.__name__}'
+  if isinstance(algorithm, str | int | float | None):
+    return repr(algorithm)
+  return type(algorithm).__name__

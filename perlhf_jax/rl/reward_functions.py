@@ -1,7 +1,6 @@
 """Rewards that are Python functions of strings; they run on the host."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
-import functools
 import inspect
 import numbers
 from typing import Any
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import user_code
 
 # (prompts, responses[, references]) -> one score a response
 RewardFunction = Callable[..., Any]
@@ -24,6 +24,32 @@ def wants_references(function: RewardFunction) -> bool:
     return REFERENCES in inspect.signature(function).parameters
   except (TypeError, ValueError):  # Some built-in functions have no signature.
     return False
+
+
+def check_signature(function: RewardFunction, given: Set[str] = frozenset()):
+  """Checks that a function can be called with prompts and responses.
+
+  Args:
+    function: a reward function.
+    given: further arguments that it gets from elsewhere, such as gin.
+
+  Raises:
+    ConfigError: it takes fewer arguments than two, or needs others.
+  """
+  try:
+    signature = inspect.signature(function)
+  except (TypeError, ValueError):  # Some built-in functions have no signature.
+    return
+  names = list(signature.parameters)
+  further = {name for name in names[2:] if name in {REFERENCES, *given}}
+  try:
+    signature.bind([], [], **dict.fromkeys(further))
+  except TypeError as error:
+    raise errors.ConfigError(
+      f'The reward function {user_code.place_of(function)} has the arguments '
+      f'{signature}: {error}. It is called with two lists of the same length, '
+      'the prompts and the responses: def reward(prompts, responses).'
+    ) from error
 
 
 def call(
@@ -49,7 +75,7 @@ def call(
     DataError: the function raised, or gave anything but one finite number a
       response; names the function.
   """
-  name = function_name(function)
+  name = user_code.name_of(function)
   further = {}
   if wants_references(function):
     if len(references) != len(responses) or None in references:
@@ -63,9 +89,9 @@ def call(
     result = function(list(prompts), list(responses), **further)
   except Exception as error:
     raise errors.DataError(
-      f'The reward function {name} raised {type(error).__name__}: {error} '
-      f'(called with {len(responses)} responses, the first of them '
-      f'{_shown(responses[0]) if responses else None}).'
+      f'The reward function {name} raised {user_code.describe(error)}. It was '
+      f'called with {len(responses)} responses, the first of them '
+      f'{_shown(responses[0]) if responses else None}.'
     ) from error
   scores = _scores(name, result, len(responses))
   for i in np.flatnonzero(~np.isfinite(scores)):
@@ -74,14 +100,6 @@ def call(
       f'{_shown(responses[i])}; every score must be finite in float32.'
     )
   return scores
-
-
-def function_name(function: RewardFunction) -> str:
-  """Returns `module.name` of a function, of whatever a partial wraps too."""
-  while isinstance(function, functools.partial):
-    function = function.func
-  named = function if hasattr(function, '__qualname__') else type(function)
-  return f'{named.__module__}.{named.__qualname__}'
 
 
 def _scores(name: str, result: Any, num_responses: int) -> np.ndarray:
@@ -95,7 +113,7 @@ def _scores(name: str, result: Any, num_responses: int) -> np.ndarray:
   except Exception as error:  # A generator runs the user's code here.
     raise errors.DataError(
       f'The reward function {name} gave a {type(result).__name__} that cannot '
-      f'be read ({type(error).__name__}: {error}); it {what}.'
+      f'be read: {user_code.describe(error)}; it {what}.'
     ) from error
   if values is None:
     raise errors.DataError(

@@ -25,6 +25,7 @@ from perlhf_jax.models import pali_config
 from perlhf_jax.models import resolution
 from perlhf_jax.models import t5_config
 from perlhf_jax.models import tuned_params
+from perlhf_jax.stages import recorded_paths
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.training import checkpoints
 from perlhf_jax.training import fingerprint as fingerprint_lib
@@ -36,6 +37,7 @@ from perlhf_jax.training import placement
 # Largest |Δlogit| that merging SFT adapters may make, in float32.
 _TOLERANCE = 1e-3
 _POSITIONS = 'vit/pos_embedding'
+_VIT = 'vit_path'
 
 
 @dataclasses.dataclass
@@ -87,6 +89,13 @@ class Backbone:
     params = tree_paths.unflatten(flat)
     return dataclasses.replace(self, config=config, params=params)
 
+  def describe(self, model_dir: epath.Path) -> dict[str, str]:
+    """Returns how a run in `model_dir` records it, for `load_recorded`."""
+    recorded = recorded_paths.describe(self.path, model_dir)
+    if self.vit_path is not None:
+      recorded |= recorded_paths.describe(self.vit_path, model_dir, _VIT)
+    return {**recorded, 'fingerprint': self.fingerprint}
+
   def release(self) -> None:
     """Lets go of `params`, once all models are made of them.
 
@@ -115,6 +124,29 @@ class Checkpoint:
   tuned: Mapping[str, Any]
   heads: Mapping[str, Any]
   step_path: str
+
+  def fingerprint(self) -> str:
+    """Returns what identifies the base and all that was trained on it.
+
+    Named by its parts, for a merged sum's last bits depend on the machine.
+    """
+    parts = [self.backbone.fingerprint]
+    if self.lora is not None:
+      scale = self.metadata.lora.scale
+      parts += [fingerprint_lib.fingerprint(self.lora), repr(scale)]
+    parts += [
+      fingerprint_lib.fingerprint(tree)
+      for tree in (self.tuned, self.heads)
+      if tree
+    ]
+    return _combine(parts)
+
+  def describe(self, model_dir: epath.Path) -> dict[str, str]:
+    """Returns how a run in `model_dir` records this checkpoint."""
+    return {
+      **recorded_paths.describe(self.step_path, model_dir),
+      'fingerprint': self.fingerprint(),
+    }
 
 
 def params_shardings(
@@ -157,8 +189,10 @@ def load_checkpoint(
     if hf.is_hf_directory(path):
       return _load_hf(path, mesh)
     if not is_directory:
+      is_file = epath.Path(path).exists()
+      missing = 'it is a file' if is_file else 'there is no such folder'
       raise errors.CheckpointError(
-        f'No checkpoint at {path}: there is no such folder. Give a MODEL_DIR, '
+        f'No checkpoint at {path}: {missing}. Give a MODEL_DIR, '
         'one of its checkpoints/<step> folders, or a Hugging Face T5 directory '
         '(a model of the Hub is downloaded first: hf download NAME '
         '--local-dir=DIR).'
@@ -184,7 +218,7 @@ def load_checkpoint(
     if shared is None or shared.fingerprint != metadata.base['fingerprint']:
       what = 'adapter' if is_lora else 'checkpoint'
       base = load_recorded(
-        metadata.base, f'The {what} {step}', 'base', mesh, base_checkpoint
+        metadata.base, f'The {what}', step, 'base', mesh, base_checkpoint
       )
     base = base.at_image_size(config.image_size, mesh)
   params = trainable.get('params', {})
@@ -256,20 +290,12 @@ def load_backbone(path: str, mesh: partitioning.LogicalMesh) -> Backbone:
     path,
     report.max_logit_difference,
   )
-  # Named by its parts: the sum's last bits depend on the machine that adds.
-  parts = [
-    base.fingerprint,
-    fingerprint_lib.fingerprint(loaded.lora),
-    repr(lora.scale),
-  ]
-  if loaded.tuned:
-    parts.append(fingerprint_lib.fingerprint(loaded.tuned))
   return dataclasses.replace(
     base,
     path=loaded.step_path,
     config=dataclasses.replace(base.config, scan_layers=config.scan_layers),
     params=merged,
-    fingerprint=_combine(parts),
+    fingerprint=loaded.fingerprint(),
     vit_path=None,  # It is a part of the step now.
     metadata=loaded.metadata,
   )
@@ -312,17 +338,8 @@ def with_vit(
   Raises:
     CheckpointError: the backbone has a ViT already, or there is no SigLIP.
   """
-  if backbone.config.image_size is not None:
-    raise errors.CheckpointError(
-      f'{backbone.path} has a ViT of its own; leave out INITIAL_VIT_PATH, or '
-      'start from a T5.'
-    )
-  config = pali_config.PaliConfig(
-    **{
-      field.name: getattr(backbone.config, field.name)
-      for field in dataclasses.fields(backbone.config)
-    },
-    vit=siglip.load_config(path),
+  config = pali_config.in_front_of(
+    backbone.config, siglip.load_config(path), backbone.path
   )
   # SigLIP's blocks are unrolled, whatever the layout of the T5 is.
   unrolled = dataclasses.replace(config, scan_layers=False)
@@ -351,6 +368,7 @@ def _combine(parts: Sequence[str]) -> str:
 def load_recorded(
   recorded: Mapping[str, str],
   owner: str,
+  step: epath.Path,
   role: str,
   mesh: partitioning.LogicalMesh,
   moved_to: str | None = None,
@@ -358,8 +376,9 @@ def load_recorded(
   """Loads a backbone that a checkpoint names by path and fingerprint.
 
   Args:
-    recorded: `{'path', 'fingerprint'}`, and perhaps `'vit_path'`.
+    recorded: of `Backbone.describe`.
     owner: what was trained on it, for messages.
+    step: the folder of that.
     role: what it is there, for messages.
     mesh: where to put the weights.
     moved_to: where it lies now.
@@ -367,21 +386,27 @@ def load_recorded(
   Raises:
     CheckpointError: it is not there, or is not what it was.
   """
-  where = moved_to or recorded['path']
-  wanted = f'{recorded["path"]} (fingerprint {recorded["fingerprint"]})'
+  model_dir = checkpoints.model_dir_of(step)
+  vit_path = None
+  if _VIT in recorded:
+    vit_path, *_ = recorded_paths.candidates(recorded, model_dir, _VIT)
+
+  def load(path):
+    base = load_backbone(path, mesh)
+    return base if vit_path is None else with_vit(base, vit_path, mesh)
+
   try:
-    base = load_backbone(where, mesh)
-    if 'vit_path' in recorded:
-      base = with_vit(base, recorded['vit_path'], mesh)
+    return recorded_paths.load(
+      recorded,
+      [moved_to]
+      if moved_to
+      else recorded_paths.candidates(recorded, model_dir),
+      load,
+      lambda base: base.fingerprint,
+    )
   except errors.CheckpointError as error:
     raise errors.CheckpointError(
-      f'{owner} needs its {role} {wanted}, which cannot be loaded: {error} '
-      'If it has moved, say where with --base_checkpoint=DIR.'
+      f'{owner} {step} needs its {role} {recorded["path"]} (fingerprint '
+      f'{recorded["fingerprint"]}), which cannot be loaded: {error} If it has '
+      'moved, say where with --base_checkpoint=DIR.'
     ) from error
-  if base.fingerprint != recorded['fingerprint']:
-    raise errors.CheckpointError(
-      f'{owner} was trained on the {role} {wanted}, but {where} has '
-      f'fingerprint {base.fingerprint}. Give the right one with '
-      '--base_checkpoint=DIR.'
-    )
-  return base

@@ -5,7 +5,6 @@ given, and so are prompts unless a task is. Nothing is written but the figures.
 """
 
 from collections.abc import Mapping
-import json
 from typing import Annotated, Any
 
 from etils import epath
@@ -14,6 +13,7 @@ import numpy as np
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import strict_json
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import encoder_decoder
@@ -43,8 +43,7 @@ def benchmark(
   *,
   algorithm: algorithm_lib.Algorithm,
   lora: lora_lib.LoraConfig,
-  lora_optimizer: optimizers.Optimizer,
-  full_optimizer: optimizers.Optimizer,
+  optimizer: optimizers.Optimizer,
   task_feature_lengths: Mapping[str, Annotated[int, checks.AtLeastOne]],
   batch_size: Annotated[int, checks.AtLeastOne],
   num_samples: Annotated[int, checks.AtLeastOne] = 1,
@@ -74,8 +73,7 @@ def benchmark(
   Args:
     algorithm: Reinforce, Rloo, Grpo or Ppo.
     lora: the adapters that are held against full tuning.
-    lora_optimizer: for LoRA.
-    full_optimizer: for full tuning.
+    optimizer: of every model that is trained.
     task_feature_lengths: tokens of `inputs` and `targets` at most.
     batch_size: prompts of an iteration, and pairs of a reward step.
     num_samples: responses of each prompt.
@@ -100,7 +98,7 @@ def benchmark(
   """
   mesh = partitioner.make_mesh()
   benchmark_batches.check_lengths(task_feature_lengths)
-  algorithm_lib.check_num_samples(algorithm, num_samples)
+  algorithm_lib.check_algorithm(algorithm, num_samples)
   partitioning.check_batch_size(
     batch_size, mesh, minibatches=algorithm.minibatches
   )
@@ -129,8 +127,8 @@ def benchmark(
     start = _with_random_weights(start, mesh, seed)
 
   tunings = {
-    'lora': benchmark_setting.Setting(lora, lora_optimizer, mesh, seed),
-    'full': benchmark_setting.Setting(None, full_optimizer, mesh, seed),
+    'lora': benchmark_setting.Setting(lora, optimizer, mesh, seed),
+    'full': benchmark_setting.Setting(None, optimizer, mesh, seed),
   }
   num_images = limits.get('images', 1)
 
@@ -196,7 +194,7 @@ def benchmark(
   if jax.process_index() == 0:
     print(benchmark_table.make_table(result))
     if output is not None:
-      epath.Path(output).write_text(json.dumps(result, indent=2) + '\n')
+      epath.Path(output).write_text(strict_json.dumps(result, indent=2) + '\n')
   return result
 
 

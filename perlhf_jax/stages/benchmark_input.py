@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import itertools
-import json
 import statistics
 import time
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import strict_json
 from perlhf_jax.data import images
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.data import vocabularies
@@ -109,7 +109,7 @@ def benchmark_input(
     f'{one_by_one:,.0f} images/s ({result["ratio"]:.1f} times).'
   )
   if output is not None:
-    epath.Path(output).write_text(json.dumps(result, indent=2) + '\n')
+    epath.Path(output).write_text(strict_json.dumps(result, indent=2) + '\n')
   return result
 
 

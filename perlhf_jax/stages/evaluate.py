@@ -1,7 +1,7 @@
 """Metrics of a checkpoint on a task, into MODEL_DIR/eval.json."""
 
 from collections.abc import Mapping
-import json
+import math
 from typing import Annotated, Any
 
 from absl import logging
@@ -10,14 +10,17 @@ import jax
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import strict_json
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.stages import backbones
 from perlhf_jax.stages import evaluate_policy
 from perlhf_jax.stages import policy_evaluation
+from perlhf_jax.stages import recorded_tasks
 from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import train_reward
 from perlhf_jax.stages import trained_models
+from perlhf_jax.training import checkpoints
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 
@@ -43,6 +46,9 @@ def evaluate(
 ) -> dict[str, Any]:
   """Evaluates a checkpoint and writes eval.json beside its checkpoints.
 
+  A metric that the examples do not define, such as the ROC-AUC of a single
+  class, is null there, and the log says why.
+
   Of reward models, pairs give pairwise accuracy (a tie counts one half), in
   all and where the chosen response is the longer or the shorter one; judged
   responses give ROC-AUC, accuracy and balanced accuracy at probability 0.5,
@@ -59,16 +65,17 @@ def evaluate(
       on it.
     max_examples: the first so many; all if None.
     task_feature_lengths: by default those of training.
-    module: module that registers the task, if it is not one of ours.
+    module: module that registers the task, if it is not one of ours; by
+      default, and if no task is named, the one that the checkpoint records.
     use_cached: whether to read SeqIO's offline cache of the task.
     skip_bad_rows: whether to leave out rows that cannot be used.
     base_checkpoint: where the adapter's base is, or the reference of a policy
       that was tuned in full, if it has been moved.
-    policy: how to evaluate a language model.
+    policy: how to evaluate a language model; of a reward model, nothing.
     partitioner: how the model and batches are split among devices.
 
   Returns:
-    What eval.json holds.
+    What eval.json holds, with None for null.
 
   Raises:
     UserError: any input that cannot be used.
@@ -77,64 +84,113 @@ def evaluate(
   partitioning.check_batch_size(batch_size, mesh)
   loaded = backbones.load_checkpoint(checkpoint, mesh, base_checkpoint)
   metadata = loaded.metadata
-  if metadata is None and mixture_or_task_name is None:
-    raise errors.ConfigError(
-      f'{checkpoint} does not say on what to evaluate it; set '
-      'MIXTURE_OR_TASK_NAME.'
-    )
-  lengths = task_feature_lengths or (
-    _HF_LENGTHS if metadata is None else metadata.task_feature_lengths
+  policy = policy or evaluate_policy.PolicyEvaluation()
+  is_reward_model = (
+    metadata is not None and metadata.kind == run_metadata.REWARD
   )
-  dataset = input_pipeline.DatasetConfig(
-    mixture_or_task_name=mixture_or_task_name or metadata.task,
-    task_feature_lengths=lengths,
+  if is_reward_model:
+    policy.check_unused(checkpoint)
+  dataset = dataset_of(
+    checkpoint,
+    metadata,
+    mixture_or_task_name=mixture_or_task_name,
     split=split,
     batch_size=batch_size,
-    shuffle=False,
-    use_cached=use_cached,
-    module=module,
     max_examples=max_examples,
+    task_feature_lengths=task_feature_lengths,
+    module=module,
+    use_cached=use_cached,
     skip_bad_rows=skip_bad_rows,
-    truncate_prompt=(
-      'keep_end' if metadata is None else metadata.truncate_prompt
-    ),
   )
   backbone = getattr(loaded, 'backbone', loaded)
   with multihost.together():
     examples = input_pipeline.load_examples(
       dataset, backbone.vocabulary, backbone.config.image_size
     )
-  if metadata is not None and metadata.kind == run_metadata.REWARD:
-    metrics = _evaluate_reward_model(loaded, examples, batch_size, mesh)
+  if is_reward_model:
+    metrics, reasons = _evaluate_reward_model(
+      loaded, examples, batch_size, mesh
+    )
   else:
+    reasons = evaluate_policy.UNDEFINED
     metrics = evaluate_policy.evaluate_policy(
       loaded,
-      policy or evaluate_policy.PolicyEvaluation(),
+      policy,
       examples,
-      response_length=policy_evaluation.response_length(lengths),
+      response_length=policy_evaluation.response_length(
+        dataset.task_feature_lengths
+      ),
       batch_size=batch_size,
       mesh=mesh,
       base_checkpoint=base_checkpoint,
     )
-  step = getattr(loaded, 'step_path', None)
+  for name, value in metrics.items():
+    if isinstance(value, float) and not math.isfinite(value):
+      logging.warning(
+        '%s is undefined, and null in eval.json: %s.',
+        *(name, reasons.get(name, f'it is {value}')),
+      )
+  path = epath.Path(getattr(loaded, 'step_path', checkpoint))
   result = {
-    'checkpoint': step or checkpoint,
-    'step': None if step is None else int(epath.Path(step).name),
+    'checkpoint': str(path),
+    'step': int(path.name) if metadata and path.name.isdigit() else None,
     'task': dataset.mixture_or_task_name,
     'split': split,
     'examples': len(examples),
-    **metrics,
+    **strict_json.null_nonfinite(metrics),
   }
-  logging.info('%s', json.dumps(result, indent=2, ensure_ascii=False))
-  folder = epath.Path(checkpoint)
-  if step is not None:
-    folder = epath.Path(step).parent.parent
+  text = strict_json.dumps(result, indent=2)
+  logging.info('%s', text)
+  folder = path if metadata is None else checkpoints.model_dir_of(path)
   if jax.process_index() == 0:
-    _write(folder / 'eval.json', result)
+    _write(folder / 'eval.json', text + '\n')
   return result
 
 
+def dataset_of(
+  checkpoint: str,
+  metadata: run_metadata.RunMetadata | None,
+  *,
+  mixture_or_task_name: str | None,
+  task_feature_lengths: Mapping[str, int] | None,
+  **options: Any,
+) -> input_pipeline.DatasetConfig:
+  """Returns what to read: as asked for, else as the checkpoint was trained.
+
+  Args:
+    checkpoint: its path, for messages.
+    metadata: of the checkpoint; None for a Hugging Face directory.
+    mixture_or_task_name: the task; that of training if None.
+    task_feature_lengths: those of training if None.
+    **options: other fields of the `DatasetConfig`.
+
+  Raises:
+    ConfigError: neither says what to read.
+  """
+  if metadata is None and mixture_or_task_name is None:
+    raise errors.ConfigError(
+      f'{checkpoint} does not say on what to evaluate it; set '
+      'MIXTURE_OR_TASK_NAME.'
+    )
+  trained_with = {}
+  if metadata is not None:
+    trained_with['truncate_prompt'] = metadata.truncate_prompt
+  dataset = input_pipeline.DatasetConfig(
+    mixture_or_task_name=mixture_or_task_name or metadata.task,
+    task_feature_lengths=task_feature_lengths
+    or (_HF_LENGTHS if metadata is None else metadata.task_feature_lengths),
+    shuffle=False,
+    **options,
+    **trained_with,
+  )
+  # What a foreign checkpoint names is imported for its own task alone.
+  if mixture_or_task_name is None:
+    return recorded_tasks.with_module(dataset, metadata, checkpoint)
+  return dataset
+
+
 def _evaluate_reward_model(loaded, examples, batch_size, mesh):
+  """Returns metrics, and why some may be undefined."""
   objective = train_reward.check_objective(examples, examples.name)
   model, variables = trained_models.place_reward_model(loaded, mesh)
   loaded.backbone.release()
@@ -144,13 +200,15 @@ def _evaluate_reward_model(loaded, examples, batch_size, mesh):
     {},
     input_pipeline.eval_batches(examples, batch_size),
   )
-  return reward_scoring.reward_metrics(columns, objective)
+  return (
+    reward_scoring.reward_metrics(columns, objective),
+    reward_scoring.undefined_reasons(columns, objective),
+  )
 
 
-def _write(path: epath.Path, result: Mapping[str, Any]) -> None:
-  text = json.dumps(result, indent=2, ensure_ascii=False)
+def _write(path: epath.Path, text: str) -> None:
   try:
-    path.write_text(text + '\n')
+    path.write_text(text)
   except OSError as error:
     raise errors.CheckpointError(
       f'Cannot write {path}: {error}. The figures are in the log above.'

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Annotated, Any
 
+from etils import epath
+
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import examples as examples_lib
@@ -13,13 +15,21 @@ from perlhf_jax.rl import rollout
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import backbones
 from perlhf_jax.stages import policy_evaluation
+from perlhf_jax.stages import recorded_paths
 from perlhf_jax.stages import reward_sources
 from perlhf_jax.stages import roles
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import trained_models
+from perlhf_jax.training import checkpoints
 from perlhf_jax.training import partitioning
 
 _NUM_SAMPLES_SHOWN = 8
+
+# Why a metric may be undefined, as a clause.
+UNDEFINED = {
+  'win_rate_standard_error': 'one response has no spread',
+  'win_rate': 'a score that decides who wins is not a number',
+}
 
 Loaded = backbones.Checkpoint | backbones.Backbone
 
@@ -48,6 +58,28 @@ class PolicyEvaluation:
   def __post_init__(self):
     checks.check_fields(self)
     reward_sources.check_judge(self.judge)
+
+  def check_unused(self, checkpoint: str) -> None:
+    """Raises a ConfigError if anything was asked that policies alone answer.
+
+    Args:
+      checkpoint: the reward model that is evaluated.
+    """
+    rewards = self.rewards or reward_sources.RewardSources()
+    settings = {
+      'BASELINE_CHECKPOINT': self.baseline_checkpoint,
+      'JUDGE': self.judge,
+      'TEMPERATURE': self.temperature,
+      'REWARD_CHECKPOINT': rewards.checkpoints or None,
+      'REWARD_FUNCTIONS': rewards.functions or None,
+    }
+    given = [name for name, value in settings.items() if value is not None]
+    if given:
+      raise errors.ConfigError(
+        f'{", ".join(given)}: for the evaluation of policies only, and '
+        f'{checkpoint} is a reward model. Leave out what is for policies, or '
+        'give the checkpoint of a policy.'
+      )
 
 
 def evaluate_policy(
@@ -84,14 +116,12 @@ def evaluate_policy(
   temperature = config.temperature
   if temperature is None:
     temperature = trained.get('temperature', 1.0)
-  rewards = config.rewards
+  rewards, recorded = config.rewards, []
   if rewards is None or not (rewards.checkpoints or rewards.functions):
-    rewards = reward_sources.RewardSources(
-      checkpoints=trained.get('reward_checkpoints', ()),
-      reduce=trained.get('reduce', 'mean'),
-    )
+    rewards = reward_sources.RewardSources(reduce=trained.get('reduce', 'mean'))
+    recorded = trained.get('reward_checkpoints', [])
   sampling = sampler.SamplingConfig(response_length, temperature)
-  has_score = bool(rewards.checkpoints or rewards.functions)
+  has_score = bool(recorded or rewards.checkpoints or rewards.functions)
   baseline = None
   if config.baseline_checkpoint is not None:
     if config.judge is None and not has_score:
@@ -103,16 +133,26 @@ def evaluate_policy(
       config.baseline_checkpoint, examples.vocabulary, mesh
     )
 
+  def load_rewards(shared):
+    def load(path):
+      return roles.load_reward_model(path, shared, mesh, sampling.max_length)
+
+    if recorded:
+      return _load_recorded(recorded, loaded, load)
+    return [load(path) for path in rewards.checkpoints]
+
   def answer(loaded, reference):
     return _answer(
       loaded,
       reference,
-      rewards,
+      rewards.scoring(examples.vocabulary, mesh),
+      load_rewards,
       config,
       examples,
       sampling=sampling,
       batch_size=batch_size,
       mesh=mesh,
+      has_score=has_score,
     )
 
   answers = answer(loaded, _reference(loaded, mesh, base_checkpoint))
@@ -163,8 +203,44 @@ def _load_baseline(
   return loaded
 
 
+def _load_recorded(recorded, loaded, load) -> list[backbones.Checkpoint]:
+  """Loads the reward models that a policy was trained against.
+
+  Args:
+    recorded: what it says of them.
+    loaded: the policy.
+    load: gives the reward model at a path.
+  """
+  model_dir = checkpoints.model_dir_of(epath.Path(loaded.step_path))
+  try:
+    return [
+      recorded_paths.load(
+        each,
+        recorded_paths.candidates(each, model_dir),
+        load,
+        lambda reward_model: reward_model.fingerprint(),
+      )
+      for each in recorded
+    ]
+  except errors.CheckpointError as error:
+    raise errors.CheckpointError(
+      f'{error} The policy was trained against it; if it has moved, set '
+      'REWARD_CHECKPOINT.'
+    ) from error
+
+
 def _answer(
-  loaded, reference, rewards, config, examples, *, sampling, batch_size, mesh
+  loaded,
+  reference,
+  scoring,
+  load_rewards,
+  config,
+  examples,
+  *,
+  sampling,
+  batch_size,
+  mesh,
+  has_score,
 ) -> policy_evaluation.Answers:
   """Loads what is needed beside the policy and answers all prompts."""
   backbone = getattr(loaded, 'backbone', loaded)
@@ -176,19 +252,8 @@ def _answer(
   else:
     frozen = {'params': policy['params']}
   shared = reference or backbone
-  try:
-    checkpoints = roles.load_reward_models(
-      rewards.checkpoints, shared, mesh, sampling.max_length
-    )
-  except errors.CheckpointError as error:
-    if rewards is config.rewards:
-      raise
-    raise errors.CheckpointError(
-      f'{error} The policy was trained against it; if it has moved, set '
-      'REWARD_CHECKPOINT.'
-    ) from error
   modules, frozen['rewards'] = roles.place_reward_models(
-    checkpoints, shared, mesh
+    load_rewards(shared), shared, mesh
   )
   for held in (backbone, shared):
     held.release()
@@ -200,8 +265,6 @@ def _answer(
     else encoder_decoder.make_model(reference.config),
     rewards=modules,
   )
-  scoring = rewards.scoring(backbone.vocabulary, mesh)
-  has_score = bool(rewards.checkpoints or rewards.functions)
   return policy_evaluation.answer(
     programs.RolloutPrograms(models, mesh, sampling, config.seed),
     scoring if has_score else None,
@@ -236,7 +299,12 @@ def _reference(
   if loaded.lora is not None:
     return loaded.backbone
   return backbones.load_recorded(
-    recorded, f'The policy {loaded.step_path}', 'reference', mesh, moved_to
+    recorded,
+    'The policy',
+    epath.Path(loaded.step_path),
+    'reference',
+    mesh,
+    moved_to,
   )
 
 

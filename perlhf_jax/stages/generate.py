@@ -11,10 +11,13 @@ from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
 from perlhf_jax.data import length_buckets
+from perlhf_jax.models import activation_bytes
 from perlhf_jax.models import prompts as prompts_lib
+from perlhf_jax.models import t5_config
 from perlhf_jax.sampling import beam
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import backbones
+from perlhf_jax.stages import batch_memory
 from perlhf_jax.stages import line_files
 from perlhf_jax.stages import line_images
 from perlhf_jax.stages import run_metadata
@@ -54,7 +57,8 @@ def generate(
 
   `response` is a string, or a list of `num_samples` strings if that is more
   than one; a `response` that the input has is replaced. What is sampled for a
-  line depends on the seed, the line's number and its prompt only.
+  line depends on the seed, the line's number and its prompt only. Prompts and
+  responses that are too long for the memory are refused before any is answered.
 
   Args:
     checkpoint: MODEL_DIR, one of its steps, or a Hugging Face T5 directory.
@@ -78,8 +82,9 @@ def generate(
       them may be -1.
 
   Raises:
-    UserError: flags that exclude each other, a bad line (file and number are
-      named) or checkpoint; nothing has been written then.
+    UserError: flags that exclude each other, a bad line, or one that is too
+      long (file and number are named), or a bad checkpoint; nothing has been
+      written then.
   """
   mesh = partitioning.make_mesh(partitioning.parse_mesh_shape(mesh_shape))
   partitioning.check_batch_size(batch_size, mesh)
@@ -114,16 +119,27 @@ def generate(
     feature_converters.tokenize_prompt(vocabulary, row['prompt'])
     for row in rows
   ]
-  line_files.report_cuts('prompt', [len(p) for p in prompts], prompt_length)
-  responses = decode_prompts(
-    prompts,
-    decoder,
-    batch_size=batch_size,
-    prompt_length=prompt_length,
-    truncate_prompt=truncate_prompt,
-    image_rows=image_rows,
-    image_spec=image_spec,
-  )
+  lengths = [len(prompt) for prompt in prompts]
+  line_files.report_cuts('prompt', lengths, prompt_length)
+  with batch_memory.must_fit(
+    _make_bound(
+      backbone.config,
+      num_beams or num_samples,
+      line_images.num_tokens(backbone.config, image_spec),
+    ),
+    mesh,
+    batch_size,
+    _longest(input_path, lengths, prompt_length, config.max_length),
+  ):
+    responses = decode_prompts(
+      prompts,
+      decoder,
+      batch_size=batch_size,
+      prompt_length=prompt_length,
+      truncate_prompt=truncate_prompt,
+      image_rows=image_rows,
+      image_spec=image_spec,
+    )
   texts = [
     [vocabulary.decode(tokens.tolist()) for tokens in several]
     for several in responses
@@ -148,7 +164,7 @@ def decode_prompts(
   image_rows: Sequence[Sequence[images.Image]] = (),
   image_spec: images.ImageSpec | None = None,
 ) -> list[list[np.ndarray]]:
-  """Answers tokenised prompts, similar lengths together.
+  """Answers tokenised prompts, similar lengths together, the longest first.
 
   Args:
     prompts: int32 `[length]` each, with EOS.
@@ -167,6 +183,8 @@ def decode_prompts(
   done = 0
   lengths = [len(prompt) for prompt in prompts]
   parts = list(length_buckets.batches_by_length(lengths, batch_size))
+  # What does not fit ends early.
+  parts.reverse()
 
   def fill(lines):
     # Rows that fill up the last batch repeat a line: an empty prompt might
@@ -239,6 +257,46 @@ def _decoding_config(
         f'that --{flag} says nothing; leave one of the two out.'
       )
   return beam.BeamConfig(num_beams=num_beams, max_length=length)
+
+
+def _make_bound(
+  config: t5_config.T5Config, responses: int, image_tokens: int
+) -> batch_memory.Bound:
+  def bound(rows, tensor, prompt_length, max_length):
+    return activation_bytes.decoding_bytes(
+      config,
+      batch=rows,
+      responses=responses,
+      prompt_length=image_tokens + prompt_length,
+      max_length=max_length,
+      tensor=tensor,
+    )
+
+  return bound
+
+
+def _longest(
+  path: str, lengths: Sequence[int], limit: int | None, max_length: int
+) -> list[batch_memory.Length]:
+  """Returns the lengths of the batch of the longest prompts."""
+  if not lengths:
+    return []
+  return [
+    batch_memory.line_length(
+      'prompt',
+      path,
+      dict(enumerate(lengths)),
+      limit,
+      length_buckets.padded_length(max(lengths), limit),
+      '--prompt_length={} (cuts longer prompts)',
+    ),
+    batch_memory.Length(
+      max_length,
+      f'Responses have up to {max_length:,} tokens (--max_length)',
+      '--max_length={}',
+      is_traced=False,
+    ),
+  ]
 
 
 def _make_decoder(

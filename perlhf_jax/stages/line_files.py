@@ -3,8 +3,9 @@
 Every input line yields one output line, in the same order.
 """
 
+import codecs
 from collections.abc import Iterable, Mapping, Sequence
-import json
+import reprlib
 from typing import Any
 
 from absl import logging
@@ -12,29 +13,40 @@ from etils import epath
 import jax
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import strict_json
 from perlhf_jax.training import multihost
 
 
-def read(path: str, fields: Sequence[str]) -> list[dict[str, Any]]:
+def read(
+  path: str, fields: Sequence[str], several: Sequence[str] = ()
+) -> list[dict[str, Any]]:
   """Reads the objects of a `.jsonl` file.
 
   Args:
     path: local or `gs://`.
     fields: names of strings that each object must have.
+    several: those of them that may be a list of strings instead.
 
   Raises:
-    DataError: the file cannot be read, or a line is not such an object; the
-      message names file and line.
+    DataError: the file is empty or cannot be read, or a line is not such an
+      object; the message names file and line.
   """
   try:
     content = epath.Path(path).read_bytes()
   except OSError as error:
     raise errors.DataError(f'Cannot read --input={path}: {error}.') from error
+  content = content.removeprefix(codecs.BOM_UTF8)
+  if not content:
+    raise errors.DataError(
+      f'--input={path} is empty; write one object a line into it, '
+      f'{_example(fields)}.'
+    )
   # Not splitlines(), which also breaks lines at characters inside of strings.
-  lines = content.removesuffix(b'\n').split(b'\n') if content else []
   return [
-    _parse(line, f'{path}:{number}', fields)
-    for number, line in enumerate(lines, start=1)
+    _parse(line, f'{path}:{number}', fields, several)
+    for number, line in enumerate(
+      content.removesuffix(b'\n').split(b'\n'), start=1
+    )
   ]
 
 
@@ -77,14 +89,21 @@ def write(path: str, rows: Iterable[Mapping[str, Any]]) -> None:
   """Writes one object a line; the file appears whole or not at all.
 
   Process 0 writes, and the others have nothing to do.
+
+  Raises:
+    ValueError: a number is NaN or infinite.
   """
+  write_text(path, (strict_json.dumps(row) + '\n' for row in rows))
+
+
+def write_text(path: str, parts: Iterable[str]) -> None:
+  """Writes a text that is given in parts, in the same way."""
   if jax.process_index():
     return
   output = epath.Path(path)
   temporary = _temporary(output)
   with temporary.open('w', encoding='utf-8') as file:
-    for row in rows:
-      file.write(json.dumps(row, ensure_ascii=False) + '\n')
+    file.writelines(parts)
   temporary.replace(output)
 
 
@@ -105,27 +124,47 @@ def report_cuts(name: str, lengths: Sequence[int], limit: int | None) -> None:
     )
 
 
-def _parse(line: bytes, where: str, fields: Sequence[str]) -> dict[str, Any]:
+def _parse(
+  line: bytes, where: str, fields: Sequence[str], several: Sequence[str]
+) -> dict[str, Any]:
   try:
-    row = json.loads(line.decode('utf-8'))
+    row = strict_json.loads(line.decode('utf-8'))
   except ValueError as error:  # Malformed JSON, or not UTF-8.
     raise errors.DataError(f'{where} is not JSON: {error}.') from error
   if not isinstance(row, dict):
     wanted = ' and '.join(f'"{field}"' for field in fields)
     raise errors.DataError(f'{where} is not an object with {wanted}.')
   for field in fields:
-    if not isinstance(row.get(field), str):
-      example = ', '.join(f'"{field}": "…"' for field in fields)
+    value = row.get(field)
+    if field in several and isinstance(value, list):
+      _check_list(value, where, field)
+    elif not isinstance(value, str):
+      given = f' (it is {reprlib.repr(value)})' if field in row else ''
       raise errors.DataError(
-        f'{where} has no string {field!r}; each line must be {{{example}}}.'
+        f'{where} has no string {field!r}{given}; each line must be '
+        f'{_example(fields)}.'
       )
   try:
-    json.dumps(row, ensure_ascii=False).encode('utf-8')
+    strict_json.dumps(row).encode('utf-8')
   except UnicodeEncodeError as error:
     raise errors.DataError(
       f'{where} holds half of a surrogate pair, which is no text; remove it.'
     ) from error
   return row
+
+
+def _check_list(values: Sequence[Any], where: str, field: str) -> None:
+  if not values:
+    raise errors.DataError(f'{where}: the list {field!r} is empty.')
+  for index, value in enumerate(values):
+    if not isinstance(value, str):
+      raise errors.DataError(
+        f'{where}: {field}[{index}] is {reprlib.repr(value)}, not a string.'
+      )
+
+
+def _example(fields: Sequence[str]) -> str:
+  return '{' + ', '.join(f'"{field}": "…"' for field in fields) + '}'
 
 
 def _temporary(output: epath.Path) -> epath.Path:

@@ -7,6 +7,7 @@ from etils import epath
 
 from perlhf_jax.core import errors
 from perlhf_jax.data import images
+from perlhf_jax.models import t5_config
 from perlhf_jax.stages import backbones
 
 
@@ -63,6 +64,13 @@ def read(
     found.append([str(folder / each) for each in given])
   _check(found, path)
   return found, spec
+
+
+def num_tokens(
+  config: t5_config.T5Config, spec: images.ImageSpec | None
+) -> int:
+  """Returns how many tokens of images stand before those of a prompt."""
+  return 0 if spec is None else spec.count * config.vit.num_tokens
 
 
 def _given(row: Mapping[str, Any], where: str) -> list[str]:

@@ -5,11 +5,9 @@ what a device needs, for LoRA and for full tuning. Needs libtpu, and neither
 data nor weights: only shapes are computed.
 """
 
-from collections.abc import Mapping, Sequence
-import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
-from etils import epath
 import jax
 
 from perlhf_jax.core import checks
@@ -18,9 +16,10 @@ from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.stages import benchmark_batches
-from perlhf_jax.stages import line_files
 from perlhf_jax.stages import plan_compiling
+from perlhf_jax.stages import plan_interruption
 from perlhf_jax.stages import plan_programs
+from perlhf_jax.stages import plan_rows
 from perlhf_jax.stages import plan_slices
 from perlhf_jax.stages import plan_table
 from perlhf_jax.training import optimizers
@@ -37,8 +36,7 @@ def plan(
   topology: str,
   algorithm: algorithm_lib.Algorithm,
   lora: lora_lib.LoraConfig,
-  lora_optimizer: optimizers.Optimizer,
-  full_optimizer: optimizers.Optimizer,
+  optimizer: optimizers.Optimizer,
   task_feature_lengths: Mapping[str, Annotated[int, checks.AtLeastOne]],
   batch_size: Annotated[int, checks.AtLeastOne],
   num_samples: Annotated[int, checks.AtLeastOne] = 1,
@@ -53,13 +51,17 @@ def plan(
 ) -> list[plan_compiling.Row]:
   """Compiles the programs of a run for TPU slices, and prints a table.
 
+  A row is printed, and kept in `output`, as soon as its program is compiled:
+  what is interrupted goes on from there when it is started again. Of each
+  program full tuning comes first, so that the row of LoRA says how the two
+  compare.
+
   Args:
     topology: names of slices such as `v5e-16`, with commas between; to search
       for a slice, also names of generations such as `v5e`.
     algorithm: Reinforce, Rloo, Grpo or Ppo.
     lora: the adapters that are held against full tuning.
-    lora_optimizer: for LoRA.
-    full_optimizer: for full tuning.
+    optimizer: of every model that is trained.
     task_feature_lengths: tokens of `inputs` and `targets` at most.
     batch_size: prompts of an iteration, and pairs of a reward step.
     num_samples: responses of each prompt.
@@ -72,11 +74,14 @@ def plan(
       `topology` for the smallest slice of each generation in which they do;
       None to take both as they are.
     level: how much the compiler optimizes, `cheap` or `default`.
-    output: JSON file for the rows; None for none.
+    output: JSON file for the rows; None for none. Rows that it has already are
+      not compiled again if they are of this setting and these libraries. While
+      this runs it has those of a search too.
 
   Returns:
-    What the file holds: a row a program, of `plan_compiling.compile_program`,
-    with `tuning`, `topology` and `batch_size`.
+    What the file holds at the end: a row a program, of
+    `plan_compiling.compile_program`, with `tuning`, `topology`, `batch_size`
+    and `fingerprint`.
 
   Raises:
     UserError: any input that cannot be used; raised before anything is
@@ -87,18 +92,14 @@ def plan(
   if model is None:
     raise errors.ConfigError('No model: give a gin/models/*.gin file.')
   benchmark_batches.check_lengths(task_feature_lengths)
-  algorithm_lib.check_num_samples(algorithm, num_samples)
-  if output is not None:
-    line_files.check_output(output)
+  algorithm_lib.check_algorithm(algorithm, num_samples)
   tunings = (tunings,) if isinstance(tunings, str) else tunings
-  by_tuning = {
-    'lora': (lora, lora_optimizer),
-    'full': (None, full_optimizer),
-  }
+  by_tuning = {'lora': lora, 'full': None}
   settings = [
     plan_programs.Setting(
       model,
-      *_pick(by_tuning, tuning),
+      _pick(by_tuning, tuning),
+      optimizer,
       algorithm,
       dict(task_feature_lengths),
       batch_size,
@@ -106,34 +107,65 @@ def plan(
       accumulation_steps,
       temperature,
     )
-    for tuning in tunings
+    for tuning in sorted(tunings, key=lambda tuning: tuning != 'full')
   ]
-  planner = plan_slices.Planner(partitioner, plan_compiling.OPTIONS[level])
   names = [name for name in topology.split(',') if name.strip()]
   for name, values in (('TOPOLOGY', names), ('TUNINGS', tunings)):
     if not values:
       raise errors.ConfigError(f'{name} names none: give at least one.')
+  options = plan_compiling.OPTIONS[level]
+  kept = plan_rows.Rows(
+    output,
+    {
+      setting.tuning: plan_rows.fingerprint(setting, partitioner, options)
+      for setting in settings
+    },
+  )
+  planner = plan_slices.Planner(partitioner, options, kept)
+  groups = _place(planner, names, settings, search)
+  table, rows = plan_table.Table(), []
+  with plan_interruption.ends_quietly(kept.summary):
+    print(table.head(settings[0]), flush=True)
+    for group in groups:
+      for row in planner.rows(group):
+        print(table.add(row), flush=True)
+        rows.append(row)
+  kept.finish(rows)
+  if (foot := table.foot()) is not None:
+    print(foot)
+  return rows
+
+
+def _place(
+  planner: plan_slices.Planner,
+  names: Sequence[str],
+  settings: Sequence[plan_programs.Setting],
+  search: str | None,
+) -> Iterator[Sequence[plan_slices.Placed]]:
+  """Checks names and batch sizes, and gives what is to be compiled together.
+
+  A search compiles too, when its result is asked for.
+  """
   if search == TOPOLOGY:
-    families = dict.fromkeys(map(topologies.family, names))
-    placed = [
-      planner.on_smallest_slice(family, setting)
+    families = list(dict.fromkeys(map(topologies.family, names)))
+    return (
+      [planner.on_smallest_slice(family, setting)]
       for family in families
       for setting in settings
-    ]
-  else:
-    slices = [topologies.find(name) for name in names]
-    placed = [(each, setting) for each in slices for setting in settings]
-    for each, setting in placed:
+    )
+  slices = [topologies.find(name) for name in names]
+  for each in slices:
+    for setting in settings:
       mesh = planner.mesh(each)
       if search is None:
         setting.check_batch_size(mesh)
-    if search == BATCH_SIZE:
-      placed = [planner.with_largest_batch(pair) for pair in placed]
-  rows = [row for pair in placed for row in planner.rows(pair)]
-  print(plan_table.make_table(rows, settings[0]))
-  if output is not None:
-    epath.Path(output).write_text(json.dumps(rows, indent=2) + '\n')
-  return rows
+  if search is None:
+    return ([(each, setting) for setting in settings] for each in slices)
+  return (
+    [planner.with_largest_batch((each, setting))]
+    for each in slices
+    for setting in settings
+  )
 
 
 def _pick(by_tuning, tuning):

@@ -5,7 +5,6 @@ import re
 import time
 from typing import Any
 
-from absl import logging
 import jax
 
 from perlhf_jax.stages import plan_programs
@@ -70,7 +69,6 @@ def compile_program(
     peak = memory.peak_memory_in_bytes
   held = max(program.resident_bytes - arguments, 0)
   fits = memory is not None and peak + held <= limit_bytes
-  logging.info('Compiled %s in %.0f s.', program.name, seconds)
   return {
     'program': program.name,
     'argument_bytes': arguments,

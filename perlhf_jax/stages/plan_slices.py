@@ -1,6 +1,6 @@
 """Settings on slices: what each needs, and the most or least that fits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -8,7 +8,9 @@ from absl import logging
 
 from perlhf_jax.core import errors
 from perlhf_jax.stages import plan_compiling
+from perlhf_jax.stages import plan_interruption
 from perlhf_jax.stages import plan_programs
+from perlhf_jax.stages import plan_rows
 from perlhf_jax.stages import plan_search
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import topologies
@@ -21,18 +23,22 @@ class Planner:
   """Compiles settings for slices, each program once."""
 
   def __init__(
-    self, partitioner: partitioning.Partitioner, options: Mapping[str, Any]
+    self,
+    partitioner: partitioning.Partitioner,
+    options: Mapping[str, Any],
+    rows: plan_rows.Rows | None = None,
   ):
     """Makes a planner.
 
     Args:
       partitioner: how models and batches are split.
       options: the compiler's.
+      rows: those that are there already, and where new ones go.
     """
     self._partitioner = partitioner
     self._options = options
     self._meshes: dict[topologies.Topology, partitioning.LogicalMesh] = {}
-    self._rows: dict[Any, plan_compiling.Row] = {}
+    self._rows = plan_rows.Rows() if rows is None else rows
 
   def mesh(self, topology: topologies.Topology) -> partitioning.LogicalMesh:
     """Returns the mesh of a slice.
@@ -42,16 +48,24 @@ class Planner:
         no libtpu.
     """
     if topology not in self._meshes:
-      self._meshes[topology] = self._partitioner.make_mesh(
-        topologies.devices(topology)
-      )
+      with plan_interruption.keeps_sigterm():
+        devices = topologies.devices(topology)
+      self._meshes[topology] = self._partitioner.make_mesh(devices)
     return self._meshes[topology]
 
-  def rows(self, placed: Placed) -> list[plan_compiling.Row]:
-    """Returns a row for each program of a setting."""
-    topology, setting = placed
-    programs = plan_programs.make_programs(setting, self.mesh(topology))
-    return [self._row(placed, program) for program in programs]
+  def rows(self, several: Sequence[Placed]) -> Iterator[plan_compiling.Row]:
+    """Yields the rows of settings as they are compiled.
+
+    Args:
+      several: the settings, whose rows of each program follow each other.
+    """
+    programs = [
+      plan_programs.make_programs(setting, self.mesh(topology))
+      for topology, setting in several
+    ]
+    for of_each in zip(*programs, strict=True):
+      for placed, program in zip(several, of_each, strict=True):
+        yield self._row(placed, program)
 
   def fits(self, placed: Placed) -> bool:
     """Says whether all programs fit; compiles up to the first that does not."""
@@ -66,6 +80,7 @@ class Planner:
       ):
         logging.info('%s does not fit: %s.', program.name, _describe(placed))
         return False
+    logging.info('All programs fit: %s.', _describe(placed))
     return True
 
   def with_largest_batch(self, placed: Placed) -> Placed:
@@ -114,19 +129,22 @@ class Planner:
   def _row(self, placed, program) -> plan_compiling.Row:
     topology, setting = placed
     key = (topology.name, setting.tuning, setting.batch_size, program.name)
-    if key not in self._rows:
+    row = self._rows.get(key)
+    if row is None:
       logging.info('Compiling %s: %s.', program.name, _describe(placed))
       row = plan_compiling.compile_program(
         program, topology.memory_bytes, self._options
       )
-      self._rows[key] = {
-        'program': row.pop('program'),
-        'tuning': setting.tuning,
-        'topology': topology.name,
-        'batch_size': setting.batch_size,
-        **row,
-      }
-    return self._rows[key]
+      row = self._rows.add(
+        {
+          'program': row.pop('program'),
+          'tuning': setting.tuning,
+          'topology': topology.name,
+          'batch_size': setting.batch_size,
+          **row,
+        }
+      )
+    return row
 
 
 def _describe(placed: Placed) -> str:

@@ -1,7 +1,6 @@
-"""What programs need of a device, as a table for people."""
+"""What programs need of a device, as a table for people, line by line."""
 
-from collections.abc import Iterator, Sequence
-import itertools
+from collections.abc import Sequence
 
 from perlhf_jax.stages import plan_compiling
 from perlhf_jax.stages import plan_programs
@@ -17,45 +16,50 @@ _NOTE = """\
 MiB a device. peak: of the program, its arguments included. held: weights and
 optimizer states that lie there meanwhile. It fits if both together do.
 of full: peak + held of LoRA over those of full tuning."""
-_DOUBTFUL = """\
+_DOUBTFUL = """
 yes?: arguments and temporaries add up to more than the limit, which the
 compiler lets pass because they do not all live at once. Untried on a TPU."""
 
 
-def make_table(
-  rows: Sequence[plan_compiling.Row], setting: plan_programs.Setting
-) -> str:
-  """Returns lines that say what was compiled, and the rows.
+class Table:
+  """Turns rows into lines, in the order in which they come."""
 
-  Args:
-    rows: of `plan.plan`.
-    setting: what is common to all of them.
-  """
-  lengths = setting.task_feature_lengths
-  lines = [
-    f'{type(setting.algorithm).__name__}; prompts of {lengths["inputs"]} '
-    f'tokens, {setting.num_samples} response(s) of {lengths["targets"]} each; '
-    f'updates in {setting.accumulation_steps} part(s).'
-  ]
-  for topology, group in itertools.groupby(rows, lambda row: row['topology']):
-    lines += ['', topology, _line(_COLUMNS)]
-    group = list(group)
-    lines += [_line(_cells(row, group)) for row in _by_program(group)]
-  lines += ['', _NOTE]
-  if any(row['doubtful'] for row in rows):
-    lines.append(_DOUBTFUL)
-  return '\n'.join(lines)
+  def __init__(self):
+    self._rows: list[plan_compiling.Row] = []
+
+  def head(self, setting: plan_programs.Setting) -> str:
+    """Returns what stands above all rows.
+
+    Args:
+      setting: what is common to all of them.
+    """
+    lengths = setting.task_feature_lengths
+    return (
+      f'{type(setting.algorithm).__name__}; prompts of {lengths["inputs"]} '
+      f'tokens, {setting.num_samples} response(s) of {lengths["targets"]} '
+      f'each; updates in {setting.accumulation_steps} part(s).\n{_NOTE}'
+    )
+
+  def add(self, row: plan_compiling.Row) -> str:
+    """Returns the line of a row, below a heading if its slice is a new one.
+
+    A row of LoRA is compared with full tuning if that has come before it.
+    """
+    lines = []
+    if not self._rows or self._rows[-1]['topology'] != row['topology']:
+      lines = ['', row['topology'], _line(_COLUMNS)]
+    lines.append(_line(_cells(row, self._rows)))
+    self._rows.append(row)
+    return '\n'.join(lines)
+
+  def foot(self) -> str | None:
+    """Returns what stands below all rows, if anything."""
+    return _DOUBTFUL if any(row['doubtful'] for row in self._rows) else None
 
 
 def needed_bytes(row: plan_compiling.Row) -> int:
   """Returns what a device must have while a program runs."""
   return row['peak_bytes'] + row['held_bytes']
-
-
-def _by_program(rows) -> Iterator[plan_compiling.Row]:
-  """Puts the tunings of a program below each other."""
-  order = list(dict.fromkeys(row['program'] for row in rows))
-  return iter(sorted(rows, key=lambda row: order.index(row['program'])))
 
 
 def _cells(row, rows) -> tuple[str, ...]:
@@ -78,7 +82,9 @@ def _ratio(row, rows) -> str:
   if row['tuning'] == 'full':
     return ''
   for other in rows:
-    same = all(other[key] == row[key] for key in ('program', 'batch_size'))
+    same = all(
+      other[key] == row[key] for key in ('topology', 'program', 'batch_size')
+    )
     if same and other['tuning'] == 'full':
       return f'{needed_bytes(row) / needed_bytes(other):.0%}'
   return ''

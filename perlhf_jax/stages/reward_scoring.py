@@ -113,7 +113,10 @@ def collect(
 def reward_metrics(
   columns: Mapping[str, np.ndarray], objective: str
 ) -> dict[str, float]:
-  """Returns the metrics of an objective from `collect`'s columns."""
+  """Returns the metrics of an objective from `collect`'s columns.
+
+  One that is undefined is NaN; `undefined_reasons` says why.
+  """
   if objective == PAIRWISE:
     chosen, rejected = columns['chosen_scores'], columns['rejected_scores']
     lengths = columns['chosen_lengths'], columns['rejected_lengths']
@@ -139,3 +142,39 @@ def reward_metrics(
       scores, columns['response_lengths']
     ),
   }
+
+
+def undefined_reasons(
+  columns: Mapping[str, np.ndarray], objective: str
+) -> dict[str, str]:
+  """Says, as a clause, why metrics are undefined that may be so.
+
+  Args:
+    columns: of `collect`.
+    objective: pairwise or pointwise.
+
+  Returns:
+    A reason for each of `reward_metrics` that is NaN or infinite, and perhaps
+    for others.
+  """
+  is_pairwise = objective == PAIRWISE
+  names = ('chosen', 'rejected') if is_pairwise else ('response',)
+  scores = np.concatenate(
+    [columns['scores' if n == 'response' else f'{n}_scores'] for n in names]
+  )
+  bad = int(np.sum(~np.isfinite(scores)))
+  if bad:
+    reason = f'{bad} of {scores.size} scores are not finite numbers'
+    return dict.fromkeys(reward_metrics(columns, objective), reason)
+  is_constant = bool(np.all(scores == scores[0]))
+  of_what = 'scores are' if is_constant else 'responses have'
+  same = 'equal' if is_constant else 'the same length'
+  reasons = {'score_length_correlation': f'all {of_what} {same}'}
+  if is_pairwise:
+    return reasons | {
+      'pairwise_accuracy/chosen_longer': 'no chosen response is the longer one',
+      'pairwise_accuracy/chosen_shorter': 'no chosen response is the shorter',
+      'pairwise_accuracy/equal_length': 'no pair has responses of one length',
+    }
+  one_class = f'all {scores.size} labels are {columns["labels"][0]:g}'
+  return reasons | dict.fromkeys(('roc_auc', 'balanced_accuracy'), one_class)

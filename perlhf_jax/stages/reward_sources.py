@@ -6,6 +6,8 @@ from typing import Any
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import operative_config
+from perlhf_jax.core import user_code
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.rl import iteration
 from perlhf_jax.rl import reward_functions
@@ -63,9 +65,10 @@ class RewardSources:
       if reward_functions.wants_references(function):
         raise errors.ConfigError(
           f'RewardSources.functions has '
-          f'{reward_functions.function_name(function)}, which takes '
+          f'{user_code.name_of(function)}, which takes '
           'references; these are for a JUDGE, not to be trained on.'
         )
+      _check_signature(function)
 
   def check_any(self) -> None:
     """Raises a ConfigError if there is nothing to be rewarded by."""
@@ -89,12 +92,21 @@ class RewardSources:
 
 
 def check_judge(judge: Any) -> None:
-  """Raises a ConfigError if there is a judge that is no function."""
-  if judge is not None and not callable(judge):
+  """Raises a ConfigError if there is a judge that cannot judge."""
+  if judge is None:
+    return
+  if not callable(judge):
     raise errors.ConfigError(
       f'JUDGE is {judge!r}, which cannot be called; in a gin file of yours '
       'write JUDGE = @my_module.my_judge.'
     )
+  _check_signature(judge)
+
+
+def _check_signature(function: RewardFunction) -> None:
+  reward_functions.check_signature(
+    function, operative_config.bound_arguments(function)
+  )
 
 
 def decoder(vocabulary: Any) -> iteration.Decode:

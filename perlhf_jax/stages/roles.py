@@ -47,45 +47,42 @@ class Roles:
   trainable_fraction: float
 
 
-def load_reward_models(
-  paths: Sequence[str],
+def load_reward_model(
+  path: str,
   shared: backbones.Backbone,
   mesh: partitioning.LogicalMesh,
   response_length: int,
-) -> list[backbones.Checkpoint]:
-  """Loads reward models and holds them against a policy.
+) -> backbones.Checkpoint:
+  """Loads a reward model and holds it against a policy.
 
   Args:
-    paths: their checkpoints.
+    path: its checkpoint.
     shared: the policy's reference, which their adapters may be trained on.
     mesh: where to put weights.
     response_length: most tokens of a response.
 
   Raises:
-    CheckpointError: one is no reward model, or reads another vocabulary.
+    CheckpointError: it is no reward model, or reads another vocabulary.
   """
-  loaded = []
-  for path in paths:
-    checkpoint = trained_models.require_reward_model(
-      backbones.load_checkpoint(path, mesh, shared=shared), path
+  checkpoint = trained_models.require_reward_model(
+    backbones.load_checkpoint(path, mesh, shared=shared), path
+  )
+  theirs, vocabulary = checkpoint.backbone.vocabulary, shared.vocabulary
+  if theirs != vocabulary:
+    raise errors.CheckpointError(
+      f'The reward model {path} reads {theirs}, but the policy writes '
+      f'{vocabulary}. Train the reward model from a checkpoint with '
+      "the policy's vocabulary."
     )
-    theirs, vocabulary = checkpoint.backbone.vocabulary, shared.vocabulary
-    if theirs != vocabulary:
-      raise errors.CheckpointError(
-        f'The reward model {path} reads {theirs}, but the policy writes '
-        f'{vocabulary}. Train the reward model from a checkpoint with '
-        "the policy's vocabulary."
-      )
-    _check_image_size(checkpoint, path, shared.config.image_size)
-    trained = checkpoint.metadata.task_feature_lengths['targets']
-    if trained < response_length:
-      logging.warning(
-        'Responses may have %d tokens, but the reward model %s was trained on '
-        'at most %d.',
-        *(response_length, path, trained),
-      )
-    loaded.append(checkpoint)
-  return loaded
+  _check_image_size(checkpoint, path, shared.config.image_size)
+  trained = checkpoint.metadata.task_feature_lengths['targets']
+  if trained < response_length:
+    logging.warning(
+      'Responses may have %d tokens, but the reward model %s was trained on '
+      'at most %d.',
+      *(response_length, path, trained),
+    )
+  return checkpoint
 
 
 def _check_image_size(checkpoint, path, image_size) -> None:
@@ -161,7 +158,7 @@ def make_roles(
     mesh: the mesh.
     seed: of adapters.
     needs_value: whether there is a value model.
-    rewards: of `load_reward_models`.
+    rewards: of `load_reward_model`.
     only_shapes: whether to make `jax.ShapeDtypeStruct`s instead of arrays,
       for compiling; `start` then needs no backbone, and no `rewards` are
       given.
@@ -225,7 +222,7 @@ def place_reward_models(
   """Puts on the mesh what reward models have beside a shared backbone.
 
   Args:
-    checkpoints: of `load_reward_models`.
+    checkpoints: of `load_reward_model`.
     shared: the backbone on the mesh, in the layout it has there.
     mesh: the mesh.
 

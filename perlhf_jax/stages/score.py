@@ -1,6 +1,7 @@
 """Scores lines of text: rewards, or log-probabilities of responses."""
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 from typing import Any
 
 from absl import logging
@@ -12,10 +13,13 @@ from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
 from perlhf_jax.data import length_buckets
+from perlhf_jax.models import activation_bytes
 from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
+from perlhf_jax.models import t5_config
 from perlhf_jax.objectives import losses
 from perlhf_jax.stages import backbones
+from perlhf_jax.stages import batch_memory
 from perlhf_jax.stages import line_files
 from perlhf_jax.stages import line_images
 from perlhf_jax.stages import reward_scoring
@@ -28,6 +32,26 @@ from perlhf_jax.training import placement
 
 # A host batch of SFT or pointwise features -> numbers [batch]
 BatchScorer = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+_PROMPT_REMEDY = '--prompt_length={} (cuts longer prompts)'
+_RESPONSE_REMEDIES = {
+  True: '--response_length={} (cuts longer responses)',
+  # The log-probability of a cut response is that of another one.
+  False: 'a file without that line',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LineBatch:
+  """Lines that are scored together.
+
+  Attributes:
+    indices: of the lines.
+    lengths: to which their prompts and responses are padded.
+  """
+
+  indices: Sequence[int]
+  lengths: tuple[int, int]
 
 
 def score(
@@ -46,28 +70,35 @@ def score(
   A reward model adds `score`. Its inputs are cut to the lengths it was
   trained with, or to those given. A language model adds `logprob`, the summed
   log-probability in nats of the response and EOS; a response is never cut for
-  it, and a prompt only to a `prompt_length` that is given.
+  it, and a prompt only to a `prompt_length` that is given. Where `response` is
+  a list, as `perlhf generate --num_samples=3` writes it, the number is a list
+  too, in the same order. Lines that are too long for the memory are refused
+  before any is scored.
 
   Args:
     checkpoint: MODEL_DIR, one of its steps, or a Hugging Face T5 directory.
-    input_path: JSON lines with the strings `prompt` and `response`, and, for
-      models of images, `image`; see `line_images`.
+    input_path: JSON lines with the string `prompt`, the string `response` or
+      a list of them, and, for models of images, `image`; see `line_images`.
     output_path: where to write.
     batch_size: lines scored at once; it does not change the scores.
     base_checkpoint: where the adapter's base is, if it has been moved.
-    prompt_length: longest prompt in tokens, EOS included.
+    prompt_length: longest prompt in tokens, EOS included; by default that of
+      the training for a reward model, and any length for a language model.
     response_length: longest response in tokens, for reward models.
     mesh_shape: sizes of (data, fsdp, tensor), separated by commas; one of
       them may be -1.
 
   Raises:
-    UserError: a bad line (file and number are named) or checkpoint; nothing
-      has been written then.
+    UserError: a bad line, or one that is too long (file and number are
+      named), a bad checkpoint, or a number that is not finite; nothing has
+      been written then.
   """
   mesh = partitioning.make_mesh(partitioning.parse_mesh_shape(mesh_shape))
   partitioning.check_batch_size(batch_size, mesh)
   with multihost.together():
-    rows = line_files.read(input_path, ('prompt', 'response'))
+    rows = line_files.read(
+      input_path, ('prompt', 'response'), several=('response',)
+    )
   line_files.check_output(output_path)
   loaded = backbones.load_checkpoint(checkpoint, mesh, base_checkpoint)
   is_reward = (
@@ -89,66 +120,146 @@ def score(
   backbone = getattr(loaded, 'backbone', loaded)
   backbone.release()
   image_rows, image_spec = line_images.read(loaded, rows, input_path)
+  # The row of each example: one for each of its responses.
+  row_of = [
+    index for index, row in enumerate(rows) for _ in _responses(row['response'])
+  ]
   examples = [
     {
       'inputs': feature_converters.tokenize_prompt(
         backbone.vocabulary, row['prompt']
       ),
       'targets': feature_converters.tokenize_response(
-        backbone.vocabulary, row['response']
+        backbone.vocabulary, response
       ),
       'label': 0.0,
     }
     for row in rows
+    for response in _responses(row['response'])
   ]
-  for kind, feature, limit in (
-    ('prompt', 'inputs', prompt_length),
-    ('response', 'targets', response_length),
-  ):
-    line_files.report_cuts(kind, [len(e[feature]) for e in examples], limit)
-  policy = loaded.metadata.truncate_prompt if is_reward else 'keep_end'
-  scores = score_examples(
-    examples,
-    scorer,
-    feature_converters.PointwiseConverter
-    if is_reward
-    else feature_converters.SftConverter,
-    batch_size=batch_size,
-    limits=(prompt_length, response_length),
-    truncate_prompt=policy,
-    image_rows=image_rows,
-    image_spec=image_spec,
+  lengths = {
+    kind: [len(example[feature]) for example in examples]
+    for kind, feature in (('prompt', 'inputs'), ('response', 'targets'))
+  }
+  limits = {'prompt': prompt_length, 'response': response_length}
+  for kind, limit in limits.items():
+    line_files.report_cuts(kind, lengths[kind], limit)
+  bound = _make_bound(backbone.config, image_spec, is_reward=is_reward)
+  batches = sorted(
+    make_batches(*lengths.values(), tuple(limits.values()), batch_size),
+    # The largest is the first, so that what does not fit ends early.
+    key=lambda batch: -bound(1, 1, *batch.lengths),
   )
+  remedies = _PROMPT_REMEDY, _RESPONSE_REMEDIES[is_reward]
+  with batch_memory.must_fit(
+    bound,
+    mesh,
+    batch_size,
+    [
+      batch_memory.line_length(
+        *(kind, input_path, _by_row(batch.indices, lengths[kind], row_of)),
+        *(limits[kind], padded, remedy),
+      )
+      for batch in batches[:1]
+      for kind, padded, remedy in zip(
+        limits, batch.lengths, remedies, strict=True
+      )
+    ],
+  ):
+    scores = score_examples(
+      examples,
+      batches,
+      scorer,
+      feature_converters.PointwiseConverter
+      if is_reward
+      else feature_converters.SftConverter,
+      batch_size=batch_size,
+      truncate_prompt=loaded.metadata.truncate_prompt
+      if is_reward
+      else 'keep_end',
+      image_rows=[image_rows[index] for index in row_of],
+      image_spec=image_spec,
+    )
   name = 'score' if is_reward else 'logprob'
+  for index in np.flatnonzero(~np.isfinite(scores)):
+    raise errors.CheckpointError(
+      f'{input_path}:{row_of[index] + 1}: {checkpoint} gives the {name} '
+      f'{scores[index]}, which is not finite. Its weights may be damaged, or '
+      'its training failed; nothing was written.'
+    )
+  by_row = [[] for _ in rows]
+  for index, value in zip(row_of, scores, strict=True):
+    by_row[index].append(float(value))
   line_files.write(
     output_path,
     (
-      {**row, name: float(value)}
-      for row, value in zip(rows, scores, strict=True)
+      {**row, name: values if isinstance(row['response'], list) else values[0]}
+      for row, values in zip(rows, by_row, strict=True)
     ),
   )
   logging.info('Wrote %d lines with %r to %s.', len(rows), name, output_path)
 
 
+def make_batches(
+  prompt_lengths: Sequence[int],
+  response_lengths: Sequence[int],
+  limits: tuple[int | None, int | None],
+  batch_size: int,
+) -> list[LineBatch]:
+  """Puts lines of similar lengths together.
+
+  Args:
+    prompt_lengths: tokens of each prompt.
+    response_lengths: tokens of each response.
+    limits: longest prompt and response; None for no limit.
+    batch_size: lines of a batch; the last one may hold fewer.
+  """
+  both = prompt_lengths, response_lengths
+  totals = [sum(pair) for pair in zip(*both, strict=True)]
+  return [
+    LineBatch(
+      indices,
+      tuple(
+        length_buckets.padded_length(max(lengths[i] for i in indices), limit)
+        for lengths, limit in zip(both, limits, strict=True)
+      ),
+    )
+    for indices in length_buckets.batches_by_length(totals, batch_size)
+  ]
+
+
+def _by_row(
+  indices: Sequence[int], lengths: Sequence[int], row_of: Sequence[int]
+) -> dict[int, int]:
+  """Returns the longest length of each row that some examples are of."""
+  # The longest comes last, and stays.
+  ordered = sorted(indices, key=lambda index: lengths[index])
+  return {row_of[index]: lengths[index] for index in ordered}
+
+
+def _responses(response: str | Sequence[str]) -> Sequence[str]:
+  return [response] if isinstance(response, str) else response
+
+
 def score_examples(
   examples: Sequence[Mapping[str, Any]],
+  batches: Sequence[LineBatch],
   scorer: BatchScorer,
   converter_class: type[feature_converters.Converter],
   *,
   batch_size: int,
-  limits: tuple[int | None, int | None],
   truncate_prompt: str,
   image_rows: Sequence[Sequence[images.Image]] = (),
   image_spec: images.ImageSpec | None = None,
 ) -> np.ndarray:
-  """Scores tokenised examples, similar lengths together.
+  """Scores tokenised examples.
 
   Args:
     examples: `inputs` and `targets` as tokens with EOS.
+    batches: which of them are scored together.
     scorer: scores one batch.
     converter_class: makes what the scorer reads.
     batch_size: rows of a batch.
-    limits: longest prompt and response; None for no limit.
     truncate_prompt: which end of a long prompt to keep.
     image_rows: the images of each example.
     image_spec: how they are decoded; None without images.
@@ -157,28 +268,42 @@ def score_examples(
     float64 `[examples]`, in the order of `examples`.
   """
 
-  def convert(indices):
-    part = [examples[i] for i in indices]
-    lengths = [
-      length_buckets.padded_length(max(len(e[name]) for e in part), limit)
-      for name, limit in zip(('inputs', 'targets'), limits, strict=True)
-    ]
-    converter = converter_class(*lengths, truncate_prompt=truncate_prompt)
-    return converter(part, batch_size)
+  def convert(batch):
+    converter = converter_class(*batch.lengths, truncate_prompt=truncate_prompt)
+    return converter([examples[i] for i in batch.indices], batch_size)
 
-  def images_of(indices):
-    padding = [()] * (batch_size - len(indices))
-    return [*(image_rows[i] for i in indices), *padding]
+  def images_of(batch):
+    padding = [()] * (batch_size - len(batch.indices))
+    return [*(image_rows[i] for i in batch.indices), *padding]
 
   scores = np.zeros(len(examples))
-  totals = [len(e['inputs']) + len(e['targets']) for e in examples]
-  parts = list(length_buckets.batches_by_length(totals, batch_size))
-  batches = images.attach(
-    map(convert, parts), map(images_of, parts), image_spec
+  converted = images.attach(
+    map(convert, batches), map(images_of, batches), image_spec
   )
-  for indices, batch in zip(parts, batches, strict=True):
-    scores[indices] = scorer(batch)[: len(indices)]
+  for batch, features in zip(batches, converted, strict=True):
+    scores[batch.indices] = scorer(features)[: len(batch.indices)]
   return scores
+
+
+def _make_bound(
+  config: t5_config.T5Config,
+  image_spec: images.ImageSpec | None,
+  *,
+  is_reward: bool,
+) -> batch_memory.Bound:
+  image_tokens = line_images.num_tokens(config, image_spec)
+
+  def bound(rows, tensor, prompt_length, response_length):
+    return activation_bytes.scoring_bytes(
+      config,
+      batch=rows,
+      prompt_length=image_tokens + prompt_length,
+      response_length=response_length,
+      with_logits=not is_reward,
+      tensor=tensor,
+    )
+
+  return bound
 
 
 def _reward_scorer(

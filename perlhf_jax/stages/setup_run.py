@@ -1,15 +1,16 @@
 """A model set up for training: what trains, what is frozen, and its steps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
 from absl import logging
 from etils import epath
 import jax
+import numpy as np
 
-from perlhf_jax.core import operative_config
 from perlhf_jax.core import tree_paths
+from perlhf_jax.core import versions
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import encoder_decoder
@@ -17,7 +18,7 @@ from perlhf_jax.models import frozen_dtypes
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5
 from perlhf_jax.models import tuned_params
-from perlhf_jax.stages import backbones
+from perlhf_jax.stages import model_dirs
 from perlhf_jax.stages import model_variables
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import starts
@@ -191,37 +192,12 @@ def make_steps(
   return Steps(create, shardings, train)
 
 
-def resume(
-  manager: checkpoints.CheckpointManager,
-  state: Any,
-  shardings: Any,
-  fields: Mapping[str, Any],
-) -> Any:
-  """Returns the newest state of MODEL_DIR, or `state` if it has none.
-
-  Raises:
-    CheckpointError: MODEL_DIR holds another run.
-  """
-  latest = manager.latest_step()
-  if latest is None:
-    return state
-  abstract = partitioning.abstract_arrays(state, shardings)
-  state = manager.restore(latest, abstract, check=fields)
-  logging.info('Going on from step %d.', latest)
-  return state
-
-
-def write_config(model_dir: epath.Path) -> None:
-  """Writes the gin configuration to MODEL_DIR/config.gin."""
-  if jax.process_index() == 0:
-    (model_dir / 'config.gin').write_text(operative_config.config_text())
-
-
 def describe_run(
   run: Run,
   dataset: input_pipeline.DatasetConfig,
   examples: examples_lib.Examples,
   *,
+  model_dir: epath.Path,
   kind: str,
   objective: str,
   seed: int,
@@ -235,40 +211,48 @@ def describe_run(
     model=run.model.config,
     lora=None if adapters is None else adapters.config,
     vocabulary=run.start.vocabulary,
-    base=describe_base(backbone) if run.frozen else None,
+    base=backbone.describe(model_dir) if run.frozen else None,
     task=dataset.mixture_or_task_name,
     task_feature_lengths=examples.feature_lengths(dataset.task_feature_lengths),
     truncate_prompt=dataset.truncate_prompt,
-    data_order={
-      'batch_size': dataset.batch_size,
-      'data_seed': dataset.seed,
-      'init_seed': seed,
-      **({} if dataset.part is None else {'part': list(dataset.part)}),
-    },
+    data_order=describe_data(dataset, seed),
+    module=dataset.module,
+    versions=versions.describe(),
   )
 
 
-def describe_base(backbone: backbones.Backbone) -> dict[str, str]:
-  """Returns how a checkpoint names what is frozen beside it."""
-  base = {
-    'path': absolute(backbone.path),
-    'fingerprint': backbone.fingerprint,
+def describe_data(
+  dataset: input_pipeline.DatasetConfig, seed: int
+) -> dict[str, Any]:
+  """Returns what decides which examples a step sees, and initial weights."""
+  return {
+    'batch_size': dataset.batch_size,
+    'data_seed': dataset.seed,
+    'init_seed': seed,
+    **({} if dataset.part is None else {'part': list(dataset.part)}),
   }
-  if backbone.vit_path is not None:
-    base['vit_path'] = absolute(backbone.vit_path)
-  return base
 
 
-def absolute(path: str) -> str:
-  """Makes a path independent of the current folder."""
-  return path if '://' in path else str(epath.Path(path).resolve())
+def train_batches(
+  examples: examples_lib.Examples, mesh: partitioning.LogicalMesh
+) -> Callable[[int], Iterator[Mapping[str, np.ndarray]]]:
+  """Returns what gives the endless batches of this host, from a step on."""
+  count, size = len(examples), examples.batch_size
+  if size > count:
+    logging.warning(
+      'BATCH_SIZE %d is more than the %d examples of %s/%s: every step sees '
+      'some of them more than once.',
+      *(size, count, examples.name, examples.split),
+    )
+  part = placement.host_rows(size, mesh)
+  return lambda first: input_pipeline.train_iterator(examples, first, part)
 
 
 def train(
   run: Run,
   loss_fn: train_step.LossFn,
   *,
-  model_dir: epath.Path,
+  model_dir: model_dirs.ModelDir,
   metadata: run_metadata.RunMetadata,
   examples: examples_lib.Examples,
   optimizer: optimizers.Optimizer,
@@ -281,9 +265,8 @@ def train(
   Raises:
     CheckpointError: MODEL_DIR holds another run.
   """
-  fields = run_metadata.to_json(metadata)
   manager = checkpoints.CheckpointManager(
-    model_dir, fields, keep_best=loop.keep_best
+    model_dir.path, run_metadata.to_json(metadata), keep_best=loop.keep_best
   )
   steps = make_steps(
     run,
@@ -295,19 +278,18 @@ def train(
   )
   if run.start.backbone is not None:
     run.start.backbone.release()
-  state = resume(manager, steps.create(run.trainable), steps.shardings, fields)
-  write_config(model_dir)
-  batch_size = metadata.data_order['batch_size']
-  part = placement.host_rows(batch_size, run.mesh)
+  state = model_dir.resume(
+    manager, steps.create(run.trainable), steps.shardings, metadata
+  )
   return train_loop.train(
     loop,
-    model_dir=model_dir,
+    model_dir=model_dir.path,
     manager=manager,
     step=steps.train,
     state=state,
     frozen=run.frozen,
-    batches=lambda first: input_pipeline.train_iterator(examples, first, part),
-    batch_size=batch_size,
+    batches=train_batches(examples, run.mesh),
+    batch_size=examples.batch_size,
     evaluate=evaluate,
     selection=selection,
     mesh=run.mesh,

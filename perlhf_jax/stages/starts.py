@@ -57,45 +57,102 @@ def resolve_start(
     ConfigError: nothing to start from, or two models that differ.
   """
   if initial_checkpoint_path is None:
-    if initial_vit_path is not None:
-      raise errors.ConfigError(
-        'INITIAL_VIT_PATH is put in front of the T5 of '
-        'INITIAL_CHECKPOINT_PATH, which is None; give both.'
-      )
-    if lora is not None:
-      raise errors.ConfigError(
-        'LoRA adapts a trained model, and INITIAL_CHECKPOINT_PATH is None. '
-        'Give one, or train all weights with --gin_file=gin/lora/none.gin.'
-      )
-    if model is None or vocabulary is None:
-      raise errors.ConfigError(
-        'No model: give a gin/models/*.gin file to train from scratch, or '
-        'INITIAL_CHECKPOINT_PATH.'
-      )
-    # A token beyond the embedding would be NaN from the first step on.
-    if vocabulary.vocab_size > model.vocab_size:
-      raise errors.ConfigError(
-        f'VOCABULARY has {vocabulary.vocab_size} ids, but '
-        f'T5Config.vocab_size is {model.vocab_size}; make it at least as large.'
-      )
-    if getattr(model, 'train_vit', True) is False:
-      raise errors.ConfigError(
-        'A PaLI from random weights would keep a ViT that has seen nothing, '
-        'because PaliConfig.train_vit is False. Set it to True, or give an '
-        'INITIAL_CHECKPOINT_PATH.'
-      )
+    check_from_scratch(model, vocabulary, lora, initial_vit_path)
     return Start(model, vocabulary, None)
   backbone = backbones.load_backbone(initial_checkpoint_path, mesh)
   if initial_vit_path is not None:
     backbone = backbones.with_vit(backbone, initial_vit_path, mesh)
-    if not getattr(model or backbone.config, 'train_projection', True):
-      raise errors.ConfigError(
-        'The projection of the image tokens of INITIAL_VIT_PATH begins at '
-        'random; set PaliConfig.train_projection to True.'
-      )
+  model = match(
+    model,
+    vocabulary,
+    backbone.config,
+    backbone.vocabulary,
+    initial_checkpoint_path,
+    adds_vit=initial_vit_path is not None,
+  )
+  backbone = backbone.at_image_size(model.image_size, mesh)
+  return Start(model, backbone.vocabulary, backbone)
+
+
+def check_from_scratch(
+  model: t5_config.T5Config | None,
+  vocabulary: Any,
+  lora: lora_lib.LoraConfig | None,
+  initial_vit_path: str | None = None,
+) -> None:
+  """Checks what is to be trained from random weights.
+
+  Args:
+    model: the architecture.
+    vocabulary: the tokenizer.
+    lora: the adapters; None for full tuning.
+    initial_vit_path: a SigLIP directory, or None.
+
+  Raises:
+    ConfigError: nothing to start from, or not from random weights.
+  """
+  if initial_vit_path is not None:
+    raise errors.ConfigError(
+      'INITIAL_VIT_PATH is put in front of the T5 of '
+      'INITIAL_CHECKPOINT_PATH, which is None; give both.'
+    )
+  if lora is not None:
+    raise errors.ConfigError(
+      'LoRA adapts a trained model, and INITIAL_CHECKPOINT_PATH is None. '
+      'Give one, or train all weights with --gin_file=gin/lora/none.gin.'
+    )
+  if model is None or vocabulary is None:
+    raise errors.ConfigError(
+      'No model: give a gin/models/*.gin file to train from scratch, or '
+      'INITIAL_CHECKPOINT_PATH.'
+    )
+  # A token beyond the embedding would be NaN from the first step on.
+  if vocabulary.vocab_size > model.vocab_size:
+    raise errors.ConfigError(
+      f'VOCABULARY has {vocabulary.vocab_size} ids, but '
+      f'T5Config.vocab_size is {model.vocab_size}; make it at least as large.'
+    )
+  if getattr(model, 'train_vit', True) is False:
+    raise errors.ConfigError(
+      'A PaLI from random weights would keep a ViT that has seen nothing, '
+      'because PaliConfig.train_vit is False. Set it to True, or give an '
+      'INITIAL_CHECKPOINT_PATH.'
+    )
+
+
+def match(
+  model: t5_config.T5Config | None,
+  vocabulary: Any,
+  config: t5_config.T5Config,
+  their_vocabulary: Any,
+  path: str,
+  *,
+  adds_vit: bool = False,
+) -> t5_config.T5Config:
+  """Holds a configuration against the checkpoint that it starts from.
+
+  Args:
+    model: the architecture; the checkpoint's if None.
+    vocabulary: the tokenizer; the checkpoint's if None.
+    config: the checkpoint's architecture, with the ViT that is added.
+    their_vocabulary: the checkpoint's tokenizer.
+    path: of the checkpoint, for messages.
+    adds_vit: whether a ViT is put in front of it.
+
+  Returns:
+    The model to train.
+
+  Raises:
+    ConfigError: they differ.
+  """
+  if adds_vit and not getattr(model or config, 'train_projection', True):
+    raise errors.ConfigError(
+      'The projection of the image tokens of INITIAL_VIT_PATH begins at '
+      'random; set PaliConfig.train_projection to True.'
+    )
   if model is None:
-    model = backbone.config
-  wanted, given = model.architecture(), backbone.config.architecture()
+    model = config
+  wanted, given = model.architecture(), config.architecture()
   differing = [
     f'{name} {wanted.get(name)} (checkpoint {given.get(name)})'
     for name in dict.fromkeys([*wanted, *given])
@@ -103,15 +160,13 @@ def resolve_start(
   ]
   if differing:
     raise errors.ConfigError(
-      f'The model file and {initial_checkpoint_path} are different models: '
+      f'The model file and {path} are different models: '
       f'{", ".join(differing)}. Use the gin/models file of the checkpoint, or '
       'leave it out.'
     )
-  if vocabulary is not None and vocabulary != backbone.vocabulary:
+  if vocabulary is not None and vocabulary != their_vocabulary:
     raise errors.ConfigError(
-      f'VOCABULARY is {vocabulary}, but {initial_checkpoint_path} was trained '
-      f'with {backbone.vocabulary}. Leave VOCABULARY None to take the '
-      "checkpoint's."
+      f'VOCABULARY is {vocabulary}, but {path} was trained with '
+      f"{their_vocabulary}. Leave VOCABULARY None to take the checkpoint's."
     )
-  backbone = backbone.at_image_size(model.image_size, mesh)
-  return Start(model, backbone.vocabulary, backbone)
+  return model

@@ -11,6 +11,7 @@ import jax
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import versions
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
@@ -22,6 +23,7 @@ from perlhf_jax.rl import programs
 from perlhf_jax.rl import rewards as rewards_lib
 from perlhf_jax.rl import state as state_lib
 from perlhf_jax.sampling import sampler
+from perlhf_jax.stages import model_dirs
 from perlhf_jax.stages import policy_evaluation
 from perlhf_jax.stages import policy_steps
 from perlhf_jax.stages import reward_sources
@@ -33,7 +35,6 @@ from perlhf_jax.training import checkpoints
 from perlhf_jax.training import multihost
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
-from perlhf_jax.training import placement
 from perlhf_jax.training import step_log
 from perlhf_jax.training import train_loop
 
@@ -113,7 +114,7 @@ def train_policy(
   """
   mesh = partitioner.make_mesh()
   algorithm_lib.check_kl_beta(kl_beta, controller is not None)
-  algorithm_lib.check_num_samples(algorithm, num_samples)
+  algorithm_lib.check_algorithm(algorithm, num_samples)
   rewards.check_any()
   reward_sources.check_judge(judge)
   sampling = _sampling(dataset, temperature, num_samples)
@@ -121,11 +122,13 @@ def train_policy(
     dataset.batch_size, mesh, loop.accumulation_steps, algorithm.minibatches
   )
   partitioning.check_batch_size(eval_dataset.batch_size, mesh)
-  directory = checkpoints.prepare_model_dir(model_dir)
+  directory = model_dirs.prepare(model_dir, loop.train_steps)
+  dataset = directory.with_task_module(dataset)
   start = _resolve_start(model, vocabulary, lora, initial_checkpoint_path, mesh)
-  reward_models = roles_lib.load_reward_models(
-    rewards.checkpoints, start.backbone, mesh, sampling.max_length
-  )
+  reward_models = [
+    roles_lib.load_reward_model(path, start.backbone, mesh, sampling.max_length)
+    for path in rewards.checkpoints
+  ]
   with multihost.together():
     examples = start.load_examples(dataset)
     eval_examples = start.load_examples(eval_dataset)
@@ -145,10 +148,8 @@ def train_policy(
     objective=type(algorithm).__name__.lower(),
     seed=loop.seed,
     policy={
-      'reference': setup_run.describe_base(start.backbone),
-      'reward_checkpoints': [
-        setup_run.absolute(c.step_path) for c in reward_models
-      ],
+      'reference': start.backbone.describe(directory.path),
+      'reward_checkpoints': [c.describe(directory.path) for c in reward_models],
       'reduce': rewards.reduce,
       'temperature': temperature,
       'num_samples': num_samples,
@@ -172,26 +173,20 @@ def train_policy(
     accumulation_steps=loop.accumulation_steps,
   )
   start.backbone.release()
-  fields = run_metadata.to_json(metadata)
   manager = checkpoints.CheckpointManager(
-    directory, fields, keep_best=loop.keep_best
+    directory.path, run_metadata.to_json(metadata), keep_best=loop.keep_best
   )
-  state = setup_run.resume(
-    manager, steps.create(roles.trainable), steps.shardings, fields
+  state = directory.resume(
+    manager, steps.create(roles.trainable), steps.shardings, metadata
   )
-  setup_run.write_config(directory)
   return train_loop.train(
     loop,
-    model_dir=directory,
+    model_dir=directory.path,
     manager=manager,
     step=steps.iterate,
     state=state,
     frozen=roles.frozen,
-    batches=lambda first: input_pipeline.train_iterator(
-      examples.prompts(),
-      first,
-      placement.host_rows(dataset.batch_size, mesh),
-    ),
+    batches=setup_run.train_batches(examples.prompts(), mesh),
     batch_size=dataset.batch_size * num_samples,
     evaluate=_evaluation(
       roles,
@@ -202,7 +197,7 @@ def train_policy(
       mesh=mesh,
       seed=loop.seed,
       judge=judge,
-      log=step_log.StepLog(directory / SAMPLES_FILE, int(state.step))
+      log=step_log.StepLog(directory.path / SAMPLES_FILE, int(state.step))
       if jax.process_index() == 0
       else None,
     ),
@@ -253,12 +248,10 @@ def _describe(
     task=dataset.mixture_or_task_name,
     task_feature_lengths=examples.feature_lengths(dataset.task_feature_lengths),
     truncate_prompt=dataset.truncate_prompt,
-    data_order={
-      'batch_size': dataset.batch_size,
-      'data_seed': dataset.seed,
-      'init_seed': seed,
-    },
+    data_order=setup_run.describe_data(dataset, seed),
     policy=policy,
+    module=dataset.module,
+    versions=versions.describe(),
   )
 
 

@@ -18,11 +18,11 @@ from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5_config
 from perlhf_jax.objectives import losses
+from perlhf_jax.stages import model_dirs
 from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import setup_run
 from perlhf_jax.stages import starts
-from perlhf_jax.training import checkpoints
 from perlhf_jax.training import multihost
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
@@ -134,7 +134,8 @@ def train_reward(
     dataset.batch_size, mesh, loop.accumulation_steps
   )
   partitioning.check_batch_size(eval_dataset.batch_size, mesh)
-  directory = checkpoints.prepare_model_dir(model_dir)
+  directory = model_dirs.prepare(model_dir, loop.train_steps)
+  dataset = directory.with_task_module(dataset)
   start = starts.resolve_start(
     model, vocabulary, lora, initial_checkpoint_path, mesh, initial_vit_path
   )
@@ -170,6 +171,7 @@ def train_reward(
       run,
       dataset,
       examples,
+      model_dir=directory.path,
       kind=run_metadata.REWARD,
       objective=objective,
       seed=loop.seed,

@@ -11,10 +11,10 @@ from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
 from perlhf_jax.objectives import losses
+from perlhf_jax.stages import model_dirs
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import setup_run
 from perlhf_jax.stages import starts
-from perlhf_jax.training import checkpoints
 from perlhf_jax.training import compiled_step
 from perlhf_jax.training import multihost
 from perlhf_jax.training import optimizers
@@ -103,7 +103,8 @@ def train_sft(
     dataset.batch_size, mesh, loop.accumulation_steps
   )
   partitioning.check_batch_size(eval_dataset.batch_size, mesh)
-  directory = checkpoints.prepare_model_dir(model_dir)
+  directory = model_dirs.prepare(model_dir, loop.train_steps)
+  dataset = directory.with_task_module(dataset)
   start = starts.resolve_start(
     model, vocabulary, lora, initial_checkpoint_path, mesh, initial_vit_path
   )
@@ -152,6 +153,7 @@ def train_sft(
       run,
       dataset,
       examples,
+      model_dir=directory.path,
       kind=run_metadata.SFT,
       objective=run_metadata.SFT,
       seed=loop.seed,

@@ -10,6 +10,7 @@ it into place last.
 
 from collections.abc import Mapping
 import contextlib
+import math
 import os
 import time
 from typing import Any
@@ -30,6 +31,11 @@ _SHARING_SECONDS = 30
 _policy = ocp.checkpoint_managers
 
 
+def absolute(path: str) -> epath.Path:
+  """Makes a path independent of the current folder; Orbax takes no other."""
+  return epath.Path(path if '://' in path else os.path.abspath(path))
+
+
 def prepare_model_dir(model_dir: str) -> epath.Path:
   """Makes MODEL_DIR and proves that every process can use it.
 
@@ -37,9 +43,7 @@ def prepare_model_dir(model_dir: str) -> epath.Path:
     CheckpointError: it cannot be written to, or it is another folder on
       another host.
   """
-  path = epath.Path(
-    model_dir if '://' in model_dir else os.path.abspath(model_dir)
-  )
+  path = absolute(model_dir)
   probe = path / '.write_test'
   is_first = jax.process_index() == 0
   error = None
@@ -106,7 +110,7 @@ class CheckpointManager:
     if keep_best:
       policies.append(
         _policy.BestN(
-          get_metric_fn=lambda metrics: metrics[_METRIC],
+          get_metric_fn=_rank,
           n=keep_best,
           keep_checkpoints_without_metrics=False,
         )
@@ -116,7 +120,7 @@ class CheckpointManager:
       options=ocp.CheckpointManagerOptions(
         preservation_policy=_policy.AnyPreservationPolicy(policies),
         # Orbax stores metrics only where a best step is asked for.
-        best_fn=lambda metrics: metrics[_METRIC],
+        best_fn=_rank,
         cleanup_tmp_directories=True,
       ),
     )
@@ -138,39 +142,34 @@ class CheckpointManager:
         state=ocp.args.StandardSave(state),
         metadata=ocp.args.JsonSave(self._metadata),
       ),
-      metrics=None if metric is None else {_METRIC: metric},
+      # Orbax warns of a step without metrics, though it may be meant so.
+      metrics={} if metric is None else {_METRIC: metric},
     )
 
-  def restore(
-    self,
-    step: int,
-    abstract_state: typing.PyTree,
-    check: Mapping[str, Any],
-  ) -> typing.PyTree:
+  def restore(self, step: int, abstract_state: typing.PyTree) -> typing.PyTree:
     """Restores a step onto the shardings of `abstract_state`.
 
     Args:
       step: a complete step.
       abstract_state: shapes, dtypes and shardings.
-      check: metadata fields that must be as they were when it was saved.
 
     Raises:
-      CheckpointError: another configuration wrote this MODEL_DIR.
+      CheckpointError: the step has other parts, such as another optimizer's.
     """
-    saved = self._manager.restore(
-      step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
-    )['metadata']
-    for name, value in check.items():
-      if saved.get(name) != value:
-        raise errors.CheckpointError(
-          f'MODEL_DIR already holds step {step} of another run: its {name} is '
-          f'{_brief(saved.get(name))}, this run has {_brief(value)}. Give '
-          'another MODEL_DIR, or the configuration that began this one.'
-        )
-    return self._manager.restore(
-      step,
-      args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state)),
-    )['state']
+    wanted = ocp.args.StandardRestore(abstract_state)
+    try:
+      return self._manager.restore(step, args=ocp.args.Composite(state=wanted))[
+        'state'
+      ]
+    except ValueError as error:
+      if 'structures do not match' not in str(error):
+        raise
+      raise errors.CheckpointError(
+        f'The state of step {step} in MODEL_DIR has other parts than this run '
+        'has: the optimizer is another one, or a KL controller, a '
+        'normalisation or the like came or went. Give another MODEL_DIR, or '
+        'the configuration that began this one.'
+      ) from error
 
   def close(self) -> None:
     """Waits for saves under way."""
@@ -178,9 +177,9 @@ class CheckpointManager:
     self._manager.close()
 
 
-def _brief(value: Any) -> str:
-  text = str(value)
-  return text if len(text) <= 200 else text[:200] + '…'
+def _rank(metrics: Mapping[str, float]) -> tuple[bool, float]:
+  """Orders steps by their metric; those that were not evaluated come first."""
+  return _METRIC in metrics, metrics.get(_METRIC, -math.inf)
 
 
 def find_step(path: str) -> epath.Path | None:
@@ -191,12 +190,12 @@ def find_step(path: str) -> epath.Path | None:
       MODEL_DIR/checkpoints/best (the best by the validation metric).
 
   Returns:
-    The step's folder; None if the path is no checkpoint of ours.
+    The step's folder, absolute; None if the path is no checkpoint of ours.
 
   Raises:
     CheckpointError: it is one, but has no such step.
   """
-  folder = epath.Path(path)
+  folder = absolute(path)
   if (folder / 'metadata').is_dir() and (folder / 'state').is_dir():
     return folder
   if folder.parent.name == _CHECKPOINTS and folder.name.isdigit():
@@ -208,11 +207,7 @@ def find_step(path: str) -> epath.Path | None:
   root = folder.parent if wants_best else folder / _CHECKPOINTS
   if not root.is_dir():
     return None
-  steps = sorted(
-    int(p.name)
-    for p in root.iterdir()
-    if p.name.isdigit() and (p / 'state').is_dir()
-  )
+  steps = _complete_steps(root)
   if not steps:
     raise errors.CheckpointError(f'{root} holds no complete step yet.')
   if not wants_best:
@@ -226,10 +221,34 @@ def find_step(path: str) -> epath.Path | None:
   return root / str(max(metrics, key=lambda step: (metrics[step], -step)))
 
 
+def newest_step(model_dir: epath.Path) -> epath.Path | None:
+  """Returns the folder of the newest complete step; None if there is none."""
+  root = model_dir / _CHECKPOINTS
+  steps = _complete_steps(root) if root.is_dir() else []
+  return root / str(steps[-1]) if steps else None
+
+
+def _complete_steps(root: epath.Path) -> list[int]:
+  return sorted(
+    int(p.name)
+    for p in root.iterdir()
+    if p.name.isdigit() and (p / 'state').is_dir()
+  )
+
+
 def _selection_metric(step: epath.Path) -> float | None:
   if not (step / 'metrics').exists():
     return None
-  return _read_json(step / 'metrics')[_METRIC]
+  return _read_json(step / 'metrics').get(_METRIC)
+
+
+def model_dir_of(step: epath.Path) -> epath.Path:
+  """Returns the MODEL_DIR of a step's folder.
+
+  A folder that was copied out of its MODEL_DIR stands for one itself.
+  """
+  is_at_home = step.parent.name == _CHECKPOINTS
+  return step.parent.parent if is_at_home else step
 
 
 def read_metadata(step: epath.Path) -> dict[str, Any]:

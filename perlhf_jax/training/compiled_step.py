@@ -11,6 +11,8 @@ from typing import Any
 from absl import logging
 import jax
 
+from perlhf_jax.training import memory as memory_lib
+from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 
 
@@ -50,7 +52,12 @@ class CompiledStep:
     self.newly_compiled = False
 
   def __call__(self, *arguments: Any) -> Any:
-    """Runs the function."""
+    """Runs the function.
+
+    Raises:
+      NotEnoughMemoryError: the program for these shapes needs more than is
+        free; on all hosts.
+    """
     batch = arguments[-1]
     shapes = tuple((name, x.shape) for name, x in sorted(batch.items()))
     self.newly_compiled = shapes not in self._programs
@@ -80,4 +87,6 @@ class CompiledStep:
       time.perf_counter() - start,
       self.memory_bytes / 2**20,
     )
+    with multihost.together():
+      memory_lib.check_program(program, self._name)
     return program

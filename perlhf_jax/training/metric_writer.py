@@ -1,9 +1,9 @@
 """Metrics of a run: MODEL_DIR/metrics.jsonl, and TensorBoard events.
 
 A line of metrics.jsonl is `{"step", "split": "train" or "eval", <metric>:
-<number>, …}`. It holds nothing that depends on the clock, so two runs of one
-configuration write the same file, and a run that was killed and resumed
-writes the file that it would have written.
+<number>, …}`, with null for a metric that is undefined. Nothing but `TIMING`
+depends on the clock, so two runs of one configuration write the same metrics,
+and a run that was killed and resumed writes those that it would have written.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,30 @@ import jax
 from perlhf_jax.training import step_log
 
 FILE_NAME = 'metrics.jsonl'
+
+# Metrics of training records that the clock decides, since the last record:
+# examples of all hosts per second, and seconds of a step. They are null where
+# every step since then has compiled.
+TIMING = ('examples_per_second', 'seconds_per_step')
+
+# What a reader looks for first; other metrics follow as they come.
+LEADING = (
+  'score',
+  'judge_score',
+  'kl',
+  'response_length',
+  'loss',
+  'pairwise_accuracy',
+  'roc_auc',
+  'accuracy',
+  'token_accuracy',
+)
+
+
+def in_order(metrics: Mapping[str, float]) -> dict[str, float]:
+  """Returns metrics with those of `LEADING` first, the others as they come."""
+  leading = {name: metrics[name] for name in LEADING if name in metrics}
+  return {**leading, **metrics}
 
 
 class MetricWriter:
@@ -49,13 +73,10 @@ class MetricWriter:
     """
     if not self._active:
       return
-    clean = {
-      name: float(value) if math.isfinite(value) else None
-      for name, value in metrics.items()
-    }
-    self._log.append([{'step': step, 'split': split, **clean}])
+    metrics = {name: float(value) for name, value in metrics.items()}
+    self._log.append([{'step': step, 'split': split, **metrics}])
     self._writers[split].write_scalars(
-      step, {name: v for name, v in clean.items() if v is not None}
+      step, {name: v for name, v in metrics.items() if math.isfinite(v)}
     )
     self._writers[split].flush()
 

@@ -11,6 +11,12 @@ import optax
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import typing
+from perlhf_jax.models import tuned_params
+from perlhf_jax.training import layer_layout
+
+# Of Adafactor, as optax and T5X have them.
+_MIN_FACTORED = 128
+_MAX_UPDATE_RMS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +37,11 @@ class Optimizer:
     clip_norm: global norm to which the gradient of the trainable leaves is
       clipped; None to leave it.
     weight_decay: decoupled decay per step, times the learning rate.
-    multiply_by_parameter_scale: Adafactor's relative step sizes. They suit
-      the full tuning of a pre-trained model; adapters start at zero and
-      would hardly move.
+    multiply_by_parameter_scale: whether Adafactor's steps are relative to the
+      size of what they change, as T5X's are. It acts on the pre-trained
+      weights alone: adapters, heads and a PaLI's projection, which tuning
+      adds, take plain steps (`tuned_params.is_added`), for what starts at
+      zero would hardly move.
     b1: AdamW's decay of the first moment.
     b2: AdamW's decay of the second moment.
   """
@@ -47,7 +55,7 @@ class Optimizer:
   final_fraction: Annotated[float, checks.Fraction] = 0.0
   clip_norm: Annotated[float | None, checks.Positive] = 1.0
   weight_decay: Annotated[float, checks.NotNegative] = 0.0
-  multiply_by_parameter_scale: bool = False
+  multiply_by_parameter_scale: bool = True
   b1: Annotated[float, checks.Range(least=0, below=1)] = 0.9
   b2: Annotated[float, checks.Range(least=0, below=1)] = 0.999
 
@@ -96,10 +104,7 @@ def make_optimizer(
   """Returns the gradient transformation of a configuration."""
   schedule = make_schedule(config, train_steps)
   if config.name == 'adafactor':
-    update = optax.adafactor(
-      schedule,
-      multiply_by_parameter_scale=config.multiply_by_parameter_scale,
-    )
+    update = _adafactor(schedule, config.multiply_by_parameter_scale)
     if config.weight_decay:
       # optax's own option would not multiply it by the learning rate.
       update = optax.chain(
@@ -115,6 +120,75 @@ def make_optimizer(
   if config.clip_norm is None:
     return update
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def _adafactor(
+  schedule: Callable[[typing.Array | int], jax.Array], relative: bool
+) -> optax.GradientTransformation:
+  """`optax.adafactor`, with each layer of a stack as an array of its own.
+
+  Stacked and unrolled layers so take the same steps, as in T5X: the axis of
+  the layers is in no mean. Second moments need no help, for optax takes rows
+  and columns of the two largest axes, and stacks are not as deep.
+  """
+  factored = optax.scale_by_factored_rms(min_dim_size_to_factor=_MIN_FACTORED)
+  steps = [
+    optax.GradientTransformation(_checked(factored.init), factored.update),
+    _each_layer(optax.clip_by_block_rms(_MAX_UPDATE_RMS)),
+  ]
+  if relative:
+    steps.append(
+      _each_layer(
+        optax.scale_by_param_block_rms(),
+        lambda path: not tuned_params.is_added(path),
+      )
+    )
+  return optax.chain(*steps, optax.scale_by_learning_rate(schedule))
+
+
+def _checked(init):
+  """Refuses stacks so deep that optax would factor the axis of the layers."""
+
+  def checked_init(params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+      path = _name(path)
+      if layer_layout.is_stacked(path) and leaf.shape[0] >= _MIN_FACTORED:
+        raise errors.ConfigError(
+          f'Adafactor takes stacks of fewer than {_MIN_FACTORED} layers; '
+          f'{path} has {leaf.shape[0]}. Set scan_layers = False for the '
+          "model, or Optimizer.name = 'adamw'."
+        )
+    return init(params)
+
+  return checked_init
+
+
+def _each_layer(
+  stateless: optax.GradientTransformation,
+  applies: Callable[[str], bool] = lambda path: True,
+) -> optax.GradientTransformation:
+  """Transforms each leaf, and each layer of a stacked leaf, by itself."""
+
+  def update(updates, state, params):
+    def transform(update, param):
+      return stateless.update(update, state, param)[0]
+
+    def visit(path, update, param):
+      path = _name(path)
+      if not applies(path):
+        return update
+      if layer_layout.is_stacked(path):
+        return jax.vmap(transform)(update, param)
+      return transform(update, param)
+
+    visited = jax.tree_util.tree_map_with_path(visit, updates, params)
+    return visited, state
+
+  return optax.GradientTransformation(stateless.init, update)
+
+
+def _name(path) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def by_name(

@@ -13,6 +13,7 @@ from typing import Annotated
 import flax.linen as nn
 import jax
 from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh
 from jax.sharding import AxisType
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
@@ -26,6 +27,8 @@ from perlhf_jax.core import typing
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')
+# The compiler propagates shardings from the constraints in the models.
+_AXIS_TYPES = (AxisType.Auto,) * 3
 
 # A logical axis and the mesh axes that split it. An array uses a mesh axis
 # once: of two logical axes that ask for it, the one that comes first here gets
@@ -45,7 +48,7 @@ class LogicalMesh:
     rules: what splits which logical axis.
   """
 
-  mesh: Mesh
+  mesh: Mesh | AbstractMesh
   rules: Rules
 
   @property
@@ -62,7 +65,8 @@ class Partitioner:
     mesh_shape: sizes of (data, fsdp, tensor); one of them may be -1 and takes
       the devices that the others leave. `data` replicates parameters, `fsdp`
       shards both batch and parameters, `tensor` splits heads, hidden units
-      and vocabulary.
+      and vocabulary. On several TPU slices `data` is a multiple of their
+      number.
     activation_partitioning_dims: 1, or 2 to split the activations between
       layers by `tensor` too, which costs communication and saves memory.
     parameter_partitioning_dims: 2, or 1 to leave parameters whole on `fsdp`
@@ -81,27 +85,51 @@ class Partitioner:
   ) -> LogicalMesh:
     """Makes the mesh.
 
+    Of several TPU slices, each holds a part of `data`, the outermost axis:
+    `fsdp` and `tensor`, which communicate in every layer, stay on the wires of
+    one slice. Over the network between slices go the gradients of what is
+    trained, once per step.
+
     Args:
       devices: of the mesh, which need not be of this machine; all devices of
         this run if None.
 
     Raises:
-      ConfigError: the sizes do not multiply to the number of devices.
+      ConfigError: the sizes do not multiply to the number of devices, or
+        `data` cannot be spread over the slices.
     """
-    rules = standard_rules(
+    devices = jax.devices() if devices is None else devices
+    num_slices = _num_slices(devices)
+    data, *inner = mesh_sizes(self.mesh_shape, len(devices), num_slices)
+    # Or a mesh of other proportions than the wires of a slice is refused.
+    split = {'allow_split_physical_axes': True}
+    if num_slices == 1:
+      placed = mesh_utils.create_device_mesh((data, *inner), devices, **split)
+    else:
+      placed = mesh_utils.create_hybrid_device_mesh(
+        (data // num_slices, *inner), (num_slices, 1, 1), devices, **split
+      )
+    mesh = Mesh(placed, MESH_AXES, axis_types=_AXIS_TYPES)
+    return LogicalMesh(mesh, self._rules())
+
+  def abstract_mesh(self, num_devices: int, num_slices: int = 1) -> LogicalMesh:
+    """Makes a mesh of devices that are not there, for shapes and shardings.
+
+    Args:
+      num_devices: of the run.
+      num_slices: of which they are.
+
+    Raises:
+      ConfigError: as `make_mesh`.
+    """
+    sizes = mesh_sizes(self.mesh_shape, num_devices, num_slices)
+    mesh = AbstractMesh(sizes, MESH_AXES, axis_types=_AXIS_TYPES)
+    return LogicalMesh(mesh, self._rules())
+
+  def _rules(self) -> Rules:
+    return standard_rules(
       self.activation_partitioning_dims, self.parameter_partitioning_dims
     )
-    devices = jax.devices() if devices is None else devices
-    sizes = _mesh_sizes(self.mesh_shape, len(devices))
-    placed = mesh_utils.create_device_mesh(
-      sizes,
-      devices,
-      # Or a mesh of other proportions than the wires of a slice is refused.
-      allow_split_physical_axes=True,
-    )
-    # Auto axes: the compiler propagates shardings from the constraints here.
-    mesh = Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
-    return LogicalMesh(mesh, rules)
 
 
 # Every device has the whole model, and a share of each batch.
@@ -154,7 +182,20 @@ def make_mesh(mesh_shape: Sequence[int] = (-1, 1, 1)) -> LogicalMesh:
   return Partitioner(mesh_shape).make_mesh()
 
 
-def _mesh_sizes(mesh_shape: Sequence[int], devices: int) -> tuple[int, ...]:
+def mesh_sizes(
+  mesh_shape: Sequence[int], num_devices: int, num_slices: int = 1
+) -> tuple[int, ...]:
+  """Returns the sizes of the mesh axes.
+
+  Args:
+    mesh_shape: of `Partitioner`; -1 takes the devices that the others leave.
+    num_devices: of all slices.
+    num_slices: TPU slices that the devices are of.
+
+  Raises:
+    ConfigError: three sizes are not given, they do not multiply to the number
+      of devices, or `data` cannot be spread over the slices.
+  """
   sizes = list(mesh_shape)
   if (
     len(sizes) != 3
@@ -167,13 +208,31 @@ def _mesh_sizes(mesh_shape: Sequence[int], devices: int) -> tuple[int, ...]:
     )
   if -1 in sizes:
     rest = math.prod(s for s in sizes if s != -1)
-    sizes[sizes.index(-1)] = devices // rest
-  if math.prod(sizes) != devices:
+    sizes[sizes.index(-1)] = num_devices // rest
+  if math.prod(sizes) != num_devices:
     raise errors.ConfigError(
       f'MESH_SHAPE {tuple(mesh_shape)} (data, fsdp, tensor) does not multiply '
-      f'to the number of devices, {devices}.'
+      f'to the number of devices, {num_devices}.'
+    )
+  if sizes[0] % num_slices:
+    raise errors.ConfigError(
+      f'MESH_SHAPE {tuple(mesh_shape)} (data, fsdp, tensor) cannot be spread '
+      f'over {num_slices} slices of {num_devices // num_slices} devices: make '
+      f'data a multiple of {num_slices}, so that fsdp and tensor stay within a '
+      'slice.'
     )
   return tuple(sizes)
+
+
+def _num_slices(devices: Sequence[jax.Device]) -> int:
+  """Returns how many TPU slices devices are of.
+
+  A slice is what is wired together; JAX numbers the hosts of GPU clusters by
+  the same attribute.
+  """
+  if devices[0].platform != 'tpu':
+    return 1
+  return len({getattr(device, 'slice_index', 0) for device in devices})
 
 
 @contextlib.contextmanager

@@ -1,12 +1,18 @@
 """Progress of a long run: a bar on a terminal, plain lines in a log."""
 
 from collections.abc import Mapping
+import math
 import sys
 import time
 
 from absl import logging
 import jax
 import tqdm
+
+from perlhf_jax.training import metric_writer
+
+# Metrics beside the bar of a terminal, which has one line.
+_SHOWN_ON_BAR = 4
 
 
 class Progress:
@@ -28,6 +34,7 @@ class Progress:
     self._batch_size = batch_size
     self._seconds = 0.0
     self._steps = 0
+    self._last = 0.0, 0
     self._since: float | None = None
     self._counted_step = start_step
     self._bar = None
@@ -43,6 +50,17 @@ class Progress:
       return 0.0
     return self._steps * self._batch_size / self._seconds
 
+  def since_last_record(self) -> dict[str, float]:
+    """Returns `metric_writer.TIMING` of the steps since the last call.
+
+    The clock must be stopped; NaN where no step was timed.
+    """
+    seconds, steps = self._seconds - self._last[0], self._steps - self._last[1]
+    self._last = self._seconds, self._steps
+    rate = steps * self._batch_size / seconds if seconds else math.nan
+    each = seconds / steps if steps else math.nan
+    return dict(zip(metric_writer.TIMING, (rate, each), strict=True))
+
   def resume(self, step: int) -> None:
     """Starts the clock; every step before `step` is done."""
     self._since = time.perf_counter()
@@ -57,12 +75,13 @@ class Progress:
     self._since = None
 
   def report(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-    """Shows metrics of a step."""
-    shown = ' '.join(f'{name} {value:.4g}' for name, value in metrics.items())
+    """Shows metrics of a step, the first of them beside a bar."""
+    texts = [f'{name} {value:.4g}' for name, value in metrics.items()]
+    shown = ' '.join(texts)
     if self._bar is not None:
       self._bar.update(step - self._bar.n)
       if split == 'train':
-        self._bar.set_postfix_str(f'loss {metrics["loss"]:.4g}')
+        self._bar.set_postfix_str(' '.join(texts[:_SHOWN_ON_BAR]))
       else:
         self._bar.write(f'{split} at step {step}: {shown}', file=sys.stderr)
       return

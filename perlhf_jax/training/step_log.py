@@ -6,6 +6,8 @@ from typing import Any
 
 from etils import epath
 
+from perlhf_jax.core import strict_json
+
 
 class StepLog:
   """Appends to a file; what a resumed run will make again is dropped first.
@@ -29,8 +31,15 @@ class StepLog:
     self._rewrite()
 
   def append(self, records: Iterable[Mapping[str, Any]]) -> None:
-    """Appends records, each of which has a `step`."""
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    """Appends records, each of which has a `step`.
+
+    Args:
+      records: what is not a finite number in them is written as null.
+    """
+    lines = [
+      strict_json.dumps(strict_json.null_nonfinite(record))
+      for record in records
+    ]
     self._lines += lines
     if '://' in str(self._path):
       self._rewrite()  # Objects in a bucket cannot be appended to.

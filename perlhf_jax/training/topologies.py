@@ -1,15 +1,21 @@
 """Slices of Cloud TPU by their usual names, as the compiler knows them.
 
 libtpu compiles for slices that are not there. It calls them by generation and
-shape, `v5e:4x4`, and knows none of the names by which they are rented.
+shape, `v5e:4x4`, and knows none of the names by which they are rented. These
+are in tpu_topologies.txt, which the launchers read as well.
+
+Several slices that run one program have a number before the name: `2xv5e-16`.
 """
 
 from collections.abc import Mapping
 import dataclasses
 import difflib
+import functools
+from importlib import resources
 import importlib.util
 import math
 import os
+import re
 
 import jax
 from jax.experimental import topologies
@@ -35,50 +41,44 @@ class _Generation:
 
   Attributes:
     compiler_name: libtpu's.
-    shapes: of the slices, in chips, the smallest first.
-    counted_per_chip: what the number in a name counts: chips, or 2 cores each.
     devices_per_chip: devices that JAX sees.
     memory_gib: what libtpu lets a program use of a device's memory.
     chip_config_name: libtpu's, where its default is not how chips are rented.
   """
 
   compiler_name: str
-  shapes: str
-  counted_per_chip: int
   devices_per_chip: int
   memory_gib: float
   chip_config_name: str | None = None
 
 
-_PLANES = '1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16'
-_CUBES = '2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x12 8x8x16 8x16x16'
-
 # The limits are those that libtpu 0.0.42 names when a program is too large.
 _GENERATIONS: Mapping[str, _Generation] = {
-  'v2': _Generation('v2', '2x2 4x4 8x8 8x16 16x16', 2, 2, 7.48),
-  'v3': _Generation(
-    'v3', '2x2 4x4 4x8 8x8 8x16 16x16 16x32 32x32', 2, 2, 15.48
-  ),
-  'v4': _Generation('v4', _CUBES, 2, 1, 30.75, 'megacore'),
-  'v5e': _Generation('v5e', _PLANES, 1, 1, 15.75),
-  'v5p': _Generation('v5', f'{_CUBES} 16x16x16 16x16x24', 2, 1, 95.74),
-  'v6e': _Generation('v6e', _PLANES, 1, 1, 31.25),
-  'tpu7x': _Generation('tpu7x', f'{_CUBES} 16x16x16', 2, 2, 94.75),
+  'v2': _Generation('v2', 2, 7.48),
+  'v3': _Generation('v3', 2, 15.48),
+  'v4': _Generation('v4', 1, 30.75, 'megacore'),
+  'v5e': _Generation('v5e', 1, 15.75),
+  'v5p': _Generation('v5', 1, 95.74),
+  'v6e': _Generation('v6e', 1, 31.25),
+  'tpu7x': _Generation('tpu7x', 2, 94.75),
 }
-_ALIASES = {'v5litepod': 'v5e', 'v7x': 'tpu7x'}
+_ALIASES = {'v5litepod': 'v5e', 'v7': 'tpu7x', 'v7x': 'tpu7x'}
+_SEVERAL = re.compile(r'(\d+)x(.+)')
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """A slice.
+  """A slice, or several alike.
 
   Attributes:
-    name: as Cloud TPU calls it, such as `v5e-16`.
+    name: as Cloud TPU calls it, such as `v5e-16`, after the number of slices
+      and an x if there are several.
     generation: such as `v5e`.
-    shape: chips along each axis.
-    num_devices: devices that JAX sees.
+    shape: chips of a slice along each axis.
+    num_devices: devices that JAX sees, of all slices.
     memory_bytes: what a program may use of a device.
     chip_config_name: libtpu's; None for its default.
+    num_slices: that run one program.
   """
 
   name: str
@@ -87,10 +87,11 @@ class Topology:
   num_devices: int
   memory_bytes: int
   chip_config_name: str | None
+  num_slices: int = 1
 
   @property
   def compiler_name(self) -> str:
-    """The name that libtpu knows."""
+    """The name that libtpu knows a slice by."""
     generation = _GENERATIONS[self.generation].compiler_name
     return f'{generation}:{"x".join(map(str, self.shape))}'
 
@@ -110,23 +111,24 @@ def names(generation: str | None = None) -> tuple[str, ...]:
   """Returns the names of all slices, or of those of a generation."""
   return tuple(
     topology.name
-    for topology in _TOPOLOGIES.values()
+    for topology in _topologies().values()
     if generation in (None, topology.generation)
   )
 
 
 def find(name: str) -> Topology:
-  """Finds a slice by name.
+  """Finds a slice, or several alike, by name.
 
   Args:
-    name: as Cloud TPU calls it; `v5litepod-16` is `v5e-16`.
+    name: as Cloud TPU calls it; `v5litepod-16` is `v5e-16`. `2xv5e-16` is two
+      of them.
 
   Raises:
     ConfigError: there is none of that name.
   """
-  canonical = _canonical(name)
-  if canonical in _TOPOLOGIES:
-    return _TOPOLOGIES[canonical]
+  num_slices, canonical = _canonical(name)
+  if canonical in _topologies():
+    return _several(_topologies()[canonical], num_slices)
   generation = canonical.partition('-')[0]
   if generation in _GENERATIONS:
     known = f'The slices of {generation} are {", ".join(names(generation))}.'
@@ -141,19 +143,21 @@ def family(name: str) -> tuple[Topology, ...]:
   """Returns all slices of a generation, the smallest first.
 
   Args:
-    name: of the generation, or of a slice of it.
+    name: of the generation, or of a slice of it; `2xv5e` for two of each.
 
   Raises:
     ConfigError: there is none of that name.
   """
-  generation = _canonical(name)
+  num_slices, generation = _canonical(name)
   if generation not in _GENERATIONS:
     generation = find(name).generation
-  return tuple(_TOPOLOGIES[each] for each in names(generation))
+  return tuple(
+    _several(_topologies()[each], num_slices) for each in names(generation)
+  )
 
 
 def devices(topology: Topology) -> list[jax.Device]:
-  """Returns a slice's devices, which one can compile for and not run on.
+  """Returns the devices of slices, which one can compile for and not run on.
 
   Raises:
     ConfigError: there is no libtpu.
@@ -170,6 +174,8 @@ def devices(topology: Topology) -> list[jax.Device]:
     options['chip_config_name'] = topology.chip_config_name
   if topology.wrap is not None:
     options['wrap'] = topology.wrap
+  if topology.num_slices > 1:
+    options['num_slices'] = topology.num_slices
   return topologies.get_topology_desc(
     topology.compiler_name,
     'tpu',
@@ -178,27 +184,46 @@ def devices(topology: Topology) -> list[jax.Device]:
   ).devices
 
 
-def _canonical(name: str) -> str:
-  generation, dash, count = name.strip().lower().partition('-')
-  return _ALIASES.get(generation, generation) + dash + count
+def _canonical(name: str) -> tuple[int, str]:
+  """Splits a name into a number of slices and the name of one."""
+  several = _SEVERAL.fullmatch(name.strip().lower())
+  number, one = several.groups() if several else ('1', name.strip().lower())
+  if not int(number):
+    raise errors.ConfigError(
+      f'No TPU topology {name!r}: give 1 or more slices, as in 2xv5e-16.'
+    )
+  generation, dash, count = one.partition('-')
+  return int(number), _ALIASES.get(generation, generation) + dash + count
 
 
-def _all_topologies() -> dict[str, Topology]:
+def _several(topology: Topology, num_slices: int) -> Topology:
+  if num_slices == 1:
+    return topology
+  return dataclasses.replace(
+    topology,
+    name=f'{num_slices}x{topology.name}',
+    num_devices=num_slices * topology.num_devices,
+    num_slices=num_slices,
+  )
+
+
+@functools.cache
+def _topologies() -> Mapping[str, Topology]:
+  """Reads the table: slices by name."""
+  table = resources.files(__package__) / 'tpu_topologies.txt'
   by_name = {}
-  for name, generation in _GENERATIONS.items():
-    for text in generation.shapes.split():
-      shape = tuple(map(int, text.split('x')))
-      chips = math.prod(shape)
-      topology = Topology(
-        name=f'{name}-{chips * generation.counted_per_chip}',
-        generation=name,
-        shape=shape,
-        num_devices=chips * generation.devices_per_chip,
-        memory_bytes=int(generation.memory_gib * _GIB),
-        chip_config_name=generation.chip_config_name,
-      )
-      by_name[topology.name] = topology
+  for line in table.read_text().splitlines():
+    if line.startswith('#'):
+      continue
+    name, *_, text, _, _ = line.split()
+    generation = _GENERATIONS[name.partition('-')[0]]
+    shape = tuple(map(int, text.split('x')))
+    by_name[name] = Topology(
+      name=name,
+      generation=name.partition('-')[0],
+      shape=shape,
+      num_devices=math.prod(shape) * generation.devices_per_chip,
+      memory_bytes=int(generation.memory_gib * _GIB),
+      chip_config_name=generation.chip_config_name,
+    )
   return by_name
-
-
-_TOPOLOGIES: Mapping[str, Topology] = _all_topologies()

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
-import json
 import math
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import strict_json
 from perlhf_jax.core import typing
 from perlhf_jax.training import checkpoints
 from perlhf_jax.training import metric_writer
@@ -138,6 +138,14 @@ def train(
   """
   check = check or check_finite
   first = int(state.step)
+  if first >= config.train_steps:
+    logging.info(
+      'The run in %s has finished at step %d: there is nothing to do. Give a '
+      'larger TRAIN_STEPS to train on, or another MODEL_DIR to begin anew.',
+      *(model_dir, first),
+    )
+    manager.close()
+    return state
   writer = metric_writer.MetricWriter(model_dir, first)
   progress = progress_lib.Progress(first, config.train_steps, batch_size)
   stream = batches(first)
@@ -166,14 +174,16 @@ def train(
       stops = notice.agreed() and not is_last
       if records or evaluates or stops:
         metrics = {name: float(value) for name, value in metrics.items()}
+        metrics = metric_writer.in_order(metrics)
         progress.pause(done)
         if records:
-          writer.write(done, 'train', metrics)
+          timing = progress.since_last_record()
+          writer.write(done, 'train', {**metrics, **timing})
           progress.report(done, 'train', metrics)
         _check_together(check, done, metrics)
         if evaluates:
           try:
-            evaluated = evaluate(state)
+            evaluated = metric_writer.in_order(evaluate(state))
           except errors.UserError as error:
             _save_unmeasured(manager, state, first, error)
             raise
@@ -198,8 +208,9 @@ def train(
     else None,
     'step_memory_bytes': step.memory_bytes,
   }
-  if jax.process_index() == 0 and first < config.train_steps:
-    (model_dir / 'summary.json').write_text(json.dumps(summary, indent=2))
+  if jax.process_index() == 0:
+    text = strict_json.dumps(summary, indent=2)
+    (model_dir / 'summary.json').write_text(text + '\n')
   logging.info('Finished step %d in %s.', config.train_steps, model_dir)
   return state
 

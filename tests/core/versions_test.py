@@ -1,17 +1,20 @@
 import platform
 import re
 
+import flax
 import jax
+import optax
 
 from perlhf_jax.core import versions
 
 
 def test_versions_are_those_that_run():
-  lines = versions.describe()
-  assert f'python: {platform.python_version()}' in lines
-  assert f'jax: {jax.__version__}' in lines
-  assert re.fullmatch(r'perlhf: \S.* \(source [0-9a-f]{12}\)', lines[0])
-  assert lines == versions.describe()
+  found = versions.describe()
+  assert found['python'] == platform.python_version()
+  for library in (jax, flax, optax):
+    assert found[library.__name__] == library.__version__
+  assert re.fullmatch(r'\S.* \(source [0-9a-f]{12}\)', found['perlhf_jax'])
+  assert found == versions.describe()
 
 
 def test_another_source_is_another_version(tmp_path, monkeypatch):
@@ -20,5 +23,5 @@ def test_another_source_is_another_version(tmp_path, monkeypatch):
   before = versions.describe()
   (tmp_path / 'a.py').write_text('a = 2')
   after = versions.describe()
-  assert before[0] != after[0]
-  assert before[1:] == after[1:]
+  assert before.pop('perlhf_jax') != after.pop('perlhf_jax')
+  assert before == after

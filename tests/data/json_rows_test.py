@@ -51,7 +51,7 @@ def test_bytes_that_are_no_text_are_a_problem(tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_bytes(b'{"a": "\xff"}\n')
   (row,) = json_rows.read(str(path))
-  assert 'not valid JSON' in row.problem
+  assert 'not UTF-8' in row.problem
 
 
 def test_a_row_of_an_array_that_is_no_object_is_a_problem(tmp_path):
@@ -65,6 +65,7 @@ def test_a_row_of_an_array_that_is_no_object_is_a_problem(tmp_path):
     ('rows.json', '[{"a": 1}', 'not valid JSON'),
     ('rows.json', '{"a": 1}', 'JSON dict, not an array'),
     ('rows.csv', 'a', 'no known format'),
+    ('rows.jsonl', '[\n{"a": 1}\n]', 'one JSON array.*ends with .json'),
   ],
 )
 def test_unusable_files_are_named(tmp_path, name, text, message):
@@ -85,3 +86,25 @@ def test_a_cut_off_archive_is_an_error(tmp_path):
 def test_a_missing_file_is_an_error(tmp_path):
   with pytest.raises(errors.DataError, match='nowhere'):
     list(json_rows.read(str(tmp_path / 'nowhere.jsonl')))
+
+
+@pytest.mark.parametrize('name', ['rows.jsonl', 'rows.jsonl.gz', 'rows.json'])
+def test_the_mark_with_which_windows_begins_a_file_is_left_out(tmp_path, name):
+  text = json.dumps(RECORDS[:1] if name.endswith('.json') else RECORDS[0])
+  path = write(tmp_path / name, '\ufeff' + text)
+  (row,) = json_rows.read(path)
+  assert row.record == RECORDS[0] and not row.problem
+
+
+@pytest.mark.parametrize(
+  ('content', 'wanted'),
+  [
+    (gzip.compress(b'{"a": 1}'), 'is compressed.*ends with .jsonl.gz'),
+    ('{"a": 1}'.encode('utf-16'), 'is UTF-16; save it as UTF-8'),
+  ],
+)
+def test_another_format_by_this_name_is_an_error(tmp_path, content, wanted):
+  path = tmp_path / 'rows.jsonl'
+  path.write_bytes(content)
+  with pytest.raises(errors.DataError, match=wanted):
+    list(json_rows.read(str(path)))

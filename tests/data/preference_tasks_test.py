@@ -95,3 +95,55 @@ def test_mistakes_are_named():
   )
   with pytest.raises(errors.ConfigError, match="already a task 'toy'"):
     preference_tasks.add_text_task('toy', source)
+
+
+@pytest.mark.parametrize(
+  'splits',
+  [
+    {'train': 0.9, 'validation': 0.9},
+    {'train': 1.5, 'validation': -0.5},
+    {'train': '90%', 'validation': '10%'},
+    {'train': 1.0, 'validation': 0},
+    ['train', 'validation'],
+    {},
+  ],
+)
+def test_splits_must_add_up_to_1(splits):
+  with pytest.raises(errors.ConfigError, match=r'splits is .*add up to 1'):
+    preference_tasks._check_shares('toy', splits)
+
+
+def test_splits_that_add_up_to_1_pass():
+  for splits in (
+    {'a': 1},
+    {'a': 0.1, 'b': 0.2, 'c': 0.7},
+    dict.fromkeys('abc', 1 / 3),
+  ):
+    preference_tasks._check_shares('toy', splits)
+
+
+@pytest.mark.parametrize(
+  'files', [None, (), {}, ['rows.jsonl'], {'train': ['a.jsonl']}, [['a.jsonl']]]
+)
+def test_files_that_are_no_patterns_are_named(files):
+  with pytest.raises(errors.ConfigError, match=r'files is .*one pattern'):
+    preference_tasks._layouts('toy', files, None)
+
+
+def test_source_and_licence_are_kept():
+  task = preference_tasks.add_preference_task(
+    'toy', 'pairwise', parse, 'a.jsonl', source='us', licence='CC0'
+  )
+  assert task.source.info == sources.DatasetInfo(homepage='us', licence='CC0')
+
+
+@pytest.mark.parametrize(
+  ('name', 'function', 'wanted'),
+  [
+    ('my task', parse, "'my task' cannot be registered: .*invalid characters"),
+    ('toy', lambda a, b: None, "'toy': parse is .*missing a required argument"),
+  ],
+)
+def test_what_cannot_be_registered_is_named(name, function, wanted):
+  with pytest.raises(errors.ConfigError, match=wanted):
+    preference_tasks.add_preference_task(name, 'pairwise', function, 'a.jsonl')

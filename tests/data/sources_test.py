@@ -1,5 +1,6 @@
 from collections import Counter
 import json
+import re
 
 import hypothesis
 from hypothesis import strategies as st
@@ -173,6 +174,90 @@ def test_missing_data_says_where_to_get_it(tmp_path, monkeypatch):
   monkeypatch.setenv(sources.DATA_DIR_VARIABLE, str(tmp_path))
   with pytest.raises(errors.DataError, match=rf'sub/rows\.jsonl.*{where}'):
     list(make([[group]]).rows('train'))
+
+
+def test_a_missing_file_names_one_that_is_there(tmp_path):
+  write(tmp_path / 'row.jsonl', numbered(2))
+  source = make(
+    [[sources.FileGroup(('rows.jsonl',), {'train': 1.0})]], str(tmp_path)
+  )
+  with pytest.raises(
+    errors.DataError,
+    match=rf"No data under '{tmp_path}' \(base_dir of the task\): looked for "
+    r'rows\.jsonl in .*\. Did you mean row\.jsonl\? ',
+  ):
+    source.shards('train')
+
+
+def test_data_of_no_known_origin_still_says_what_to_do(tmp_path, monkeypatch):
+  group = sources.FileGroup(('rows.jsonl',), {'train': 1.0})
+  source = sources.FileSource('sft', [[group]], parse, sources.DatasetInfo())
+  with pytest.raises(errors.DataError, match='export PERLHF_DATA_DIR='):
+    source.shards('train')
+  monkeypatch.setenv(sources.DATA_DIR_VARIABLE, str(tmp_path))
+  with pytest.raises(errors.DataError, match='Put the files there'):
+    source.shards('train')
+  path = tmp_path / 'rows.jsonl'
+  path.mkdir()
+  with pytest.raises(errors.DataError, match=f'{path} is a folder'):
+    source.shards('train')
+  path.rmdir()
+  path.write_text('')
+  monkeypatch.setenv(sources.DATA_DIR_VARIABLE, str(path))
+  with pytest.raises(errors.DataError, match='is a file, not a directory'):
+    source.shards('train')
+
+
+def test_an_empty_split_is_explained(tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  group = sources.FileGroup(('*.jsonl',), {'train': 0.5, 'test': 0.5})
+  source = make([[group]], str(tmp_path))
+  path.write_text('\n')
+  assert source.why_empty('train') == f'there is no record in {path}'
+  write(path, [{'leave_out': True}] * 3)
+  assert re.fullmatch(
+    r'sources_test\.parse \(.*sources_test\.py:\d+\) left out all 3 records '
+    rf'of {path}, since it returned None for each \(is a return missing\?\)',
+    source.why_empty('train'),
+  )
+  write(path, numbered(1))
+  (empty,) = {'train', 'test'} - {
+    split for split in ('train', 'test') if list(source.rows(split))
+  }
+  others = f'all 1 records of {path} belong to other splits'
+  assert source.why_empty(empty) == others
+  write(path, [*numbered(1), {'leave_out': True}])
+  assert source.why_empty(empty).endswith(
+    f'left out 1 records of {path}, and the other 1 belong to other splits'
+  )
+  write(tmp_path / 'more.jsonl', [])
+  assert 'records of 2 files (' in source.why_empty(empty)
+
+
+def _raises(split):
+  yield {'inputs': 'p', 'targets': 'r'}
+  raise ZeroDivisionError('of mine')
+
+
+@pytest.mark.parametrize(
+  ('make_rows', 'wanted'),
+  [
+    (lambda split: ['a'], "made 'a', of type str, as train#0"),
+    (lambda split: [{'inputs': 'p'}], 'takes inputs, targets'),
+    (lambda split: None, "returned a NoneType for the split 'train'"),
+    (lambda split: {'inputs': 'p'}, 'returned a dict for'),
+    (lambda: [], r'raised TypeError: .*takes 0 positional'),
+    (
+      _raises,
+      r'_raises \(.*ZeroDivisionError: of mine \(.*, in _raises',
+    ),
+  ],
+)
+def test_a_function_that_makes_no_rows_is_named(make_rows, wanted):
+  source = sources.PythonSource('sft', ['train'], make_rows, INFO)
+  with pytest.raises(errors.DataError, match=wanted) as raised:
+    source.get_dataset('train')
+  assert 'sources_test.py:' in str(raised.value)
 
 
 def test_python_source_checks_its_rows():

@@ -62,6 +62,42 @@ def test_a_module_that_lacks_a_dependency_says_which(module_dir):
     task_modules.import_tasks('needy_tasks')
 
 
+@pytest.mark.parametrize(
+  ('text', 'wanted'),
+  [
+    ('def f(:\n', r'SyntaxError: .* \(.*broken_tasks.py:1: def f'),
+    ('a = 1\nb\n', r"NameError: name 'b' .* \(.*broken_tasks.py:2, in <mod"),
+    ('import sys\nsys.exit(3)\n', r'SystemExit: 3 \(.*py:2'),
+    ('from json import no_such\n', r'ImportError: .*no_such.*py:1'),
+    (
+      'from perlhf_jax.data import preference_tasks\n'
+      "preference_tasks.add_preference_task('demo_sft', 'sft', dict, 'x')\n",
+      r"already a task 'demo_sft'.*\(.*broken_tasks.py:2, in <module>",
+    ),
+  ],
+)
+def test_a_module_with_a_mistake_names_its_line(module_dir, text, wanted):
+  (module_dir / 'broken_tasks.py').write_text(text)
+  with pytest.raises(errors.ConfigError, match=wanted):
+    task_modules.import_tasks('broken_tasks')
+
+
+@pytest.mark.parametrize(
+  ('given', 'near'),
+  [
+    ('my_tsks', 'my_tasks'),
+    ('near_tasks.py', 'near_tasks'),
+    ('sub/near_tasks', 'sub.near_tasks'),
+  ],
+)
+def test_near_modules_are_suggested(module_dir, monkeypatch, given, near):
+  (module_dir / 'my_tasks.py').write_text('')
+  monkeypatch.chdir(module_dir)
+  wanted = rf'cannot be found\. Did you mean {near}\? Give the name'
+  with pytest.raises(errors.ConfigError, match=wanted):
+    task_modules.import_tasks(given)
+
+
 def test_another_package_named_tasks_is_found_out(monkeypatch):
   impostor = types.ModuleType('tasks')
   impostor.__file__ = '/elsewhere/tasks/__init__.py'

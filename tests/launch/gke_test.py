@@ -36,41 +36,84 @@ def test_the_check_of_the_manifest_sees_wrong_fields(world):
     )
 
 
+# Of each generation the slices that differ.
+SLICES = ('v4-8', 'v5e-1', 'v5e-8', 'v5p-128', 'v6e-1', 'tpu7x-2', 'tpu7x-128')
+
+
 @pytest.mark.parametrize(
-  'row', launch_world.topologies(), ids=lambda row: row[0]
+  'row',
+  [row for row in launch_world.topologies() if row.name in SLICES],
+  ids=lambda row: row.name,
 )
 def test_the_manifest_asks_for_every_host_of_the_slice(world, row):
-  name, _, _, accelerator, shape, hosts, chips = row
   manifest = world.manifest(
-    '--name=rm', f'--topology={name}', '--image=i', '--', *launch_world.COMMAND
+    '--name=rm',
+    f'--topology={row.name}',
+    '--image=i',
+    '--',
+    *launch_world.COMMAND,
   )
   (slices,) = manifest['spec']['replicatedJobs']
   job = slices['template']['spec']
   pod = job['template']['spec']
   (container,) = pod['containers']
   assert (slices['replicas'], job['completionMode']) == (1, 'Indexed')
-  assert job['completions'] == job['parallelism'] == int(hosts)
-  assert container['resources'] == {'limits': {'google.com/tpu': int(chips)}}
+  assert job['completions'] == job['parallelism'] == row.hosts
+  assert container['resources'] == {'limits': {'google.com/tpu': row.chips}}
   assert pod['nodeSelector'] == {
-    'cloud.google.com/gke-tpu-accelerator': accelerator,
-    'cloud.google.com/gke-tpu-topology': shape,
+    'cloud.google.com/gke-tpu-accelerator': row.accelerator,
+    'cloud.google.com/gke-tpu-topology': row.shape,
   }
+
+
+def test_several_slices_are_as_many_jobs_each_on_a_node_pool_of_its_own(world):
+  manifest = world.manifest(
+    *launch_world.SETTINGS['gke'],
+    '--num_slices=2',
+    '--reservation=ours',
+    '--labels=team=rl,cost-center=12',
+    '--',
+    *launch_world.COMMAND,
+  )
+  assert _without_unknown_fields(manifest) == manifest
+  labels = {'team': 'rl', 'cost-center': '12'}
+  assert manifest['metadata']['labels'] == labels
+  assert manifest['metadata']['annotations'] == {
+    'alpha.jobset.sigs.k8s.io/exclusive-topology': (
+      'cloud.google.com/gke-nodepool'
+    )
+  }
+  (slices,) = manifest['spec']['replicatedJobs']
+  assert slices['replicas'] == 2
+  job = slices['template']['spec']
+  assert job['completions'] == job['parallelism'] == 4
+  template = job['template']
+  assert template['metadata']['labels'] == labels
+  selector = template['spec']['nodeSelector']
+  assert selector['cloud.google.com/reservation-name'] == 'ours'
+  # Checked for all of them.
+  assert world.arguments('checkout')[-1] == '--topology=2xv5e-16'
 
 
 def test_the_manifest_runs_the_command_untouched_on_every_host(world):
   manifest = world.manifest(
     *launch_world.SETTINGS['gke'],
     '--data_dir=gs://b/d',
+    '--cache_dir=gs://b/c',
     '--',
     *launch_world.COMMAND,
   )
   (slices,) = manifest['spec']['replicatedJobs']
   (container,) = slices['template']['spec']['template']['spec']['containers']
-  assert container['command'] == ['perlhf', *launch_world.MULTIHOST]
+  assert container['command'] == [
+    *('python', 'launch/host_log.py', 'gs://bucket/rm/logs', 'perlhf'),
+    *launch_world.MULTIHOST,
+  ]
   assert container['env'] == [
     {'name': 'JAX_PLATFORMS', 'value': 'tpu,cpu'},
     {'name': 'TF_CPP_MIN_LOG_LEVEL', 'value': '3'},
     {'name': 'PERLHF_DATA_DIR', 'value': 'gs://b/d'},
+    {'name': 'PERLHF_CACHE_DIR', 'value': 'gs://b/c'},
   ]
   # By it the hosts find each other.
   assert manifest['spec']['network']['enableDNSHostnames'] is True
@@ -156,6 +199,8 @@ def test_xpk_creates_a_workload_that_restarts_on_75(world):
   (words,) = world.dry_run(
     'xpk',
     *launch_world.SETTINGS['xpk'],
+    '--num_slices=2',
+    '--reservation=ours',
     '--zone=us-west4-a',
     '--project=lab',
     '--data_dir=gs://b/d',
@@ -172,7 +217,8 @@ def test_xpk_creates_a_workload_that_restarts_on_75(world):
     '--zone=us-west4-a',
     '--project=lab',
     '--tpu-type=v5litepod-16',
-    '--num-slices=1',
+    '--num-slices=2',
+    '--reservation=ours',
     '--docker-image=perlhf:tpu',
     '--max-restarts=100',
     '--restart-on-exit-codes=75',
@@ -181,4 +227,7 @@ def test_xpk_creates_a_workload_that_restarts_on_75(world):
     '--env=TF_CPP_MIN_LOG_LEVEL=3',
     '--env=PERLHF_DATA_DIR=gs://b/d',
   ]
-  assert shlex.split(command) == ['exec', 'perlhf', *launch_world.MULTIHOST]
+  assert shlex.split(command) == [
+    *('exec', 'python', 'launch/host_log.py', 'gs://bucket/rm/logs', 'perlhf'),
+    *launch_world.MULTIHOST,
+  ]

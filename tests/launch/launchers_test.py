@@ -1,4 +1,4 @@
-import os
+import math
 import re
 import subprocess
 
@@ -28,7 +28,7 @@ def test_help_lists_every_flag(world, script):
   flags = re.search(r'^flags=\(([^)]*)\)', text, re.MULTILINE)[1].split()
   result = world.run(script, '--help')
   assert (result.returncode, result.stderr) == (0, '')
-  for flag in [*flags, 'dry_run']:
+  for flag in [*flags, 'no_check', 'dry_run']:
     assert re.search(rf'^  --{flag} ', result.stdout, re.MULTILINE), flag
   for variable in re.findall(r'\$\{(PERLHF_\w+):-', text):
     assert variable in result.stdout
@@ -75,7 +75,71 @@ def test_settings_come_from_the_environment_too(world, script):
     ('tpu_vm', ('--spot=yes',), "--spot is true or false, not 'yes'"),
     ('tpu_vm', ('--sopt',), 'there is no flag --sopt'),
     ('tpu_vm', ('perlhf', 'evaluate'), "'perlhf' is no flag"),
+    (
+      'tpu_vm',
+      (*launch_world.SETTINGS['tpu_vm'], '--spot', '--reserved'),
+      '--spot and --reserved exclude each other',
+    ),
+    (
+      'tpu_vm',
+      (
+        *launch_world.SETTINGS['tpu_vm'],
+        '--valid_until_duration=1h',
+        '--valid_until_time=2026-12-24T18:00:00Z',
+      ),
+      '--valid_until_duration and --valid_until_time exclude each other',
+    ),
+    (
+      'tpu_vm',
+      (*launch_world.SETTINGS['tpu_vm'], '--num_slices=0'),
+      '--num_slices=0 is not a number of slices',
+    ),
+    (
+      'tpu_vm',
+      (
+        *('--name=rm', '--zone=z', '--topology=2xv5e-16'),
+        *('--', *launch_world.COMMAND),
+      ),
+      'here write --topology=v5e-16 --num_slices=2',
+    ),
+    (
+      'tpu_vm',
+      (
+        *('--name=rm', '--zone=z', '--topology=tpu7x-8'),
+        *('--', *launch_world.COMMAND),
+      ),
+      '--topology=tpu7x-8 is rented through GKE alone',
+    ),
     ('gke', ('--name=rm', '--topology=v5e-16'), '--image is missing'),
+    (
+      'gke',
+      (*launch_world.SETTINGS['gke'], '--spot', '--reservation=r'),
+      '--spot and --reservation exclude each other',
+    ),
+    (
+      'gke',
+      (
+        *(*launch_world.SETTINGS['gke'], '--labels=team'),
+        *('--', *launch_world.COMMAND),
+      ),
+      '--labels=team is not KEY=VALUE',
+    ),
+    (
+      'gke',
+      (
+        *('--name=rm', '--topology=v3-32', '--image=i'),
+        *('--', *launch_world.COMMAND),
+      ),
+      'GKE has no v3-32: launch/tpu_vm.sh',
+    ),
+    (
+      'xpk',
+      (
+        *(*launch_world.SETTINGS['xpk'], '--topology=v5e-4'),
+        *('--num_slices=2', '--', *launch_world.COMMAND),
+      ),
+      'GKE joins slices of several hosts only, and v5e-4 has one',
+    ),
     ('xpk', ('--name=rm',), '--cluster is missing'),
     ('slurm', ('--name=rm',), '--time is missing'),
     ('ssh', (), '--hosts is missing (or set PERLHF_HOSTS)'),
@@ -119,31 +183,46 @@ def test_an_unknown_topology_is_refused_with_those_that_there_are(
   ]
   result = world.run(script, *arguments, '--', *launch_world.COMMAND)
   assert (result.returncode, result.stdout) == (2, '')
-  assert '--topology=v5e-17 is not known; there are: v4-8,' in result.stderr
+  assert '--topology=v5e-17 is not known; there are: v2-8,' in result.stderr
 
 
-@pytest.mark.parametrize(
-  'row', launch_world.topologies(), ids=lambda row: row[0]
-)
-def test_hosts_and_chips_make_up_the_topology(row):
-  name, cloud_type, runtime, accelerator, shape, hosts, chips_a_host = row
-  chips = 1
-  for size in shape.split('x'):
-    chips *= int(size)
-  assert int(hosts) * int(chips_a_host) == chips
-  generation, size = name.split('-')
-  # Names of v4 and v5p count the cores, of which a chip has two.
-  assert int(size) == chips * (2 if generation in ('v4', 'v5p') else 1)
-  assert cloud_type == name.replace('v5e-', 'v5litepod-')
-  expected = {
-    'v4': ('tpu-ubuntu2204-base', 'tpu-v4-podslice', 3),
-    'v5e': ('v2-alpha-tpuv5-lite', 'tpu-v5-lite-podslice', 2),
-    'v5p': ('v2-alpha-tpuv5', 'tpu-v5p-slice', 3),
-    'v6e': ('v2-alpha-tpuv6e', 'tpu-v6e-slice', 2),
-  }
-  assert topologies.find(name).shape == tuple(map(int, shape.split('x')))
-  dimensions = len(shape.split('x'))
-  assert (runtime, accelerator, dimensions) == expected[generation]
+EXPECTED = {
+  'v2': ('tpu-ubuntu2204-base', '-', '-', 2),
+  'v3': ('tpu-ubuntu2204-base', '-', '-', 2),
+  'v4': ('tpu-ubuntu2204-base', 'tpu-v4-podslice', 'ct4p-hightpu', 3),
+  'v5e': ('v2-alpha-tpuv5-lite', 'tpu-v5-lite-podslice', 'ct5lp-hightpu', 2),
+  'v5p': ('v2-alpha-tpuv5', 'tpu-v5p-slice', 'ct5p-hightpu', 3),
+  'v6e': ('v2-alpha-tpuv6e', 'tpu-v6e-slice', 'ct6e-standard', 2),
+  'tpu7x': ('-', 'tpu7x', 'tpu7x-standard', 3),
+}
+
+
+def test_the_rows_of_a_generation_are_alike():
+  for row in launch_world.topologies():
+    generation = row.name.split('-')[0]
+    runtime, accelerator, machine, dimensions = EXPECTED[generation]
+    if machine != '-':
+      machine = f'{machine}-{row.chips}t'
+    assert (row.runtime, row.accelerator, row.machine) == (
+      runtime,
+      accelerator,
+      machine,
+    )
+    assert row.cloud_type == row.name.replace('v5e-', 'v5litepod-')
+    assert len(row.shape.split('x')) == dimensions
+
+
+def test_hosts_and_chips_make_up_the_topology():
+  for row in launch_world.topologies():
+    chips = math.prod(map(int, row.shape.split('x')))
+    assert row.hosts * row.chips == chips
+    assert row.chips == min(chips, 4)
+
+
+def test_the_launchers_and_plan_know_the_same_slices():
+  rows = launch_world.topologies()
+  assert tuple(row.name for row in rows) == topologies.names()
+  assert {'v5e-1', 'v6e-1', 'tpu7x-2', 'tpu7x-8'} <= {row.name for row in rows}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +260,7 @@ def _readme_commands():
   return '\n'.join(exports), commands
 
 
-def test_the_commands_of_the_readme_are_understood():
+def test_the_commands_of_the_readme_are_understood(world):
   exports, commands = _readme_commands()
   assert {re.match(r'launch/(\w+)', line)[1] for line in commands} == {
     *launch_world.SETTINGS
@@ -190,8 +269,8 @@ def test_the_commands_of_the_readme_are_understood():
     script, rest = command.split(maxsplit=1)
     subprocess.run(
       ['bash', '-euc', f'{exports}\n{script} --dry_run {rest}'],
-      cwd=launch_world.ROOT,
-      env={'PATH': os.environ['PATH'], 'HOME': os.environ['HOME']},
+      cwd=world.checkout,
+      env=world.environment,
       stdout=subprocess.DEVNULL,
       check=True,
     )

@@ -18,13 +18,15 @@ def test_tpu_vm_creates_installs_runs_and_deletes(world):
   )
   where = ['--zone=us-west4-a', '--project=lab']
   tpus = ['gcloud', 'compute', 'tpus']
-  on_all = [*tpus, 'tpu-vm', 'ssh', 'rm', *where, '--worker=all']
+  everywhere = ['--node=all', '--worker=all', '--batch-size=all']
+  on_all = [*tpus, 'queued-resources', 'ssh', 'rm', *where, *everywhere]
   install, run = commands[5].pop(), commands[6].pop()
   assert commands == [
     [
-      *[*tpus, 'queued-resources', 'create', 'rm', '--node-id=rm', *where],
+      *[*tpus, 'queued-resources', 'create', 'rm', *where],
       '--accelerator-type=v5litepod-16',
       '--runtime-version=v2-alpha-tpuv5-lite',
+      '--node-id=rm',
       '--service-account=perlhf@lab.iam.gserviceaccount.com',
       '--spot',
     ],
@@ -38,8 +40,8 @@ def test_tpu_vm_creates_installs_runs_and_deletes(world):
       *['--output=build/perlhf_jax.tar.gz', 'HEAD'],
     ],
     [
-      *[*tpus, 'tpu-vm', 'scp', 'build/perlhf_jax.tar.gz', 'rm:'],
-      *[*where, '--worker=all'],
+      *[*tpus, 'queued-resources', 'scp', 'build/perlhf_jax.tar.gz', 'rm:'],
+      *[*where, *everywhere],
     ],
     [*on_all, '--ssh-flag=-oServerAliveInterval=30'],
     [*on_all, '--ssh-flag=-oServerAliveInterval=30'],
@@ -57,6 +59,9 @@ def test_tpu_vm_creates_installs_runs_and_deletes(world):
     'JAX_PLATFORMS=tpu,cpu',
     'TF_CPP_MIN_LOG_LEVEL=3',
     'PERLHF_DATA_DIR=gs://bucket/data',
+    '.venv/bin/python',
+    'launch/host_log.py',
+    'gs://bucket/rm/logs',
   ]
   assert words[program + 1 : -1] == [
     *launch_world.MULTIHOST[:-1],
@@ -74,6 +79,48 @@ def test_tpu_vm_on_demand_and_kept_is_neither_spot_nor_deleted(world):
   )
   assert '--spot' not in commands[0]
   assert not any('delete' in command for command in commands)
+
+
+def test_tpu_vm_asks_for_what_its_flags_say(world):
+  flags = [
+    '--network=lab',
+    '--subnetwork=lab-west',
+    '--internal-ips',
+    '--labels=team=rl,run=7',
+    '--reserved',
+    '--valid-until-duration=12h',
+  ]
+  commands = world.dry_run(
+    'tpu_vm',
+    *launch_world.SETTINGS['tpu_vm'],
+    *flags,
+    '--',
+    *launch_world.COMMAND,
+  )
+  create = commands[0]
+  assert create[create.index('--node-id=rm') + 1 :] == flags
+  reaching = [c for c in commands if 'ssh' in c or 'scp' in c]
+  assert len(reaching) == 3
+  for command in commands:
+    assert ('--internal-ip' in command) == (command in reaching)
+
+
+def test_tpu_vm_asks_for_several_slices_at_once(world):
+  commands = world.dry_run(
+    'tpu_vm',
+    *launch_world.SETTINGS['tpu_vm'],
+    '--num-slices=2',
+    '--valid_until_time=2026-12-24T18:00:00Z',
+    '--',
+    *launch_world.COMMAND,
+  )
+  assert commands[0][-3:] == [
+    '--node-count=2',
+    '--node-prefix=rm',
+    '--valid-until-time=2026-12-24T18:00:00Z',
+  ]
+  assert not any('--node-id' in word for word in commands[0])
+  assert world.arguments('checkout')[-1] == '--topology=2xv5e-16'
 
 
 # The queued resource, as gcloud sees it, and what the hosts' command ends with.

@@ -347,15 +347,71 @@ def test_adaptive_kl_cannot_start_at_0():
 @pytest.mark.parametrize('name', ['rloo', 'grpo'])
 def test_group_algorithms_need_a_group(name):
   method = METHODS[name]
-  algorithm.check_num_samples(method, 2)
+  algorithm.check_algorithm(method, 2)
   with pytest.raises(
     errors.ConfigError, match=f'NUM_SAMPLES is 1, but {type(method).__name__} '
   ):
-    algorithm.check_num_samples(method, 1)
+    algorithm.check_algorithm(method, 1)
 
 
 @pytest.mark.parametrize('num_samples', [0, 1.5, None, True])
 def test_num_samples_must_be_a_whole_number(num_samples):
   with pytest.raises(errors.ConfigError, match='NUM_SAMPLES'):
-    algorithm.check_num_samples(METHODS['reinforce'], num_samples)
-  algorithm.check_num_samples(METHODS['reinforce'], 1)
+    algorithm.check_algorithm(METHODS['reinforce'], num_samples)
+  algorithm.check_algorithm(METHODS['reinforce'], 1)
+
+
+class _Half:
+  """An algorithm of one's own that is not finished."""
+
+  needs_value = False
+  epochs = 1
+  minibatches = 1
+  loss = 'a string'
+
+  def targets(self, episodes, kl_beta):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+  ('given', 'wanted'),
+  [
+    (_Half(), 'algorithm _Half has no min_samples, kl_estimator.*needs_value'),
+    ('ppo', "ALGORITHM is 'ppo', which is not an algorithm.*gin/rl/ppo.gin"),
+    (None, 'ALGORITHM is None'),
+    (3, 'ALGORITHM is 3'),
+    (object(), 'ALGORITHM is object'),
+    (reinforce.Reinforce, r'ALGORITHM is the class Reinforce.*with the brack'),
+    (len, 'ALGORITHM is builtin_function_or_method'),
+  ],
+)
+def test_what_is_no_algorithm_is_named(given, wanted):
+  with pytest.raises(errors.ConfigError, match=wanted):
+    algorithm.check_algorithm(given, 1)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'wanted'),
+  [
+    ({}, '_Half.loss must be a function'),
+    ({'loss': len, 'epochs': 0}, '_Half.epochs is 0'),
+    ({'loss': len, 'minibatches': 1.5}, '_Half.minibatches is 1.5'),
+    ({'loss': len, 'min_samples': '1'}, "_Half.min_samples is '1'"),
+    ({'loss': len, 'needs_value': 'yes'}, "_Half.needs_value is 'yes'"),
+    ({'loss': len, 'kl_estimator': 'k4'}, "kl_estimator is 'k4'.*k1, k2, k3"),
+  ],
+)
+def test_members_of_another_type_are_named(fields, wanted):
+  half = _Half()
+  for name, value in (
+    {'min_samples': 1, 'kl_estimator': 'k1'} | fields
+  ).items():
+    setattr(half, name, value)
+  with pytest.raises(errors.ConfigError, match=wanted):
+    algorithm.check_algorithm(half, 1)
+
+
+def test_an_algorithm_of_ones_own_passes():
+  half = _Half()
+  half.loss, half.min_samples, half.kl_estimator = len, 1, 'k1'
+  algorithm.check_algorithm(half, 1)

@@ -68,7 +68,7 @@ def _generator():
     ([1, 10**400, 3], 'of type int, as a score'),
     ({1.0: 0, 2.0: 0, 3.0: 0}, 'gave a dict, which has no order'),
     ({1.0, 2.0, 3.0}, 'gave a set, which has no order'),
-    (_generator(), r"cannot be read \(KeyError: 'late'\)"),
+    (_generator(), "cannot be read: KeyError: 'late' .*, in _generator: "),
     ([1.0, float('nan'), 2.0], "gave nan for the response 'bcd'"),
     ([1.0, 2.0, -np.inf], "gave -inf for the response ''"),
     ([1e300, 1.0, 2.0], "gave inf for the response 'a'"),
@@ -89,7 +89,9 @@ def test_a_function_that_raises_is_named_with_its_error():
 
   with pytest.raises(
     errors.DataError,
-    match=r"bad_reward raised ZeroDivisionError: too short.*'a",
+    match=r'bad_reward raised ZeroDivisionError: too short '
+    r'\(.*reward_functions_test.py:\d+, in bad_reward: '
+    r"raise ZeroDivisionError\('too short'\)\).*'a",
   ) as info:
     reward_functions.call(bad_reward, PROMPTS, RESPONSES)
   assert isinstance(info.value.__cause__, ZeroDivisionError)
@@ -115,23 +117,59 @@ def test_a_function_may_change_its_lists():
   assert responses == RESPONSES
 
 
+def _one(responses):
+  return [0.0] * len(responses)
+
+
+def _keyword(*, prompts, responses):
+  return [0.0] * len(responses)
+
+
+def _scaled(prompts, responses, scale):
+  return [scale] * len(responses)
+
+
+def _judge(prompts, responses, references):
+  return [0.0] * len(responses)
+
+
 class Judge:
-  def __call__(self, prompts, responses):
+  def __call__(self, prompts):
     return [1]
 
 
 @pytest.mark.parametrize(
-  'function, name',
+  ('function', 'wanted'),
   [
-    (length_reward, 'length_reward'),
-    (functools.partial(length_reward, responses=[]), 'length_reward'),
-    (Judge(), 'Judge'),
-    (Judge().__call__, r'Judge\.__call__'),
+    (_one, r'_one \(.*reward_functions_test.py:\d+\).*\(responses\): too many'),
+    (_keyword, 'too many positional'),
+    (_scaled, "missing a required argument: 'scale'"),
+    (functools.partial(_scaled, scale=1, responses=[]), 'too many positional'),
+    (Judge(), r'Judge \('),
+    (lambda: [], r'has the arguments \(\)'),
   ],
 )
-def test_names(function, name):
-  full_name = reward_functions.function_name(function)
-  assert full_name == f'{__name__}.{name}'.replace('\\', '')
+def test_functions_of_other_arguments_are_named(function, wanted):
+  with pytest.raises(errors.ConfigError, match=wanted) as raised:
+    reward_functions.check_signature(function)
+  assert 'def reward(prompts, responses)' in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  ('function', 'given'),
+  [
+    (length_reward, ()),
+    (_judge, ()),
+    (_scaled, ('scale',)),
+    # As of a reference with a scope, of which gin does not say what it binds.
+    (_scaled, ('prompts', 'responses', 'scale')),
+    (functools.partial(_scaled, scale=1), ()),
+    (lambda *lists: lists, ()),
+    (min, ()),  # Says nothing of its arguments.
+  ],
+)
+def test_functions_of_two_lists_pass(function, given):
+  reward_functions.check_signature(function, frozenset(given))
 
 
 def test_long_texts_are_cut():

@@ -242,8 +242,9 @@ def test_batches_hold_similar_lengths_and_no_empty_rows():
     prompt_length=80,
     truncate_prompt='keep_end',
   )
-  assert shapes == [(2, 16), (2, 64), (2, 80)]
-  assert lines == [1, 3, 2, 0, 4, 4]
+  # The longest first: what does not fit ends early.
+  assert shapes == [(2, 80), (2, 64), (2, 16)]
+  assert lines == [4, 4, 2, 0, 1, 3]
   assert [[a.tolist() for a in several] for several in answers] == [
     [[n], [n]] for n in (40, 3, 17, 5, 80)
   ]

@@ -1,4 +1,3 @@
-import json
 import logging as python_logging
 import math
 
@@ -26,14 +25,31 @@ def test_rows_are_read_as_they_were_written(path):
   assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize('content', [b'', b'\n'])
-def test_empty_file(path, content):
+@pytest.mark.parametrize(
+  ('content', 'wanted'),
+  [
+    (b'', r'jsonl is empty; write .* {"prompt": "…"}\.'),
+    (b'\xef\xbb\xbf', 'jsonl is empty'),
+    (b'\n', 'jsonl:1 is not JSON'),
+  ],
+)
+def test_empty_file(path, content, wanted):
   path.write_bytes(content)
-  if content:
-    with pytest.raises(errors.DataError, match='jsonl:1 is not JSON'):
-      line_files.read(str(path), ())
-  else:
-    assert line_files.read(str(path), ('prompt',)) == []
+  with pytest.raises(errors.DataError, match=wanted):
+    line_files.read(str(path), ('prompt',))
+
+
+def test_the_mark_with_which_windows_begins_a_file_is_left_out(path):
+  path.write_bytes(b'\xef\xbb\xbf{"a": "b"}\n')
+  assert line_files.read(str(path), ('a',)) == [{'a': 'b'}]
+
+
+def test_a_field_may_be_a_list_where_that_is_allowed(path):
+  rows = [{'a': 'b', 'c': ['d', '']}, {'a': 'b', 'c': 'd'}]
+  line_files.write(str(path), rows)
+  assert line_files.read(str(path), ('a', 'c'), several=('c',)) == rows
+  with pytest.raises(errors.DataError, match=r"jsonl:1 has no string 'c' \(it"):
+    line_files.read(str(path), ('a', 'c'))
 
 
 @pytest.mark.parametrize('ending', ['', '\n', '\r\n'])
@@ -52,6 +68,13 @@ def test_line_endings(path, ending):
     (b'["prompt"]', 'is not an object with "prompt" and "response"'),
     (b'{"prompt": "a"}', "has no string 'response'"),
     (b'{"prompt": 3, "response": "b"}', "has no string 'prompt'"),
+    (b'{"prompt": null, "response": "b"}', "no string 'prompt' (it is None)"),
+    (b'{"prompt": "a", "response": ["b", 3]}', 'response[1] is 3, not a'),
+    (b'{"prompt": "a", "response": []}', "the list 'response' is empty"),
+    (b'{"prompt": ["a"], "response": "b"}', "has no string 'prompt'"),
+    (b'{"prompt": "a", "response": ["\\ud83d"]}', 'surrogate'),
+    (b'{"prompt": "a", "response": "b", "c": NaN}', 'NaN is not JSON; write'),
+    (b'{"prompt": "a", "response": "b", "c": -Infinity}', 'is not JSON'),
     (b'{"prompt": "\\ud83d", "response": "b"}', 'surrogate'),
     (b'{"prompt": "a", "response": "b", "c": ["\\ud83d"]}', 'surrogate'),
   ],
@@ -60,8 +83,8 @@ def test_a_bad_line_is_named(path, bad, wanted):
   good = b'{"prompt": "a", "response": "b"}'
   path.write_bytes(b'\n'.join([good, bad, good]) + b'\n')
   with pytest.raises(errors.DataError) as raised:
-    line_files.read(str(path), ('prompt', 'response'))
-  assert str(raised.value).startswith(f'{path}:2 ')
+    line_files.read(str(path), ('prompt', 'response'), several=('response',))
+  assert str(raised.value).startswith(f'{path}:2')
   assert wanted in str(raised.value)
 
 
@@ -103,11 +126,11 @@ def test_a_fault_leaves_the_old_file(path):
   assert path.read_text() == 'before'
 
 
-def test_non_finite_numbers_of_the_input_pass_through(path):
-  path.write_text('{"a": "b", "c": NaN}\n')
-  (row,) = line_files.read(str(path), ('a',))
-  line_files.write(str(path), [row])
-  assert math.isnan(json.loads(path.read_text())['c'])
+def test_what_is_not_json_is_not_written(path):
+  path.write_text('before')
+  with pytest.raises(ValueError, match='not JSON compliant'):
+    line_files.write(str(path), [{'a': 1.0}, {'a': math.nan}])
+  assert path.read_text() == 'before'
 
 
 @pytest.mark.parametrize(('limit', 'cut'), [(None, 0), (9, 0), (8, 1), (2, 3)])

@@ -133,7 +133,8 @@ def _weights_and_batch(tuning, program):
   return state + experience + (frozen if tuning == 'lora' else 0)
 
 
-TUNINGS = ('lora', 'full')
+# Full tuning first, so that the row of LoRA can be compared with it.
+TUNINGS = ('full', 'lora')
 
 
 @pytest.mark.parametrize('tuning', TUNINGS)
@@ -172,7 +173,7 @@ def test_rows_have_the_promised_fields(planned):
       *('program', 'tuning', 'topology', 'batch_size'),
       *('argument_bytes', 'expected_argument_bytes', 'temp_bytes'),
       *('peak_bytes', 'held_bytes', 'limit_bytes', 'fits', 'doubtful'),
-      'compile_seconds',
+      *('compile_seconds', 'fingerprint'),
     ]
     assert (row['program'], row['tuning']) == (program, tuning)
     assert (row['topology'], row['batch_size']) == ('v5e-1', BATCH)
@@ -213,20 +214,30 @@ def _row(program, tuning, peak, held, batch=8, **more):
 
 
 def test_lora_is_compared_with_full_tuning_by_all_that_a_device_holds():
+  table = plan_table.Table()
   rows = [
-    _row('rl_update', 'lora', 40, 2),
-    _row('reward_step', 'lora', 10, 0),
     _row('rl_update', 'full', 70, 30, fits=False),
+    _row('rl_update', 'lora', 40, 2),
     _row('reward_step', 'full', 40, 0, batch=4, doubtful=True),
+    _row('reward_step', 'lora', 10, 0),
   ]
-  table = plan_table.make_table(rows, SETTING)
-  lines = {tuple(x.split()[:2]): x.split() for x in table.splitlines() if x}
+  text = '\n'.join(map(table.add, rows))
+  lines = {tuple(x.split()[:2]): x.split() for x in text.splitlines() if x}
   assert lines['rl_update', 'lora'][-2:] == ['42%', '1']
   assert lines['rl_update', 'full'][-2:] == ['no', '1']
   # Batches differ.
   assert lines['reward_step', 'lora'][-2:] == ['yes', '1']
   assert lines['reward_step', 'full'][-2:] == ['yes?', '1']
-  assert 'yes?: arguments and temporaries' in table
+  assert 'yes?: arguments and temporaries' in table.foot()
+  # Another slice has a heading of its own, and nothing to be compared with.
+  heading = table.add({**rows[1], 'topology': 'v5e-4'}).split()
+  assert heading[:2] == ['v5e-4', 'program'] and '42%' not in heading
+
+
+def test_without_a_doubtful_row_nothing_stands_below():
+  table = plan_table.Table()
+  table.add(_row('rl_update', 'lora', 40, 2))
+  assert table.foot() is None
 
 
 def _program(argument=100, temp=50, peak=130, resident=110, error=None):

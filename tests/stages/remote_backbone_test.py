@@ -2,6 +2,7 @@
 
 import pathlib
 
+from etils import epath
 import jax
 import numpy as np
 import pytest
@@ -33,8 +34,11 @@ def test_the_backbone_is_that_of_the_local_directory(bucket):
   assert remote.fingerprint == local.fingerprint
   assert (remote.config, remote.vocabulary) == (local.config, local.vocabulary)
   jax.tree.map(np.testing.assert_array_equal, remote.params, local.params)
-  recorded = {'path': bucket, 'fingerprint': local.fingerprint}
-  again = backbones.load_recorded(recorded, 'The adapter', 'base', mesh)
+  recorded = remote.describe(epath.Path('/local/run'))
+  assert recorded == {'path': bucket, 'fingerprint': local.fingerprint}
+  again = backbones.load_recorded(
+    recorded, 'The adapter', epath.Path('/run/checkpoints/1'), 'base', mesh
+  )
   assert again.path == bucket
 
 

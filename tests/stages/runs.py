@@ -2,6 +2,8 @@
 
 import json
 
+import metric_records
+
 from perlhf_jax import main
 
 _T5 = {
@@ -68,10 +70,7 @@ def train(*args, **kwargs):
   assert main.run(arguments(*args, **kwargs)) == 0
 
 
-def metrics(model_dir):
-  """Records of a run."""
-  lines = (model_dir / 'metrics.jsonl').read_text().splitlines()
-  return [json.loads(line) for line in lines]
+metrics = metric_records.read
 
 
 def write_rows(path, rows):

@@ -16,6 +16,7 @@ from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import t5
 from perlhf_jax.stages import backbones
 from perlhf_jax.training import checkpoints
+from perlhf_jax.training import metric_writer
 from perlhf_jax.training import partitioning
 
 FEW = '--gin.EVAL_EXAMPLES=8'
@@ -108,7 +109,11 @@ def test_a_run_leaves_what_is_promised(root):
     'ratio_deviation',
     'skipped',
     'skipped_in_a_row',
+    *metric_writer.TIMING,
   } == set(train) - {'step', 'split'}
+  leading = 'step', 'split', 'score', 'kl', 'response_length', 'loss'
+  assert tuple(train)[:6] == leading
+  assert train['examples_per_second'] > 0
   assert all(np.isfinite(v) for k, v in train.items() if k != 'split')
   assert train['ratio_deviation'] < 1e-5
   assert {'score', 'kl', 'response_length', 'truncated', 'judge_score'} == set(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from perlhf_jax.training import compiled_step
+from perlhf_jax.training import memory
 from perlhf_jax.training import partitioning
 
 
@@ -73,3 +74,9 @@ def test_out_shardings():
   )
   y = step({'x': np.ones((4, 2))})
   assert y.sharding.spec == jax.P(('data', 'fsdp'))
+
+
+def test_a_program_that_does_not_fit_is_not_run(step, monkeypatch):
+  monkeypatch.setattr(memory, 'device_free_bytes', lambda: 3)
+  with pytest.raises(memory.NotEnoughMemoryError, match='the sum needs 0 MiB'):
+    step(jnp.zeros(()), {'x': jnp.ones((64, 64))})

@@ -65,3 +65,12 @@ def test_a_last_line_that_a_kill_cut_short_is_left_out(folder):
 
 def test_read_lines_of_a_missing_file(folder):
   assert step_log.read_lines(folder / 'metrics.jsonl') == []
+
+
+def test_what_is_read_first_comes_first():
+  metrics = {'entropy': 3, 'kl': 2, 'loss': math.nan, 'score': 1, 'zeal': 4}
+  ordered = metric_writer.in_order(metrics)
+  assert list(ordered) == ['score', 'kl', 'loss', 'entropy', 'zeal']
+  assert ordered == metrics
+  names = list(metric_writer.in_order({'token_accuracy': 1, 'loss': 2}))
+  assert names == ['loss', 'token_accuracy']

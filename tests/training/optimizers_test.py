@@ -1,11 +1,16 @@
+import dataclasses
+import functools
 import math
 
 import jax
 import numpy as np
 import optax
 import pytest
+import tiny_models
 
 from perlhf_jax.core import errors
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.training import layer_layout
 from perlhf_jax.training import optimizers
 
 STEPS = 20
@@ -123,9 +128,19 @@ def _rms(x):
   return math.sqrt(float(np.mean(np.square(x))))
 
 
+# Where a weight lies, and whether its steps may be relative.
+COLLECTIONS = {
+  'params/encoder': True,
+  'params/image_projection': False,
+  'lora/encoder': False,
+  'heads/value': False,
+}
+
+
+@pytest.mark.parametrize('collection', COLLECTIONS)
 @pytest.mark.parametrize('relative', [False, True])
 @pytest.mark.parametrize('weight_decay', [0.0, 0.3])
-def test_adafactor_matches_reference(relative, weight_decay):
+def test_adafactor_matches_reference(collection, relative, weight_decay):
   """Shazeer & Stern 2018 (arXiv:1804.04235), algorithms 4 and 5."""
   config = optimizers.Optimizer(
     learning_rate=0.1,
@@ -134,7 +149,14 @@ def test_adafactor_matches_reference(relative, weight_decay):
     multiply_by_parameter_scale=relative,
   )
   params, gradients = _problem({'small': (3, 4), 'large': (128, 130)})
-  history = _run(config, params, gradients)
+  first, second = collection.split('/')
+  history = _run(
+    config,
+    {first: {second: params}},
+    [{first: {second: gradient}} for gradient in gradients],
+  )
+  history = [after[first][second] for after in history]
+  relative = relative and COLLECTIONS[collection]
   expected = {k: np.float64(v) for k, v in params.items()}
   full = np.zeros((3, 4))
   rows, columns = np.zeros((128, 1)), np.zeros((1, 130))
@@ -158,6 +180,72 @@ def test_adafactor_matches_reference(relative, weight_decay):
       np.testing.assert_allclose(
         history[step][name], expected[name], rtol=1e-4, atol=1e-5
       )
+
+
+# Widths of 128 and more, which Adafactor factors, and stacks of two depths.
+WIDE = dataclasses.replace(
+  tiny_models.CONFIG,
+  emb_dim=128,
+  head_dim=64,
+  mlp_dim=256,
+  num_decoder_layers=3,
+)
+
+
+def _wide_state(tuning):
+  """A model's trainable leaves, unrolled, with layers of many sizes."""
+  params = tiny_models.params(WIDE)
+  if tuning == 'full':
+    trainable = {'params': params}
+  else:
+    _, lora = tiny_models.adapted(lora_lib.LoraConfig(rank=4), WIDE)
+    trainable = {'lora': lora}
+  sizes = np.random.default_rng(2)
+  return jax.tree.map(
+    lambda leaf: leaf * np.float32(10 ** sizes.uniform(-2, 1)), trainable
+  )
+
+
+@pytest.mark.parametrize('tuning', ['full', 'lora'])
+@pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
+def test_stacked_and_unrolled_layers_take_the_same_steps(tuning, name):
+  config = optimizers.Optimizer(
+    name=name, learning_rate=0.1, weight_decay=0.1, schedule='cosine'
+  )
+  rng = np.random.default_rng(3)
+  unrolled = _wide_state(tuning)
+  gradients = [
+    jax.tree.map(
+      lambda leaf: (
+        rng.normal(size=leaf.shape) * 10 ** rng.uniform(-6, 0)
+      ).astype(np.float32),
+      unrolled,
+    )
+    for _ in range(5)
+  ]
+  stack = functools.partial(layer_layout.to_layout, scan_layers=True)
+  expected = _run(config, unrolled, gradients)
+  actual = _run(config, stack(unrolled), list(map(stack, gradients)))
+  for step, (wanted, got) in enumerate(zip(expected, actual, strict=True)):
+    got = layer_layout.to_layout(got, scan_layers=False)
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for (path, leaf), other in zip(
+      jax.tree_util.tree_leaves_with_path(wanted),
+      jax.tree.leaves(got),
+      strict=True,
+    ):
+      np.testing.assert_allclose(
+        other, leaf, rtol=1e-5, atol=1e-6, err_msg=f'{step} {path}'
+      )
+
+
+def test_stacks_too_deep_for_adafactor_are_refused():
+  optimizer = optimizers.make_optimizer(optimizers.Optimizer(), STEPS)
+  deep = {'params': {'encoder': {'layers': {'kernel': np.zeros((128, 2))}}}}
+  with pytest.raises(
+    errors.ConfigError, match='params/encoder/layers/kernel h'
+  ):
+    jax.eval_shape(optimizer.init, deep)
 
 
 def test_adafactor_holds_rows_and_columns_of_large_matrices():

@@ -15,9 +15,11 @@ from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
+from perlhf_jax.training import topologies
 
 TESTS = pathlib.Path(__file__).parents[1]
 MESHES = ((8, 1, 1), (2, 2, 2), (1, 4, 2))
+TWO_SLICES = 'two slices'  # The mesh (2, 2, 2) of two.
 QUERY = 'params/encoder/layers_0/attention/query'
 
 
@@ -40,7 +42,7 @@ def eight(tmp_path_factory):
 
 
 @pytest.mark.parametrize('tuning', ['lora', 'full'])
-@pytest.mark.parametrize('shape', MESHES)
+@pytest.mark.parametrize('shape', [*MESHES, TWO_SLICES])
 def test_a_step_is_the_same_on_any_mesh(eight, shape, tuning):
   alone = eight['runs'][(1, 1, 1), tuning]
   sharded = eight['runs'][shape, tuning]
@@ -130,6 +132,50 @@ def test_errors_of_eight_devices(eight):
   assert 'use a multiple of 8' in messages['parts']
   assert messages['good'] is None
   assert 'BATCH_SIZE 0' in messages['zero']
+
+
+def test_data_goes_over_slices_and_the_other_axes_stay_in_one(eight):
+  # The devices are of slice 0, 1, 0, 1, ...
+  slices = np.vectorize(lambda number: number % 2)(eight['two_slices'])
+  assert slices.shape == (2, 2, 2)
+  assert (slices == [[[0]], [[1]]]).all()
+  assert sorted(eight['two_slices'].flat) == [*range(8)]
+
+
+def test_axes_that_would_cross_slices_are_refused(eight):
+  message = eight['errors']['slices']
+  assert 'MESH_SHAPE (1, 4, 2)' in message
+  assert '2 slices of 4 devices: make data a multiple of 2' in message
+
+
+@pytest.mark.parametrize(
+  ('name', 'shape'),
+  [
+    ('2xv5e-16', (2, 16, 1)),
+    ('2xv5e-16', (8, 2, 2)),
+    ('4xv5e-4', (-1, 1, 1)),
+    ('2xv4-32', (2, -1, 4)),
+    ('2xtpu7x-8', (2, 8, 1)),
+  ],
+)
+def test_slices_of_libtpu_are_laid_out_along_data(name, shape):
+  topology = topologies.find(name)
+  devices = topologies.devices(topology)
+  mesh = partitioning.Partitioner(shape).make_mesh(devices).mesh
+  slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+  # One slice in a row of `data`, and each after the one before it.
+  rows = slices.reshape(len(slices), -1)
+  assert (rows == rows[:, :1]).all()
+  each = len(rows) // topology.num_slices
+  assert rows[:, 0].tolist() == sorted([*range(topology.num_slices)] * each)
+  assert len(set(mesh.devices.flat)) == topology.num_devices
+
+
+@pytest.mark.parametrize('shape', [(1, 32, 1), (3, -1, 1), (1, -1, 2)])
+def test_slices_of_libtpu_are_not_joined_by_fsdp_or_tensor(shape):
+  devices = topologies.devices(topologies.find('2xv5e-16'))
+  with pytest.raises(errors.ConfigError, match='MESH_SHAPE'):
+    partitioning.Partitioner(shape).make_mesh(devices)
 
 
 @pytest.mark.parametrize(

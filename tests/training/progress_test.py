@@ -1,8 +1,10 @@
 import logging as python_logging
+import math
 import types
 
 import pytest
 
+from perlhf_jax.training import metric_writer
 from perlhf_jax.training import progress
 
 
@@ -36,6 +38,30 @@ def test_throughput_counts_only_timed_steps(clock):
   assert bar.examples_per_second == 16 * 8 / 8
 
 
+def test_throughput_since_the_last_record(clock):
+  bar = progress.Progress(start_step=0, total_steps=100, batch_size=8)
+  # Every step has compiled.
+  first = bar.since_last_record()
+  assert list(first) == list(metric_writer.TIMING)
+  assert all(math.isnan(value) for value in first.values())
+  bar.resume(1)
+  clock.seconds += 3
+  bar.pause(4)
+  clock.seconds += 70  # Evaluating.
+  bar.resume(4)
+  clock.seconds += 5
+  bar.pause(6)
+  # Five steps in eight seconds, whatever came between.
+  expected = {'examples_per_second': 5 * 8 / 8, 'seconds_per_step': 8 / 5}
+  assert bar.since_last_record() == expected
+  bar.resume(6)
+  clock.seconds += 1
+  bar.pause(10)
+  expected = {'examples_per_second': 32.0, 'seconds_per_step': 0.25}
+  assert bar.since_last_record() == expected
+  assert bar.examples_per_second == 9 * 8 / 9
+
+
 def test_log_lines(clock, log):
   bar = progress.Progress(start_step=0, total_steps=100, batch_size=8)
   bar.report(1, 'train', {'loss': 2.0})
@@ -55,10 +81,11 @@ def test_log_lines(clock, log):
 def test_a_terminal_gets_a_bar(clock, log, monkeypatch, capsys):
   monkeypatch.setattr(progress.sys.stderr, 'isatty', lambda: True)
   bar = progress.Progress(start_step=2, total_steps=10, batch_size=8)
-  bar.report(4, 'train', {'loss': 1.5})
+  bar.report(4, 'train', dict.fromkeys(('score', 'kl', 'c', 'd', 'e'), 1.5))
   bar.report(4, 'eval', {'roc_auc': 0.75})
   bar.close()
   shown = capsys.readouterr().err
+  assert 'score 1.5 kl 1.5 c 1.5 d 1.5]' in shown
   assert '/10' in shown
   assert 'eval at step 4: roc_auc 0.75' in shown
   assert not log.records

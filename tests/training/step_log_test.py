@@ -53,3 +53,8 @@ def test_the_file_need_not_exist(path):
   step_log.StepLog(path, 7)
   assert path.read_text() == ''
   assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_numbers_that_are_not_finite_are_null(path):
+  step_log.StepLog(path, 0).append([{'step': 1, 'score': float('nan')}])
+  assert path.read_text() == '{"step": 1, "score": null}\n'

@@ -3,15 +3,12 @@
 import importlib.util
 import math
 import os
-import pathlib
 
 import jax
 import pytest
 
 from perlhf_jax.core import errors
 from perlhf_jax.training import topologies
-
-_LAUNCHED = pathlib.Path(__file__).parents[2] / 'launch/tpu_topologies.txt'
 
 
 @pytest.mark.parametrize(
@@ -28,7 +25,11 @@ _LAUNCHED = pathlib.Path(__file__).parents[2] / 'launch/tpu_topologies.txt'
     ('v5p-8', 'v5:2x2x1', 4),
     ('v5p-1024', 'v5:8x8x8', 512),
     ('v6e-8', 'v6e:2x4', 8),
+    ('v6e-1', 'v6e:1x1', 1),
+    ('tpu7x-2', 'tpu7x:1x1x1', 2),
     ('tpu7x-8', 'tpu7x:2x2x1', 8),
+    ('2xv5e-16', 'v5e:4x4', 32),
+    ('4xv4-32', 'v4:2x2x4', 64),
   ],
 )
 def test_usual_names_are_shapes_of_chips(name, compiler_name, num_devices):
@@ -46,10 +47,18 @@ def test_memory_of_a_device():
 
 @pytest.mark.parametrize(
   ('alias', 'name'),
-  [('v5litepod-16', 'v5e-16'), ('V5P-8', 'v5p-8'), (' v7x-8 ', 'tpu7x-8')],
+  [
+    ('v5litepod-16', 'v5e-16'),
+    ('V5P-8', 'v5p-8'),
+    (' v7x-8 ', 'tpu7x-8'),
+    ('v7-8', 'tpu7x-8'),
+    ('1xv5e-16', 'v5e-16'),
+    ('2Xv5litepod-16', '2xv5e-16'),
+  ],
 )
 def test_aliases(alias, name):
-  assert topologies.find(alias) is topologies.find(name)
+  assert topologies.find(alias) == topologies.find(name)
+  assert topologies.find(name).name == name
 
 
 @pytest.mark.parametrize(
@@ -60,6 +69,9 @@ def test_aliases(alias, name):
     ('v5d-16', 'Did you mean .*v5e-16'),
     ('h100', 'Generations are v2, v3, v4, v5e, v5p, v6e, tpu7x'),
     ('', 'Generations are'),
+    ('2xv5e-17', "No TPU topology '2xv5e-17'. The slices of v5e are v5e-1"),
+    ('0xv5e-16', 'give 1 or more slices, as in 2xv5e-16'),
+    ('xv5e-16', 'Generations are'),
   ],
 )
 def test_unknown_names_are_refused_with_those_there_are(name, message):
@@ -80,17 +92,20 @@ def test_no_family_of_an_unknown_name():
     topologies.family('v9')
 
 
-def test_the_launchers_know_slices_by_the_same_names_and_shapes():
-  rows = [
-    line.split()
-    for line in _LAUNCHED.read_text().splitlines()
-    if line and not line.startswith('#')
-  ]
-  assert rows
-  for name, *_, shape, hosts, chips_a_host in rows:
+def test_a_family_of_several_slices_has_as_many_of_each():
+  assert topologies.family('2xv5e')[:2] == (
+    topologies.find('2xv5e-1'),
+    topologies.find('2xv5e-4'),
+  )
+
+
+def test_the_number_in_a_name_counts_chips_or_cores():
+  for name in topologies.names():
     topology = topologies.find(name)
-    assert 'x'.join(map(str, topology.shape)) == shape
-    assert math.prod(topology.shape) == int(hosts) * int(chips_a_host)
+    generation, number = name.split('-')
+    counted = 1 if generation in ('v5e', 'v6e') else 2
+    assert int(number) == counted * math.prod(topology.shape)
+    assert topology.generation == generation
 
 
 def test_libtpu_is_asked_for_the_chips_as_they_are_rented(monkeypatch):
@@ -115,7 +130,7 @@ def test_libtpu_is_asked_for_the_chips_as_they_are_rented(monkeypatch):
     monkeypatch.setenv(variable, '')
     monkeypatch.delenv(variable)
   monkeypatch.setenv('TPU_WORKER_ID', '3')
-  for name in ('v4-32', 'v4-128', 'v5e-1', 'v5p-8'):
+  for name in ('v4-32', 'v4-128', 'v5e-1', 'v5p-8', '2xv5e-16'):
     assert topologies.devices(topologies.find(name)) == jax.devices()
   square = {'chips_per_host_bounds': (2, 2, 1)}
   megacore = {**square, 'chip_config_name': 'megacore'}
@@ -124,6 +139,7 @@ def test_libtpu_is_asked_for_the_chips_as_they_are_rented(monkeypatch):
     (('v4:4x4x4', 'tpu'), {**megacore, 'wrap': (True, True, True)}),
     (('v5e:1x1', 'tpu'), {'chips_per_host_bounds': (1, 1, 1)}),
     (('v5:2x2x1', 'tpu'), square),
+    (('v5e:4x4', 'tpu'), {**square, 'num_slices': 2}),
   ]
 
 

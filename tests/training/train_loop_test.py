@@ -7,12 +7,14 @@ import time
 from etils import epath
 import jax
 import jax.numpy as jnp
+import metric_records
 import numpy as np
 import pytest
 
 from perlhf_jax.core import errors
 from perlhf_jax.training import checkpoints
 from perlhf_jax.training import compiled_step
+from perlhf_jax.training import metric_writer
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import train_loop
@@ -78,7 +80,7 @@ def _train(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       state,
     )
-    state = manager.restore(latest, abstract, check=METADATA)
+    state = manager.restore(latest, abstract)
   return train_loop.train(
     config,
     model_dir=folder,
@@ -108,9 +110,7 @@ def whole(compiled, tmp_path_factory):
   return folder, np.asarray(state.trainable['w'])
 
 
-def _records(folder):
-  lines = (folder / 'metrics.jsonl').read_text().splitlines()
-  return [json.loads(line) for line in lines]
+_records = metric_records.read
 
 
 def test_periods(whole):
@@ -126,7 +126,8 @@ def test_periods(whole):
 def test_records(whole):
   folder, _ = whole
   train, evaluation = _records(folder)[:2]
-  assert set(train) == {'step', 'split', 'loss', 'grad_norm', 'learning_rate'}
+  metrics = ['loss', 'grad_norm', 'learning_rate']
+  assert list(train) == ['step', 'split', *metrics, *metric_writer.TIMING]
   assert evaluation['undefined'] is None
   distances = [r['distance'] for r in _records(folder) if r['split'] == 'eval']
   assert distances == sorted(distances, reverse=True)
@@ -161,9 +162,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
   state = _train(folder, compiled, CONFIG)
   expected_folder, expected = whole
   np.testing.assert_array_equal(state.trainable['w'], expected)
-  assert (folder / 'metrics.jsonl').read_bytes() == (
-    expected_folder / 'metrics.jsonl'
-  ).read_bytes()
+  assert metric_records.without_timing(folder) == (
+    metric_records.without_timing(expected_folder)
+  )
 
 
 def test_a_finished_run_is_left_as_it_is(whole, compiled):
@@ -261,9 +262,9 @@ def test_an_error_of_the_step_loses_nothing(
   state = _train(folder, compiled, CONFIG)
   expected_folder, expected = whole
   np.testing.assert_array_equal(state.trainable['w'], expected)
-  assert (folder / 'metrics.jsonl').read_bytes() == (
-    expected_folder / 'metrics.jsonl'
-  ).read_bytes()
+  assert metric_records.without_timing(folder) == (
+    metric_records.without_timing(expected_folder)
+  )
 
 
 def _telling(told_before):
@@ -300,9 +301,9 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(
   state = _train(folder, compiled, CONFIG)
   expected_folder, expected = whole
   np.testing.assert_array_equal(state.trainable['w'], expected)
-  assert (folder / 'metrics.jsonl').read_bytes() == (
-    expected_folder / 'metrics.jsonl'
-  ).read_bytes()
+  assert metric_records.without_timing(folder) == (
+    metric_records.without_timing(expected_folder)
+  )
   saved = {p.name for p in (folder / 'checkpoints').iterdir() if p.is_dir()}
   assert saved == {'9'}
 

@@ -1,0 +1,85 @@
+"""Finds the files of a task below a data directory; says what is missing."""
+
+from collections.abc import Sequence
+import difflib
+import itertools
+import os
+
+import tensorflow as tf
+
+from perlhf_jax.core import errors
+
+# Of a group of files, patterns for the places where people put the same ones.
+Patterns = Sequence[str]
+
+
+def find(
+  root: str,
+  layouts: Sequence[Sequence[Patterns]],
+  given_by: str,
+  location: str,
+  origin: str,
+) -> tuple[int, list[list[str]]]:
+  """Finds the first layout of which every group has a file.
+
+  Args:
+    root: the data directory, local or `gs://`.
+    layouts: patterns of each group of each layout.
+    given_by: what named the directory, for messages.
+    location: what is looked for, for messages.
+    origin: where to get the data, as a sentence; empty if nobody said.
+
+  Returns:
+    The index of the layout, and the paths of each of its groups.
+
+  Raises:
+    DataError: there is no such directory or no such file.
+  """
+  if not tf.io.gfile.isdir(root):
+    is_there = tf.io.gfile.exists(root)
+    what = 'is a file, not a directory' if is_there else 'does not exist'
+    raise errors.DataError(
+      f'The data directory {_whole(root)!r} ({given_by}) {what}. Set'
+      f' {given_by} to the directory that holds {location}. {origin}'.rstrip()
+    )
+  for index, layout in enumerate(layouts):
+    found = [_first_match(root, patterns) for patterns in layout]
+    if all(found):
+      return index, found
+  remedy = origin or 'Put the files there, or name the directory with them.'
+  remedy = f'{_near(root, layouts)}{remedy}'
+  raise errors.DataError(
+    f'No data under {_whole(root)!r} ({given_by}): looked for'
+    f' {location}. {remedy}'
+  )
+
+
+def _first_match(root: str, patterns: Patterns) -> list[str]:
+  for pattern in patterns:
+    paths = sorted(tf.io.gfile.glob(os.path.join(root, pattern)))
+    for path in paths:
+      # In a bucket there are no folders, and to ask for each file takes long.
+      if '://' not in path and os.path.isdir(path):
+        raise errors.DataError(
+          f'{path} is a folder, and a file is wanted: name the file, or write'
+          f' {os.path.basename(path)}/*.jsonl for all files in it.'
+        )
+    if paths:
+      return paths
+  return []
+
+
+def _near(root: str, layouts: Sequence[Sequence[Patterns]]) -> str:
+  """Names a file that is there and may be meant."""
+  groups = itertools.chain.from_iterable(layouts)
+  for pattern in itertools.chain.from_iterable(groups):
+    folder, name = os.path.split(os.path.join(root, pattern))
+    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else ()
+    names = [each for each in names if each != name]  # As of a dead link.
+    if near := difflib.get_close_matches(name, names, n=1, cutoff=0.8):
+      return f'Did you mean {near[0]}? '
+  return ''
+
+
+def _whole(path: str) -> str:
+  return path if '://' in path else os.path.abspath(path)

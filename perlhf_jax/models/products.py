@@ -1,0 +1,62 @@
+"""Matrix products that stay in float32 until everything is added to them.
+
+A product in bfloat16 is rounded to 8 bits. What is added to it afterwards is
+lost where it is smaller than half a step of that rounding: of an adapter's
+update of 1e-4 of the output 6% arrived. Dense layers therefore add up in
+float32, in which the hardware accumulates products anyway, and round once, in
+`rounded`.
+"""
+
+from typing import Any
+
+import jax
+from jax import ad_checkpoint
+from jax import custom_derivatives
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from perlhf_jax.core import typing
+
+# What `remat_policy='minimal'` keeps for the backward pass.
+ROUNDED = 'rounded_product'
+
+
+def product(
+  x: Float[typing.Array, '*shape inputs'],
+  kernel: Float[typing.Array, 'inputs outputs'],
+) -> Float[jax.Array, '*shape outputs']:
+  """Returns `x · kernel`, of two arrays of one dtype, in float32.
+
+  The backward pass is that of a product in the dtype of `x` and `kernel`: its
+  products read and return that dtype. What arrives was rounded to it already.
+  """
+  if x.dtype == jnp.float32:
+    return jnp.dot(x, kernel)
+  return _product(x, kernel)
+
+
+def rounded(
+  y: Float[jax.Array, '*shape outputs'], dtype: Any
+) -> Float[jax.Array, '*shape outputs']:
+  """Returns a sum of products in the dtype of activations."""
+  return ad_checkpoint.checkpoint_name(y.astype(dtype), ROUNDED)
+
+
+@jax.custom_jvp
+def _product(x, kernel):
+  return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _product_jvp(primals, tangents):
+  x, kernel = primals
+  parts = [
+    jnp.dot(left, right)
+    for left, right in ((tangents[0], kernel), (x, tangents[1]))
+    # A frozen kernel has no tangent.
+    if not isinstance(left, custom_derivatives.SymbolicZero)
+    and not isinstance(right, custom_derivatives.SymbolicZero)
+  ]
+  return _product(x, kernel), sum(parts).astype(jnp.float32)
+
+
+_product.defjvp(_product_jvp, symbolic_zeros=True)

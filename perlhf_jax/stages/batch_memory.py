@@ -1,0 +1,180 @@
+"""Refuses batches of lines that do not fit, and says which line is to blame."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import math
+
+from perlhf_jax.core import errors
+from perlhf_jax.models import activation_bytes
+from perlhf_jax.training import memory
+from perlhf_jax.training import multihost
+from perlhf_jax.training import partitioning
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+  """A length of the largest batch.
+
+  Attributes:
+    tokens: to which its rows are padded.
+    reason: what makes it so long, such as `in.jsonl:17 has a prompt of 25,013
+      tokens`.
+    remedy: what to give for a shorter one, `{}` being the tokens that fit.
+    is_traced: whether it is read as a whole, and not token by token.
+  """
+
+  tokens: int
+  reason: str
+  remedy: str
+  is_traced: bool = True
+
+
+# (rows of a device, parts of `tensor`, *lengths) -> bytes of a device, at least
+Bound = Callable[..., int]
+
+
+@contextlib.contextmanager
+def must_fit(
+  bound: Bound,
+  mesh: partitioning.LogicalMesh,
+  batch_size: int,
+  lengths: Sequence[Length],
+) -> Iterator[None]:
+  """Checks the largest batch before anything is compiled, and again then.
+
+  Args:
+    bound: of `models.activation_bytes`.
+    mesh: the mesh.
+    batch_size: rows.
+    lengths: of the batch that needs most; none if there is no batch.
+
+  Raises:
+    ConfigError: there is too little memory, for the bound or, in the block,
+      for what the compiler says.
+  """
+  if not lengths:
+    yield
+    return
+  largest = _LargestBatch(bound, mesh, batch_size, lengths)
+  with multihost.together():
+    largest.check()
+  try:
+    yield
+  except memory.NotEnoughMemoryError as error:
+    raise largest.refusal(error.needed_bytes, error.free_bytes) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _LargestBatch:
+  """The arguments of `must_fit`."""
+
+  bound: Bound
+  mesh: partitioning.LogicalMesh
+  batch_size: int
+  lengths: Sequence[Length]
+
+  def check(self) -> None:
+    """Raises a ConfigError if not even the bounds fit."""
+    needed, free = self._bytes(), memory.device_free_bytes()
+    if free is not None and needed > free:
+      raise self.refusal(needed, free, 'at least ')
+    traced = [length for length in self.lengths if length.is_traced]
+    needed = activation_bytes.tracing_bytes(*(x.tokens for x in traced))
+    free = memory.host_free_bytes()
+    if needed > free:
+      longest = max(traced, key=lambda length: length.tokens)
+      raise errors.ConfigError(
+        f'{longest.reason}; to compile for it takes at least '
+        f'{memory.gibibytes(needed)} of memory on this machine, of which '
+        f'{memory.gibibytes(free)} are free. Give '
+        f'{longest.remedy.format(longest.tokens // 2)}.'
+      )
+
+  def refusal(
+    self, needed: int, free: int, at_least: str = ''
+  ) -> errors.ConfigError:
+    """Says what is too long, and what would fit.
+
+    Args:
+      needed: bytes of a device.
+      free: likewise.
+      at_least: how exact `needed` is.
+    """
+    # What the compiler says is more than the bound, of smaller batches too.
+    ratio = needed / self._bytes()
+
+    def fits(**change):
+      return self._bytes(**change) * ratio <= free
+
+    to_blame = min(
+      range(len(self.lengths)),
+      key=lambda i: self._bytes(lengths=self._shortened(i, 1)),
+    )
+    blamed = self.lengths[to_blame]
+    rows = _largest(
+      lambda size: fits(batch_size=size * self._shards),
+      self.batch_size // self._shards,
+    )
+    tokens = _largest(
+      lambda size: fits(lengths=self._shortened(to_blame, size)), blamed.tokens
+    )
+    remedies = []
+    if tokens:
+      remedies.append(blamed.remedy.format(tokens))
+    if rows:
+      remedies.append(f'--batch_size={rows * self._shards}')
+    advice = f'Give {" or ".join(remedies)}.' if remedies else ''
+    if not rows and self.batch_size > self._shards:
+      advice += f' A batch of {self._shards} does not fit either.'
+    return errors.ConfigError(
+      f'{blamed.reason}; a batch of {self.batch_size} needs {at_least}'
+      f'{memory.gibibytes(needed)} of memory on a device beside the weights, '
+      f'and {memory.gibibytes(free)} are free. {advice.strip()}'
+    )
+
+  @property
+  def _shards(self) -> int:
+    return math.prod(self.mesh.shape[a] for a in partitioning.BATCH_AXES)
+
+  def _shortened(self, index: int, tokens: int) -> list[int]:
+    lengths = [length.tokens for length in self.lengths]
+    lengths[index] = tokens
+    return lengths
+
+  def _bytes(self, *, batch_size=None, lengths=None) -> int:
+    rows = (batch_size or self.batch_size) // self._shards
+    lengths = lengths or [length.tokens for length in self.lengths]
+    return self.bound(rows, self.mesh.shape['tensor'], *lengths)
+
+
+def line_length(
+  kind: str,
+  path: str,
+  lengths: Mapping[int, int],
+  limit: int | None,
+  padded: int,
+  remedy: str,
+) -> Length:
+  """Describes the longest text of a batch.
+
+  Args:
+    kind: `prompt` or `response`.
+    path: the file.
+    lengths: tokens of each, by its index in the file.
+    limit: at which they are cut; None if they are not.
+    padded: to which length they are padded.
+    remedy: as of `Length`.
+  """
+  index = max(lengths, key=lambda i: lengths[i])
+  count = lengths[index]
+  cut = f', cut to {limit:,}' if limit is not None and count > limit else ''
+  reason = f'{path}:{index + 1} has a {kind} of {count:,} tokens{cut}'
+  return Length(padded, reason, remedy)
+
+
+def _largest(fits: Callable[[int], bool], below: int) -> int:
+  """Returns `below`, halved until it fits; 0 if nothing does."""
+  while below and not fits(below):
+    below //= 2
+  return below

@@ -1,0 +1,105 @@
+"""What a device must hold at least, from shapes alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from perlhf_jax.models import reward_model
+from perlhf_jax.models import t5_config
+from perlhf_jax.stages import plan_programs
+from perlhf_jax.stages import roles as roles_lib
+from perlhf_jax.stages import setup_run
+from perlhf_jax.stages import starts
+from perlhf_jax.training import memory
+from perlhf_jax.training import optimizers
+from perlhf_jax.training import partitioning
+from perlhf_jax.training import topologies
+from perlhf_jax.training import train_state
+
+_SEED = 0
+
+
+def held_bytes(
+  config: t5_config.T5Config,
+  arguments: Mapping[str, Any],
+  mesh: partitioning.LogicalMesh,
+) -> int:
+  """Returns the bytes of weights and optimizer states of a device.
+
+  Reward models of reinforcement learning are left out: with LoRA they are
+  adapters, and small.
+
+  Args:
+    config: the model.
+    arguments: of a stage.
+    mesh: the mesh, of devices or abstract.
+  """
+  start = starts.Start(config, None, None)
+  if 'value_optimizer' in arguments:
+    roles = roles_lib.make_roles(
+      start,
+      arguments['lora'],
+      mesh,
+      _SEED,
+      needs_value=arguments['algorithm'].needs_value,
+      only_shapes=True,
+    )
+    trained = {
+      role: (tree, roles.trainable_shardings[role])
+      for role, tree in roles.trainable.items()
+    }
+    configs = {r: arguments[f'{r}_optimizer'] for r in trained}
+    frozen = roles.frozen
+  else:
+    # Heads are small; only the presence of the backbone and adapters counts.
+    run = setup_run.make_run(
+      start,
+      arguments.get('lora'),
+      mesh,
+      _SEED,
+      init_heads=lambda rng: reward_model.init_heads(config, rng),
+      only_shapes=True,
+    )
+    trained = {'model': (run.trainable, run.trainable_shardings)}
+    configs = {'model': arguments.get('optimizer')}
+    frozen = run.frozen
+  total = plan_programs.device_bytes(frozen)
+  for role, (tree, shardings) in trained.items():
+    total += plan_programs.device_bytes(tree)
+    if configs[role] is not None:
+      total += _optimizer_bytes(tree, shardings, configs[role], mesh)
+  return total
+
+
+def _optimizer_bytes(tree, shardings, config, mesh) -> int:
+  optimizer = optimizers.make_optimizer(config, 1)
+  placed = train_state.state_shardings(shardings, tree, optimizer, mesh)
+  shapes = jax.eval_shape(optimizer.init, tree)
+  return plan_programs.device_bytes(
+    partitioning.abstract_arrays(shapes, placed.opt_state)
+  )
+
+
+def free_bytes(
+  topology: topologies.Topology | None, num_devices: int
+) -> tuple[int | None, str]:
+  """Returns what a device has free, and of what machine that is said.
+
+  Args:
+    topology: the slice; None for this machine.
+    num_devices: of the run; this machine answers only for its own.
+  """
+  if topology is not None:
+    return topology.memory_bytes, f'of {topology.name}'
+  if num_devices != jax.device_count():
+    return None, ''
+  return memory.device_free_bytes(), 'here'
+
+
+def readable(count: int) -> str:
+  """Returns bytes as text such as `1.5 GiB`."""
+  for unit, size in (('GiB', 2**30), ('MiB', 2**20)):
+    if count >= size:
+      return f'{count / size:.1f} {unit}'
+  return f'{count / 2**10:.1f} KiB'

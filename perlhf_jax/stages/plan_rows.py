@@ -1,0 +1,130 @@
+"""The rows of a plan, kept in a file as they come, and taken from it again."""
+
+from collections.abc import Mapping, Sequence
+import hashlib
+import os
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from perlhf_jax.core import errors
+from perlhf_jax.core import strict_json
+from perlhf_jax.core import versions
+from perlhf_jax.stages import line_files
+from perlhf_jax.stages import plan_compiling
+from perlhf_jax.stages import plan_programs
+from perlhf_jax.training import partitioning
+
+# What a row is of: topology, tuning, batch size and program.
+Key = tuple[str, str, int, str]
+_KEY_FIELDS = ('topology', 'tuning', 'batch_size', 'program')
+_FINGERPRINT = 'fingerprint'
+# What else the compiler reads.
+_ENVIRONMENT = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')
+
+
+def fingerprint(
+  setting: plan_programs.Setting,
+  partitioner: partitioning.Partitioner,
+  options: Mapping[str, Any],
+) -> str:
+  """Identifies all that a row depends on beside its key.
+
+  Args:
+    setting: its batch size does not count.
+    partitioner: how models and batches are split.
+    options: the compiler's.
+
+  Returns:
+    16 hexadecimal digits, other ones for other versions of the libraries too.
+  """
+  fields = {**vars(setting), 'batch_size': None}
+  parts = [
+    *map(repr, (fields, partitioner, dict(options))),
+    *versions.describe(),
+    *(f'{name}={os.environ.get(name)}' for name in _ENVIRONMENT),
+  ]
+  return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
+
+
+class Rows:
+  """Rows by what they are of; a file has all of them after each."""
+
+  def __init__(
+    self, path: str | None = None, fingerprints: Mapping[str, str] | None = None
+  ):
+    """Takes over the rows of a file that are of the same setting.
+
+    Args:
+      path: the JSON file; None for none.
+      fingerprints: of the settings, by their tuning.
+
+    Raises:
+      ConfigError: the file cannot be written, or holds something else.
+    """
+    self._path = path
+    self._fingerprints = fingerprints or {}
+    self._rows: dict[Key, plan_compiling.Row] = {}
+    if path is not None:
+      line_files.check_output(path)
+      self._take_over(path)
+
+  def get(self, key: Key) -> plan_compiling.Row | None:
+    """Returns the row if it is there."""
+    return self._rows.get(key)
+
+  def add(self, row: plan_compiling.Row) -> plan_compiling.Row:
+    """Adds a row and writes the file; returns it with its fingerprint."""
+    row = {**row, _FINGERPRINT: self._fingerprints.get(row['tuning'])}
+    self._rows[_key(row)] = row
+    self._write(list(self._rows.values()))
+    return row
+
+  def finish(self, rows: Sequence[plan_compiling.Row]) -> None:
+    """Leaves in the file the rows of the answer, without those of a search."""
+    self._write(rows)
+
+  def summary(self) -> str:
+    """Says what an interruption leaves."""
+    if not self._rows:
+      return 'no program was compiled yet.'
+    rows = f'{len(self._rows)} rows are there'
+    if self._path is None:
+      return f'{rows}; with --output=F.json they would have been kept.'
+    return f'{rows}, in {self._path}; the same command goes on from them.'
+
+  def _take_over(self, path: str) -> None:
+    file = epath.Path(path)
+    if not file.exists():
+      return
+    try:
+      rows = strict_json.loads(file.read_text())
+      keys = [_key(row) for row in rows]
+    except (ValueError, TypeError, KeyError) as error:
+      raise errors.ConfigError(
+        f'--output={path} exists and is no file of perlhf plan; it would be '
+        'overwritten. Remove it, or give another name.'
+      ) from error
+    for key, row in zip(keys, rows, strict=True):
+      known = self._fingerprints.get(row['tuning'])
+      if known is not None and row.get(_FINGERPRINT) == known:
+        self._rows[key] = row
+    if self._rows:
+      logging.info('%s: %d rows are taken over.', path, len(self._rows))
+    others = len(rows) - len(self._rows)
+    if others:
+      logging.warning(
+        '%s: %d rows are of another setting, or of another version of the '
+        'libraries; they are not used, and give way to those of this run.',
+        *(path, others),
+      )
+
+  def _write(self, rows: Sequence[plan_compiling.Row]) -> None:
+    if self._path is not None:
+      text = strict_json.dumps(list(rows), indent=2) + '\n'
+      line_files.write_text(self._path, [text])
+
+
+def _key(row: plan_compiling.Row) -> Key:
+  return tuple(row[field] for field in _KEY_FIELDS)

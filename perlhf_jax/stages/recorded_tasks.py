@@ -1,0 +1,51 @@
+"""The task of a checkpoint, found again without being told where it is."""
+
+import dataclasses
+
+from absl import logging
+
+from perlhf_jax.core import errors
+from perlhf_jax.data import dataset_config
+from perlhf_jax.data import task_modules
+from perlhf_jax.stages import run_metadata
+from perlhf_jax.training import multihost
+
+
+def with_module(
+  dataset: dataset_config.DatasetConfig,
+  metadata: run_metadata.RunMetadata,
+  where: str,
+) -> dataset_config.DatasetConfig:
+  """Imports the module that registered the task of a checkpoint.
+
+  Nothing is imported if the data set is of another task, or names a module
+  itself, or the task is one of ours.
+
+  Args:
+    dataset: what is to be read.
+    metadata: of the checkpoint.
+    where: it is, for messages.
+
+  Returns:
+    The data set, which names that module.
+
+  Raises:
+    ConfigError: the module cannot be imported; on every process.
+  """
+  module, task = metadata.module, metadata.task
+  is_needed = module and not dataset.module
+  if not is_needed or dataset.mixture_or_task_name != task:
+    return dataset
+  logging.info(
+    'Importing the module %s: as %s says, it registers the task %s, and no '
+    'other MIXTURE_OR_TASK_MODULE is given.',
+    *(module, where, task),
+  )
+  with multihost.together():
+    try:
+      task_modules.import_tasks(module)
+    except errors.ConfigError as error:
+      raise errors.ConfigError(
+        f'{where} was trained on the task {task!r}. {error}'
+      ) from error
+  return dataclasses.replace(dataset, module=module)
