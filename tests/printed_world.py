@@ -96,6 +96,8 @@ _SMALL: Mapping[str, Any] = {
   'EVAL_PERIOD': 2,
   'CHECKPOINT_PERIOD': 2,
   'REPEATS': 1,
+  # tests/data/cached_tasks_test.py makes caches.
+  'USE_CACHED_TASKS': False,
   # Constants of programs, which are then compiled once for all.
   'LEARNING_RATE': 1e-3,
   'VALUE_LEARNING_RATE': 1e-3,
@@ -148,6 +150,7 @@ class World:
     self.calls: list[list[str]] = []
     self.failures: list[Failure] = []
     self._outside = folder
+    self._buckets = f'{folder}/buckets/'
     self._only_check = False
     self.folder.mkdir(parents=True)
     self._write_models()
@@ -241,7 +244,12 @@ class World:
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
       contextlib.chdir(request['folder']),
-      _environment(request['environment']),
+      _environment(
+        {
+          name: value.replace('gs://', self._buckets)
+          for name, value in request['environment'].items()
+        }
+      ),
       contextlib.redirect_stdout(stdout),
       contextlib.redirect_stderr(stderr),
     ):
@@ -250,12 +258,11 @@ class World:
           # Scripts make tables of what was not run here.
           code = _run_python(arguments) if is_typed else 0
         elif not is_typed:
-          code = check(arguments)
-          _leave_result(arguments)
-        elif self._only_check or '--gin.USE_CACHED_TASKS=True' in arguments:
-          code = check(arguments)
+          code = self._answer_script(arguments)
         else:
-          code = check(arguments) or main.run(small(arguments))
+          code = parse(arguments)
+          if not code and not self._only_check:
+            code = main.run(small(arguments))
       except Exception:
         traceback.print_exc()
         code = 1
@@ -269,9 +276,17 @@ class World:
       self.failures.append(Failure(request['place'], command, output))
     return {
       'code': code,
-      'stdout': stdout.getvalue(),
+      'stdout': stdout.getvalue().replace(self._buckets, 'gs://'),
       'stderr': stderr.getvalue(),
     }
+
+  def _answer_script(self, arguments: Sequence[str]) -> int:
+    """Checks what a launcher wants checked; parses what a script runs."""
+    if '--check' in arguments:
+      # Its buckets are folders here.
+      return main.run([a.replace('gs://', self._buckets) for a in arguments])
+    _leave_result(arguments)
+    return parse(arguments)
 
   def _note_other_failures(self) -> None:
     """Adds the commands that the shell saw failing and we did not."""
@@ -301,16 +316,19 @@ class World:
 
   def _write_data(self) -> None:
     """Puts weights and data where documents say that a reader has them."""
-    path_to = self._outside / 'path' / 'to'
-    shared = self._outside / 'shared'
-    data = path_to / 'data'
-    data.mkdir(parents=True)
-    shared.mkdir()
-    for name in 'flan-t5-base', 'flan-t5-xl', 'model':
-      for folder in path_to, shared:
+    buckets = self._outside / 'buckets'
+    for folder in (
+      self._outside / 'path' / 'to',
+      self._outside / 'shared',
+      buckets / 'my-bucket',
+      buckets / 'my-perlhf-project-runs',
+    ):
+      data = folder / 'data'
+      data.mkdir(parents=True)
+      for name in 'flan-t5-base', 'flan-t5-xl', 'model':
         (folder / name).symlink_to(_TESTS / 'golden' / 'hf_pali' / 't5')
-    for source in (_TESTS / 'tasks' / 'fixtures').glob('*/*'):
-      (data / source.name).symlink_to(source)
+      for source in (_TESTS / 'tasks' / 'fixtures').glob('*/*'):
+        (data / source.name).symlink_to(source)
 
   def _write_tools(self) -> None:
     """Writes the stand-ins."""
@@ -369,8 +387,8 @@ def small(arguments: Sequence[str]) -> list[str]:
   return [name, *rest, *extra]
 
 
-def check(arguments: Sequence[str]) -> int:
-  """Checks a command line and its configuration without running it."""
+def parse(arguments: Sequence[str]) -> int:
+  """Reads a command line and its gin files, and nothing that they name."""
   name, *rest = arguments
   if name not in commands.COMMANDS or '--help' in rest:
     return main.run(arguments)
@@ -404,6 +422,7 @@ def _small_plan(arguments: Sequence[str]) -> list[str]:
   return [
     *(a.partition(',')[0] for a in topologies),
     "--gin.TUNINGS=('lora',)",
+    '--gin.MESH_SHAPE=(1, -1, 1)',
     f'--gin.TASK_FEATURE_LENGTHS={_LENGTHS}',
   ]
 
