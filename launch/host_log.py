@@ -75,7 +75,11 @@ def run(folder: str, command: Sequence[str]) -> int:
     local = os.path.join(local_folder, name)
     with open(local, 'wb', buffering=0) as file:
       process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        # It holds run.lock as well, for as long as it has the accelerator.
+        close_fds=False,
       )
       for number in signal.SIGTERM, signal.SIGINT:
         signal.signal(number, lambda number, _: process.send_signal(number))

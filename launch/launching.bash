@@ -161,7 +161,7 @@ guess_written() {
     case "${command[1]} $word" in
       *' --gin.MODEL_DIR='* | *' --gin.OUTPUT='* | *' --output='* | \
         'evaluate --checkpoint='* | 'evaluate --gin.CHECKPOINT_PATH='*)
-        written+=("$(tr -d "\"' " <<<"${word#*=}")")
+        written+=("$(tr -d ' \042\047' <<<"${word#*=}")")
         ;;
     esac
   done

@@ -90,7 +90,10 @@ CHECK_FLAGS = (
     bool,
     default=False,
   ),
-  Flag('topology', 'with --check: the slice of Cloud TPU that it is for'),
+  Flag(
+    'topology',
+    'with --check: the slice of Cloud TPU that it is for, such as v5e-16',
+  ),
   Flag('num_devices', 'with --check: the devices that it is for', int),
 )
 

@@ -88,7 +88,8 @@ COMMANDS: Mapping[str, Command] = {
       Flag('checkpoint', _CHECKPOINT, required=True),
       Flag(
         'input',
-        'a .jsonl file of lines {"prompt": ..., "response": ...}',
+        'a .jsonl file of lines {"prompt": ..., "response": ...}, of'
+        ' several responses in a list too',
         required=True,
         argument='input_path',
       ),
@@ -100,8 +101,17 @@ COMMANDS: Mapping[str, Command] = {
       ),
       Flag('batch_size', 'responses a step', int, default=32),
       Flag('base_checkpoint', _BASE),
-      Flag('prompt_length', "longest prompt; default: the training's", int),
-      Flag('response_length', "longest response; default: the training's", int),
+      Flag(
+        'prompt_length',
+        "longest prompt; default: the training's for a reward model, none for a"
+        ' language model',
+        int,
+      ),
+      Flag(
+        'response_length',
+        "longest response, of reward models only; default: the training's",
+        int,
+      ),
       _MESH_SHAPE,
     ),
     on_hosts=True,
@@ -149,11 +159,21 @@ COMMANDS: Mapping[str, Command] = {
         int,
         default=1,
       ),
-      Flag('max_length', "longest response; default: the training's", int),
+      Flag(
+        'max_length',
+        "longest response; default: the training's, 128 for a Hugging Face"
+        ' directory',
+        int,
+      ),
       Flag('seed', 'of the sampling', int, default=0, minimum=0),
       Flag('batch_size', 'prompts a step', int, default=32),
       Flag('base_checkpoint', _BASE),
-      Flag('prompt_length', "longest prompt; default: the training's", int),
+      Flag(
+        'prompt_length',
+        "longest prompt; default: the training's, none for a Hugging Face"
+        ' directory',
+        int,
+      ),
       _MESH_SHAPE,
     ),
     on_hosts=True,
@@ -201,7 +221,7 @@ COMMANDS: Mapping[str, Command] = {
     flags=(
       Flag(
         'topology',
-        'slices of Cloud TPU, with commas between',
+        'slices of Cloud TPU, with commas between; 2xv5e-16 is two in one run',
         macro='TOPOLOGY',
       ),
       Flag(
@@ -209,7 +229,11 @@ COMMANDS: Mapping[str, Command] = {
         'batch_size: the largest batch that fits; topology: the smallest slice',
         macro='SEARCH',
       ),
-      Flag('output', 'a JSON file for the rows', macro='OUTPUT'),
+      Flag(
+        'output',
+        'a JSON file, kept after every row; the same command goes on from it',
+        macro='OUTPUT',
+      ),
     ),
     gin_file='gin/runs/plan.gin',
   ),

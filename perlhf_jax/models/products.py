@@ -5,6 +5,15 @@ lost where it is smaller than half a step of that rounding: of an adapter's
 update of 1e-4 of the output 6% arrived. Dense layers therefore add up in
 float32, in which the hardware accumulates products anyway, and round once, in
 `rounded`.
+
+What it costs: the float32 sum of one layer at a time. A LoRA reward step of
+T5 1.1 base in bfloat16, compiled for v5e-4 (16 pairs of 512 and 64 tokens),
+has a peak of 2,975 MiB a device, against 2,970 if each product is rounded; with
+remat_policy='minimal' 762 against 1,038, because one array is kept where
+there were the product and the update. With a `tensor` axis the devices' parts
+of an adapted `out` projection are summed in float32, twice bfloat16's traffic.
+XLA sums those of an unadapted one in bfloat16 still, so that there adapters of
+zero can change an output by a rounding.
 """
 
 from typing import Any

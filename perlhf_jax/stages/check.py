@@ -187,7 +187,7 @@ class _Check:
     if path is None:
       if 'dataset' in values:
         starts.check_from_scratch(model, vocabulary, lora, vit_path)
-    elif not self._skips('INITIAL_CHECKPOINT_PATH', path):
+    elif not self._skips('INITIAL_CHECKPOINT_PATH', path, reads=True):
       self._config, self._vocabulary = self._peek_start(path)
     if lora is not None and self._config is not None:
       paths = encoder_decoder.dense_module_paths(self._config)
@@ -204,6 +204,7 @@ class _Check:
       )
     config, vit_path = peeked.config, self._get('initial_vit_path')
     if vit_path is not None:
+      self._report.reads(vit_path)
       config = checkpoint_peek.with_vit(peeked, vit_path)
     vocabulary = peeked.vocabulary or self._get('vocabulary')
     config = starts.match(
@@ -237,7 +238,7 @@ class _Check:
           self._peek(name, path, is_reward_model)
 
   def _peek(self, name, path, is_reward_model) -> None:
-    if self._skips(name, path):
+    if self._skips(name, path, reads=True):
       return
     peeked = checkpoint_peek.peek(path)
     if is_reward_model is not None:
@@ -300,7 +301,7 @@ class _Check:
   def _check_lines(self) -> None:
     """Looks at the lines that `score` and `generate` read."""
     path = self._get('input_path')
-    if path is None or self._skips('input', path):
+    if path is None or self._skips('input', path, reads=True):
       return
     needed = (
       ('prompt', 'response') if 'seed' not in self._values else ('prompt',)
@@ -326,8 +327,10 @@ class _Check:
       )
     self._report.ok('memory', f'{text}; activations come on top')
 
-  def _skips(self, what: str, path: str | None) -> bool:
+  def _skips(self, what: str, path: str | None, *, reads: bool = False) -> bool:
     """Says that something cannot be looked at from here, if it cannot."""
+    if reads:
+      self._report.reads(path)
     reason = check_report.unreachable(path)
     if reason is not None:
       self._report.skipped(what, reason)

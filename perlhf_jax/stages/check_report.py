@@ -32,6 +32,10 @@ class Report:
     """Prints a path that the command writes; launchers read this line."""
     self._say(f'writes: {path}')
 
+  def reads(self, path: str) -> None:
+    """Prints a path that the command reads; launchers read this line."""
+    self._say(f'reads: {path}')
+
   @contextlib.contextmanager
   def part(self) -> Iterator[None]:
     """Collects the mistake that ends a block, so that others are found too."""

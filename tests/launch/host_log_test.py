@@ -107,6 +107,18 @@ def test_a_bucket_that_cannot_be_written_is_one_line_and_no_end(tmp_path):
   assert stderr.count('\n') == 1
 
 
+def test_the_command_holds_the_lock_too(tmp_path):
+  subprocess.run(
+    [
+      *('bash', '-c', 'exec 9>"$0/lock"; "$@"', tmp_path),
+      *(sys.executable, SCRIPT, tmp_path / 'logs'),
+      *('bash', '-c', 'echo held >&9'),
+    ],
+    check=True,
+  )
+  assert (tmp_path / 'lock').read_text() == 'held\n'
+
+
 def test_the_copy_goes_into_buckets_too(monkeypatch, tmp_path):
   ram_bucket.mount(monkeypatch, tmp_path)
   monkeypatch.syspath_prepend(SCRIPT.parent)

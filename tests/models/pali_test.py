@@ -233,6 +233,23 @@ def test_all_of_a_t5_is_tuned_or_nothing():
     assert tuned_params.keeps_any(tiny_models.CONFIG, lora=is_lora) == is_lora
 
 
+def test_what_tuning_adds_to_the_pre_trained_weights(params):
+  flat = tree_paths.flatten({'params': params})
+  added = set(filter(tuned_params.is_added, flat))
+  assert added == {
+    'params/image_projection/kernel',
+    'params/image_projection/bias',
+  }
+  assert not any(
+    map(
+      tuned_params.is_added,
+      tree_paths.flatten({'params': tiny_models.params()}),
+    )
+  )
+  lora = 'lora/encoder/layers_0/attention/query/lora/lora_a'
+  assert all(map(tuned_params.is_added, (lora, 'heads/value/kernel')))
+
+
 def test_scores_depend_on_the_image_and_not_on_the_batch(params):
   model = reward_model.RewardModel(encoder_decoder.make_model(CONFIG))
   head = {'kernel': np.ones((CONFIG.emb_dim, 1)), 'bias': np.zeros(1)}

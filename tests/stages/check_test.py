@@ -44,6 +44,7 @@ def test_a_run_that_can_start(capsys, folder):
   assert 'mesh: (data, fsdp, tensor) = (1, 1, 1) on 1 device(s)' in out
   assert 'writes: runs/rm\n' in out
   assert 'runs/sft is an SFT model, full tuning, step 2' in out
+  assert 'reads: runs/sft\n' in out
   assert 'LoRA: 12 layers adapted' in out
   assert 'demo_rm/train: pairwise, first 48 rows read' in out
   assert 'demo_rm/validation: pairwise' in out
@@ -109,7 +110,9 @@ def test_evaluation_scores_and_responses(capsys, folder):
   runs.write_rows(folder / 'in.jsonl', [{'prompt': 'a'}])
   lines = ('--checkpoint=runs/sft', '--input=in.jsonl', '--output=out.jsonl')
   assert main.run(['generate', *lines, '--check']) == 0
-  assert 'in.jsonl has 1 lines' in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert 'in.jsonl has 1 lines' in out
+  assert 'reads: in.jsonl\n' in out and 'writes: out.jsonl\n' in out
   assert main.run(['score', *lines, '--check']) == 2
   assert "in.jsonl:1 has no string 'response'" in capsys.readouterr().err
   assert not (folder / 'out.jsonl').exists()
