@@ -15,7 +15,7 @@ from perlhf_jax import commands
 # Fenced blocks that are shown and not typed: outputs, and an image's recipe.
 _SHOWN = ('', 'dockerfile')
 _FENCE = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-_INLINE = re.compile(r'`((?:perlhf|launch/\w+\.sh)\s[^`]*)`')
+_INLINE = re.compile(r'`((?:\w+=\S+\s)?(?:perlhf|launch/\w+\.sh)\s[^`]*)`')
 # A file's name in the first line of a block: `# my_tasks.py, anywhere ...`.
 _FILE = re.compile(r'# ([\w/]+\.(?:py|gin))\b')
 # How a command begins in the comment at the top of a file.
