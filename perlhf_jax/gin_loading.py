@@ -20,6 +20,7 @@ import gin
 from perlhf_jax import gin_checks
 from perlhf_jax import gin_scan
 from perlhf_jax.core import errors
+from perlhf_jax.core import user_code
 
 
 class Binding(NamedTuple):
@@ -165,13 +166,19 @@ def _import(statement: gin_scan.Import) -> None:
   module = statement.module
   try:
     importlib.import_module(module)
-  except ModuleNotFoundError as error:
-    # A module that exists but lacks one of its own is no matter of gin's.
-    if not error.name or not f'{module}.'.startswith(f'{error.name}.'):
+  except Exception as error:
+    is_missing = isinstance(error, ModuleNotFoundError) and error.name
+    if is_missing and f'{module}.'.startswith(f'{error.name}.'):
+      raise errors.ConfigError(
+        f'{statement.place}: no module {error.name} to import; is it misspelt, '
+        'or its folder missing from PYTHONPATH?'
+      ) from error
+    # A fault of our own keeps its traceback.
+    if module.startswith('perlhf_jax.') or isinstance(error, errors.UserError):
       raise
     raise errors.ConfigError(
-      f'{statement.place}: no module {error.name} to import; is it misspelt, '
-      'or its folder missing from PYTHONPATH?'
+      f'{statement.place}: the module {module} cannot be imported: '
+      f'{user_code.describe(error)}'
     ) from error
 
 

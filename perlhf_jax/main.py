@@ -23,6 +23,7 @@ from perlhf_jax.command_line import Arguments
 from perlhf_jax.command_line import Command
 from perlhf_jax.core import errors
 from perlhf_jax.core import operative_config
+from perlhf_jax.core import user_code
 
 _HELP = ('--help', '-h')
 
@@ -43,10 +44,10 @@ def run(
   try:
     _run(argv, commands)
   except errors.UserError as error:
-    print(f'perlhf: error: {_plain_message(error)}', file=sys.stderr)
+    print(f'perlhf: error: {user_code.original(error)}', file=sys.stderr)
     return 2
   except errors.PreemptedError as error:
-    print(f'perlhf: {_plain_message(error)}', file=sys.stderr)
+    print(f'perlhf: {user_code.original(error)}', file=sys.stderr)
     return errors.GOES_ON
   except KeyboardInterrupt:
     print('perlhf: interrupted', file=sys.stderr)
@@ -56,7 +57,6 @@ def run(
 
 def cli() -> None:
   """Runs this process's own command line and exits."""
-  logs.silence_native_libraries()
   logs.show()
   # So that MIXTURE_OR_TASK_MODULE finds a file of the current folder. Last,
   # so that no file there hides a library.
@@ -148,21 +148,6 @@ def _find(name: str, commands: Mapping[str, Command]) -> Command:
 def _function(command: Command):
   """Imports a command's function; takes seconds for those that read data."""
   return getattr(importlib.import_module(command.module), command.function)
-
-
-def _plain_message(error: BaseException) -> str:
-  """Gives an error's own message, without the call sites that gin appends.
-
-  Gin raises a copy of an exception that passes through a configurable; the
-  copy's class derives from the original's and has its name.
-  """
-  original = error.__context__
-  while (
-    type(error).__base__ is type(original)
-    and type(error).__name__ == type(original).__name__
-  ):
-    error, original = original, original.__context__
-  return str(error)
 
 
 if __name__ == '__main__':

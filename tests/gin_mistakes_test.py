@@ -161,7 +161,9 @@ def test_misspelt_import(capsys, tmp_path):
   assert 'run.gin, line 3: no module fake_satge' in message
 
 
-def test_a_fault_inside_an_import_keeps_its_traceback(tmp_path, monkeypatch):
+def test_a_fault_inside_an_import_is_named_by_its_line(
+  tmp_path, monkeypatch, capsys
+):
   monkeypatch.syspath_prepend(tmp_path)
   (tmp_path / 'broken_module.py').write_text('import module_that_is_missing\n')
   (tmp_path / 'run.gin').write_text(
@@ -169,8 +171,12 @@ def test_a_fault_inside_an_import_keeps_its_traceback(tmp_path, monkeypatch):
       'import fake_stage', 'import fake_stage\nimport broken_module'
     )
   )
-  with pytest.raises(ModuleNotFoundError, match='module_that_is_missing'):
-    main.run(['train', *fake_commands.GIVEN], fake_commands.COMMANDS)
+  message = fake_commands.error(capsys, 'train', *fake_commands.GIVEN)
+  assert (
+    'run.gin, line 4: the module broken_module cannot be imported' in message
+  )
+  assert "No module named 'module_that_is_missing'" in message
+  assert 'broken_module.py:1' in message
 
 
 def test_the_run_file_is_read_first_whatever_else_is_given(tmp_path):

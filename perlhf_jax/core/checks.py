@@ -33,6 +33,7 @@ import typing_extensions
 from perlhf_jax.core import errors
 
 _UNIONS = (Union, types.UnionType)
+_PLAIN = (str, bytes, int, float, list, tuple, dict, type(None))
 _Function = TypeVar('_Function', bound=Callable[..., Any])
 
 # Stands for a value that is not known yet, such as what a gin reference makes:
@@ -117,7 +118,7 @@ def check(name: str, value: Any, annotation: Any) -> None:
     return
   shown = value if isinstance(value, type) else repr(value)
   raise errors.ConfigError(
-    f'{name} is {shown}; it must be {_wanted(annotation, value)}.'
+    f'{name} is {shown}; it must be {_wanted(annotation)}.'
   )
 
 
@@ -221,22 +222,23 @@ def _is_instance(value, annotation, origin, args) -> bool:
       for key, item in value.items()
     )
   if typing_extensions.is_protocol(kind):
-    return not inspect.isclass(value) and not _missing(value, kind)
+    # What an object lacks, those who take it say better.
+    return not isinstance(value, _PLAIN)
   return isinstance(value, kind)
 
 
-def _wanted(annotation: Any, value: Any) -> str:
+def _wanted(annotation: Any) -> str:
   """Says what an annotation allows."""
   origin, args = get_origin(annotation), get_args(annotation)
   if origin is Annotated:
     bounds = ' '.join(map(str, args[1:]))
     if get_origin(args[0]) in _UNIONS:
       first, *others = get_args(args[0])
-      rest = ''.join(f' or {_wanted(each, value)}' for each in others)
-      return f'{_bounded(first, bounds, value)}{rest}'
-    return _bounded(args[0], bounds, value)
+      rest = ''.join(f' or {_wanted(each)}' for each in others)
+      return f'{_bounded(first, bounds)}{rest}'
+    return _bounded(args[0], bounds)
   if origin in _UNIONS:
-    return ' or '.join(_wanted(each, value) for each in args)
+    return ' or '.join(_wanted(each) for each in args)
   names = {
     None: 'None',
     type(None): 'None',
@@ -250,40 +252,29 @@ def _wanted(annotation: Any, value: Any) -> str:
   if kind in names:
     return names[kind]
   if kind in (Sequence, list, tuple):
-    return _wanted_sequence(kind, args, value)
+    return _wanted_sequence(kind, args)
   if inspect.isclass(kind) and issubclass(kind, Mapping):
-    items = f' of {_wanted(args[1], value)} by name' if args else ''
+    items = f' of {_wanted(args[1])} by name' if args else ''
     return f'a dict{items}'
   name = getattr(kind, '__name__', str(kind))
   article = 'an' if name[0] in 'AEIO' else 'a'
-  lacking = _missing(value, kind) if typing_extensions.is_protocol(kind) else []
-  if inspect.isclass(value) and typing_extensions.is_protocol(kind):
-    return f'{article} {name}, made of the class: {value.__name__}()'
-  if lacking and not isinstance(value, str | int | float | list | tuple | dict):
-    return f'{article} {name}, which has {", ".join(lacking)} too'
   return f'{article} {name} (in gin, @name() of a class that makes one)'
 
 
-def _bounded(annotation: Any, bounds: str, value: Any) -> str:
+def _bounded(annotation: Any, bounds: str) -> str:
   """Says what an annotation with bounds allows."""
   if bounds.startswith('one of'):
     return bounds
-  return f'{_wanted(annotation, value)} {bounds}'
+  return f'{_wanted(annotation)} {bounds}'
 
 
-def _wanted_sequence(kind, args, value) -> str:
+def _wanted_sequence(kind, args) -> str:
   if not args:
     return 'a list'
   if kind is tuple and args[-1] is not Ellipsis:
-    parts = ', '.join(_wanted(each, value) for each in args)
+    parts = ', '.join(_wanted(each) for each in args)
     return f'a tuple of {len(args)}: ({parts})'
-  return f'a list, each item {_wanted(args[0], value)}'
-
-
-def _missing(value: Any, protocol: type) -> list[str]:
-  """Lists the attributes of a protocol that a value lacks."""
-  members = typing_extensions.get_protocol_members(protocol)
-  return sorted(name for name in members if not hasattr(value, name))
+  return f'a list, each item {_wanted(args[0])}'
 
 
 def _is_number(value: Any) -> bool:

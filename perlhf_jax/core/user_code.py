@@ -53,9 +53,25 @@ def describe(error: BaseException) -> str:
     the innermost one that is neither ours nor a library's, or the one by which
     we called a library; of a mistake in writing, the line that cannot be read.
   """
+  error = original(error)
   text = error.msg if isinstance(error, SyntaxError) else str(error)
   what = f'{type(error).__name__}: {text}' if text else type(error).__name__
   return f'{what} {line_of(error)}'.rstrip()
+
+
+def original(error: BaseException) -> BaseException:
+  """Returns the error that was raised, without the call sites that gin appends.
+
+  Gin raises a copy of an exception that passes through a configurable; the
+  copy's class derives from the original's and has its name.
+  """
+  inner = error.__context__
+  while (
+    type(error).__base__ is type(inner)
+    and type(error).__name__ == type(inner).__name__
+  ):
+    error, inner = inner, inner.__context__
+  return error
 
 
 def line_of(error: BaseException) -> str:
@@ -67,6 +83,7 @@ def line_of(error: BaseException) -> str:
   Returns:
     As in `describe`; empty if there is none.
   """
+  error = original(error)
   if isinstance(error, SyntaxError) and error.filename:
     place = f'{_shown(error.filename)}:{error.lineno}'
     return f'({place}: {(error.text or "").strip()})'

@@ -6,7 +6,7 @@ and what a device must hold at least. Launchers run it before they rent
 anything. What lies in a bucket that does not answer is skipped, and said.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import inspect
@@ -15,6 +15,7 @@ import pathlib
 from typing import Any
 
 from absl import logging
+from etils import epath
 import jax
 
 from perlhf_jax.core import checks
@@ -28,6 +29,7 @@ from perlhf_jax.stages import check_report
 from perlhf_jax.stages import checkpoint_peek
 from perlhf_jax.stages import evaluate
 from perlhf_jax.stages import line_files
+from perlhf_jax.stages import model_dirs
 from perlhf_jax.stages import starts
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import topologies
@@ -76,14 +78,23 @@ def check(
     # An accelerator of this machine is not what is asked about.
     jax.config.update('jax_platforms', 'cpu')
   report = check_report.Report()
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.WARNING)
-  with report.part(), contextlib.ExitStack() as stack:
-    stack.callback(logging.set_verbosity, verbosity)
+  with report.part(), _quiet():
     checks.check_arguments(function, values)
     report.ok('arguments', f'{len(arguments)} of {function.__name__}')
     _Check(report, values, topology, num_devices).run()
   report.finish()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Hides what the parts of a run log as if it had begun."""
+  logger = logging.get_absl_logger()
+  level = logger.level
+  logger.setLevel('WARNING')
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
 
 
 class _Check:
@@ -162,10 +173,9 @@ class _Check:
       return
     if '://' not in model_dir:
       _check_writable(model_dir)
-    held = None
-    with contextlib.suppress(errors.CheckpointError):  # Nothing is there yet.
-      held = checkpoint_peek.peek(model_dir)
-    if held is None or held.metadata is None:
+    train_steps = self._get('loop').train_steps
+    held = model_dirs.find(epath.Path(model_dir), train_steps)
+    if held.metadata is None:
       self._report.ok('MODEL_DIR', f'{model_dir} can be written')
       return
     task = self._get('dataset').mixture_or_task_name
@@ -174,7 +184,10 @@ class _Check:
         f'MODEL_DIR {model_dir} already holds another run: its task is '
         f'{held.metadata.task}, this run has {task}. Give another MODEL_DIR.'
       )
-    self._report.ok('MODEL_DIR', f'{model_dir} goes on from {held}')
+    self._report.ok(
+      'MODEL_DIR',
+      f'{model_dir} holds step {held.step}, from which the run goes on',
+    )
 
   def _check_start(self) -> None:
     if 'initial_checkpoint_path' not in self._values:

@@ -112,8 +112,9 @@ class ModelDir:
         return earlier, operative_config.changes(earlier, text)
       except (SyntaxError, ValueError, tokenize.TokenError) as error:
         raise errors.CheckpointError(
-          f'{path}, the configuration of the steps in MODEL_DIR, is no gin any '
-          f'more ({error}). Correct it, or move it away to go on without it.'
+          f'{path}, the configuration of the steps in MODEL_DIR, cannot be '
+          f'read as gin ({error}). Correct it, or move it away to go on '
+          'without it.'
         ) from error
 
   def _write_config(self, text: str, earlier: str | None) -> None:
@@ -160,16 +161,27 @@ def prepare(model_dir: str, train_steps: int) -> ModelDir:
     train_steps: updates in all.
 
   Raises:
-    CheckpointError: it cannot be written to, or holds more steps than are
-      wanted.
+    CheckpointError: it cannot be written to, or as `find`.
   """
-  path = checkpoints.prepare_model_dir(model_dir)
+  return find(checkpoints.prepare_model_dir(model_dir), train_steps)
+
+
+def find(path: epath.Path, train_steps: int) -> ModelDir:
+  """Finds what an earlier start left in a folder, which need not be there.
+
+  Args:
+    path: MODEL_DIR.
+    train_steps: updates in all.
+
+  Raises:
+    CheckpointError: it holds more steps than are wanted.
+  """
   with multihost.together():
     newest = checkpoints.newest_step(path)
     step = None if newest is None else int(newest.name)
     if step is not None and step > train_steps:
       raise errors.CheckpointError(
-        f'TRAIN_STEPS is {train_steps}, but MODEL_DIR {model_dir} already '
+        f'TRAIN_STEPS is {train_steps}, but MODEL_DIR {path} already '
         f'holds step {step}. Give TRAIN_STEPS={step} or more to go on with '
         'that run, or another MODEL_DIR to begin a new one.'
       )

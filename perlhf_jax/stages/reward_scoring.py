@@ -110,6 +110,7 @@ def collect(
   return {name: np.concatenate(parts) for name, parts in collected.items()}
 
 
+@np.errstate(invalid='ignore')  # A NaN score makes metrics NaN: no news.
 def reward_metrics(
   columns: Mapping[str, np.ndarray], objective: str
 ) -> dict[str, float]:

@@ -3,6 +3,7 @@ import importlib
 import json
 import sys
 
+import gin
 import pytest
 
 from perlhf_jax.core import strict_json
@@ -100,3 +101,17 @@ def test_places(module):
 )
 def test_names(function, name):
   assert user_code.name_of(function) == f'{__name__}.{name}'
+
+
+def test_what_gin_appends_is_left_out(module):
+  gin.clear_config()
+  gin.parse_config(
+    'from __gin__ import dynamic_registration\n'
+    'import their_code\n'
+    'their_code.deep.record = {}\n'
+  )
+  assert _error(gin.get_configurable(module.deep)) == (
+    "KeyError: 'no such field' (their_code.py:10, in shallow: "
+    "return record['no such field'])"
+  )
+  gin.clear_config()

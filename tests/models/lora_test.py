@@ -14,7 +14,6 @@ from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import layers
 from perlhf_jax.models import lora
 from perlhf_jax.models import t5
-from perlhf_jax.models import t5_config
 from perlhf_jax.training import layer_layout
 
 CONFIG = tiny_models.CONFIG
@@ -163,7 +162,7 @@ def test_adapters_start_random_times_zero(initialised):
   assert not np.array_equal(firsts[0], firsts[1])
 
 
-@pytest.mark.parametrize('dtype', t5_config.DTYPES)
+@pytest.mark.parametrize('dtype', ('float32', 'bfloat16'))
 def test_zero_adapters_leave_logits_bit_identical(initialised, dtype):
   (bare, adapted), adapters = initialised
   config = dataclasses.replace(CONFIG, dtype=dtype)

@@ -97,7 +97,10 @@ def test_a_model_that_does_not_fit(capsys):
 def test_a_run_that_goes_on(capsys):
   arguments = runs.arguments('train_sft', 'none', 'runs/sft', 'demo_sft')
   assert main.run([*arguments, '--check']) == 0
-  assert 'runs/sft goes on from an SFT model' in capsys.readouterr().out
+  assert 'runs/sft holds step 2, from which the run' in capsys.readouterr().out
+  shorter = runs.arguments('train_sft', 'none', 'runs/sft', 'demo_sft', steps=1)
+  assert main.run([*shorter, '--check']) == 2
+  assert 'already holds step 2' in capsys.readouterr().err
   other = runs.arguments('train_sft', 'none', 'runs/sft', 'demo_vqa_sft')
   assert main.run([*other, '--check']) == 2
   assert 'already holds another run' in capsys.readouterr().err

@@ -254,7 +254,7 @@ CASES = (
   ),
   # Reinforcement learning.
   (_train(_POLICY, "--gin.ALGORITHM='ppo'"), ("ALGORITHM is 'ppo'", '@name()')),
-  (_train(_POLICY, '--gin_file=class.gin'), ('Ppo()',)),
+  (_train(_POLICY, '--gin_file=class.gin'), ('the class Ppo', 'brackets')),
   (
     _train(_POLICY, '--gin_file=half.gin'),
     ('HalfAnAlgorithm', 'loss', 'targets', 'kl_estimator'),

@@ -141,5 +141,5 @@ def test_a_start_that_saved_nothing_is_replaced_and_said(tmp_path, log):
 
 def test_a_damaged_configuration_is_named(folder):
   (folder / 'config.gin').write_text('LEARNING_RATE = (1,')
-  with pytest.raises(errors.CheckpointError, match=r'config.gin.* is no gin'):
+  with pytest.raises(errors.CheckpointError, match='cannot be read as gin'):
     _resume(folder, 6, CONFIG)

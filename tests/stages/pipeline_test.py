@@ -1,6 +1,8 @@
 """SFT, reward models, evaluation and scoring, as a user runs them."""
 
 import json
+import logging as python_logging
+import re
 import shutil
 
 import numpy as np
@@ -9,8 +11,10 @@ import runs
 
 from perlhf_jax import main
 from perlhf_jax.core import errors
+from perlhf_jax.core import strict_json
 from perlhf_jax.core import tree_paths
 from perlhf_jax.stages import backbones
+from perlhf_jax.stages import score as score_lib
 from perlhf_jax.training import checkpoints
 from perlhf_jax.training import partitioning
 
@@ -118,6 +122,74 @@ def test_log_probabilities_sum_to_one_over_the_vocabulary(root, tmp_path, name):
     tmp_path,
   )
   assert sum(np.exp(row['logprob']) for row in ones) < 1
+
+
+@pytest.mark.parametrize('name', ['lora', 'sft'])
+def test_a_list_of_responses_gets_a_list_of_scores(root, tmp_path, name):
+  rows = [
+    {'prompt': PROMPT, 'response': [ROWS[1]['response'], 'lamp', 'gym']},
+    ROWS[2],
+    {'prompt': PROMPT, 'response': ['rent']},
+  ]
+  flat = [
+    {'prompt': row['prompt'], 'response': response}
+    for row in rows
+    for response in np.atleast_1d(row['response']).tolist()
+  ]
+  key = 'logprob' if name == 'sft' else 'score'
+  scored = runs.score(root / name, rows, tmp_path, '--batch_size=2')
+  assert [{k: v for k, v in row.items() if k != key} for row in scored] == rows
+  several, one, single = [row[key] for row in scored]
+  assert isinstance(one, float) and len(several) == 3 and len(single) == 1
+  wanted = [row[key] for row in runs.score(root / name, flat, tmp_path)]
+  got = [*several, one, *single]
+  np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=0)
+
+
+def test_what_generate_writes_can_be_scored(root, tmp_path):
+  rows = [{'prompt': PROMPT}, {'prompt': 'todo: Lamp', 'id': 3}]
+  answered = runs.generate(
+    root / 'sft', rows, tmp_path, '--num_samples=3', '--max_length=5'
+  )
+  scored = runs.score(root / 'lora', answered, tmp_path)
+  assert [len(row['score']) for row in scored] == [3, 3]
+  assert [row['response'] for row in scored] == [
+    r['response'] for r in answered
+  ]
+
+
+def test_a_score_that_is_not_finite_names_its_line(
+  root, tmp_path, capsys, monkeypatch
+):
+  def scores(examples, *args, **kwargs):
+    return np.where(np.arange(len(examples)) == 3, np.nan, 0.5)
+
+  monkeypatch.setattr(score_lib, 'score_examples', scores)
+  rows = [{'prompt': 'a', 'response': ['b', 'c']}] * 2
+  source = runs.write_rows(tmp_path / 'in.jsonl', rows)
+  target = tmp_path / 'out.jsonl'
+  files = f'--input={source}', f'--output={target}'
+  assert main.run(['score', f'--checkpoint={root / "lora"}', *files]) == 2
+  message = capsys.readouterr().err
+  assert f'{source}:2: ' in message and 'score nan, which is not' in message
+  assert not target.exists()
+
+
+def test_metrics_that_are_undefined_are_null_with_a_reason(root, caplog):
+  caplog.set_level(python_logging.WARNING, 'absl')
+  point = f'--checkpoint={root / "point"}'
+  assert main.run(['evaluate', point, '--gin.EVAL_EXAMPLES=1']) == 0
+  text = (root / 'point' / 'eval.json').read_text()
+  result = strict_json.loads(text)
+  for name, why in (
+    ('roc_auc', r'all 1 labels are [01]'),
+    ('balanced_accuracy', r'all 1 labels are [01]'),
+    ('score_length_correlation', 'all scores are equal'),
+  ):
+    assert result[name] is None
+    message = f'{name} is undefined, and null in eval.json: {why}.'
+    assert [m for m in caplog.messages if re.fullmatch(message, m)]
+  assert 0 <= result['accuracy'] <= 1
 
 
 def test_evaluate_writes_what_it_measured(root):

@@ -238,7 +238,11 @@ def test_a_reward_function_that_fails_loses_nothing(
     assert checkpoints.find_step(str(policy)).name == '1'
 
   # In the second step; the first one is kept, and each run goes on from it.
-  fails('raises', 'raised KeyError', 'no such note')
+  fails(
+    'raises',
+    "raised KeyError: 'no such note' (",
+    "comma_rewards.py:12, in commas: raise KeyError('no such note'))",
+  )
   first = runs.metrics(policy)
   assert [record['step'] for record in first] == [1]
   fails('too few', '31 scores', '32 numbers')
@@ -261,6 +265,41 @@ def test_a_reward_function_that_fails_loses_nothing(
   # and the padding of the second batch is not scored.
   assert comma_rewards.calls == [32, 32, 8, 1, 32, 8, 1]
   assert 0 <= records[-1]['score']
+
+
+def test_functions_of_other_arguments_are_refused_at_once(
+  tmp_path, capsys, monkeypatch
+):
+  (tmp_path / 'odd_rewards.py').write_text(
+    'def one(responses): ...\n'
+    'def scaled(prompts, responses, scale): return [scale] * len(responses)\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  odd = tmp_path / 'odd.gin'
+
+  def fails(text, *wanted):
+    odd.write_text(
+      f'from __gin__ import dynamic_registration\nimport odd_rewards\n{text}\n'
+    )
+    # Nothing is loaded before: there is no such checkpoint.
+    message = _fails(
+      capsys,
+      _arguments(
+        tmp_path, tmp_path / 'policy', f'--gin_file={odd}', reward=None
+      ),
+    )
+    for each in wanted:
+      assert each in message
+
+  functions = 'REWARD_FUNCTIONS = (@odd_rewards.{},)'.format
+  judge = 'REWARD_FUNCTIONS = (@odd_rewards.scaled,)\nJUDGE = @odd_rewards.one'
+  bound = '\nodd_rewards.scaled.scale = 2'
+  fails(
+    functions('one'), 'odd_rewards.one (', 'odd_rewards.py:1', '(responses)'
+  )
+  fails(functions('scaled'), "missing a required argument: 'scale'")
+  fails(judge + bound, 'odd_rewards.one (', 'too many positional arguments')
+  fails(functions('scaled') + bound, 'no such folder')
 
 
 def test_another_algorithm_in_the_same_folder(root, tmp_path, capsys):

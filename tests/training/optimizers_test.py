@@ -207,7 +207,7 @@ def _wide_state(tuning):
 
 
 @pytest.mark.parametrize('tuning', ['full', 'lora'])
-@pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
+@pytest.mark.parametrize('name', ('adafactor', 'adamw'))
 def test_stacked_and_unrolled_layers_take_the_same_steps(tuning, name):
   config = optimizers.Optimizer(
     name=name, learning_rate=0.1, weight_decay=0.1, schedule='cosine'

@@ -21,7 +21,7 @@ def test_create():
   np.testing.assert_array_equal(state.trainable['lora']['a'], 1)
 
 
-@pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
+@pytest.mark.parametrize('name', ('adafactor', 'adamw'))
 def test_every_leaf_has_a_sharding(name):
   mesh = partitioning.make_mesh()
   boxed = {'params': tiny_models.abstract_variables(tiny_models.CONFIG)}

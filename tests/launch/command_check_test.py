@@ -5,7 +5,7 @@ import shutil
 import launch_world
 import pytest
 
-from perlhf_jax import main
+from perlhf_jax import commands
 
 ON_TPUS = ('tpu_vm', 'gke', 'xpk')
 CHECKED_FOR = {
@@ -69,14 +69,14 @@ def test_what_the_check_finds_is_shown(world):
 @pytest.mark.parametrize(
   'name',
   [
-    *(name for name, each in main.COMMANDS.items() if not each.on_hosts),
+    *(name for name, each in commands.COMMANDS.items() if not each.on_hosts),
     'train_rewrad',
   ],
 )
 def test_a_command_that_is_none_for_hosts_is_refused(world, script, name):
   result = _launch(world, script, '--no_check', command=('perlhf', name))
   assert (result.returncode, result.stdout) == (2, '')
-  on_hosts = [name for name, each in main.COMMANDS.items() if each.on_hosts]
+  on_hosts = [name for name, each in commands.COMMANDS.items() if each.on_hosts]
   assert (
     f'perlhf {name} does not run on hosts; these commands do: '
     f'{" ".join(on_hosts)}\n'
