@@ -64,6 +64,13 @@ def _compile_once(tmp_path_factory):
     jax.config.update(name, value)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _own_imports():
+  """Gin takes no second class of one name, so that all worlds share theirs."""
+  with printed_world.own_imports():
+    yield
+
+
 @pytest.fixture(autouse=True)
 def _plan_on_this_cpu(monkeypatch):
   """Compiling for TPUs has tests of its own, and takes its time."""

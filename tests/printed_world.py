@@ -184,7 +184,6 @@ class World:
     }
     output = self._outside / 'output'
     with (
-      _own_imports(),
       open(output, 'w') as file,
       socketserver.UnixStreamServer(address, self._handler()) as server,
     ):
@@ -467,7 +466,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own_imports() -> Iterator[None]:
+def own_imports() -> Iterator[None]:
   """Forgets afterwards what the reader's own modules have brought in."""
   modules, tasks = set(sys.modules), set(seqio.TaskRegistry.names())
   path = list(sys.path)
