@@ -3,12 +3,13 @@
 Each file says where its data comes from, under which licence, and where its
 files go below PERLHF_DATA_DIR (local or `gs://`). `perlhf tasks` lists them.
 
-A task of your own takes one small file anywhere on PYTHONPATH, no change
-here:
+A task of your own takes one small file in the folder where you start, or
+anywhere on PYTHONPATH, and no change here:
 
+  # my_tasks.py
   from perlhf_jax.data import preference_tasks
 
-  def parse(record):  # One line of the file, as a dict.
+  def pair(record):  # One line of the file, as a dict.
     return {
       'inputs': record['question'],
       'chosen': record['better'],
@@ -16,16 +17,25 @@ here:
     }
 
   preference_tasks.add_preference_task(
-    'my_rm', 'pairwise', parse, files='my_pairs.jsonl',
-    splits={'train': 0.9, 'validation': 0.1})
+    'my_rm', 'pairwise', pair, files='my_pairs.jsonl',
+    splits={'train': 0.8, 'validation': 0.1, 'test': 0.1})
 
-and is used with `--gin.MIXTURE_OR_TASK_MODULE="'my_tasks'"
---gin.MIXTURE_OR_TASK_NAME="'my_rm'"`. Any other SeqIO task works as well, as
-long as its features are those of a kind: inputs and targets (sft); inputs,
-chosen and rejected (pairwise); inputs, targets and label (pointwise); inputs
-alone (prompts). Each may have `images` too, a list of encoded PNG or JPEG
-images (bytes) or of paths of such files, and prompts `references`, the answers
-that a judge accepts: `add_preference_task(..., images=True, references=True)`.
+It is used with `--gin.MIXTURE_OR_TASK_MODULE="'my_tasks'"
+--gin.MIXTURE_OR_TASK_NAME="'my_rm'"`. These are the kinds of tasks, and the
+features that such a function returns:
+
+  sft: inputs (the prompt) and targets (a good response), for train_sft;
+  pairwise: inputs, chosen (the better response), rejected, and perhaps margin,
+    a number by which the scores should differ, for train_reward;
+  pointwise: inputs, targets (a response) and label (1 if it is good, 0 if not),
+    for train_reward;
+  prompts: inputs, for train_policy; with `references=True` also references, a
+    list of right answers, which only judges see;
+  any of them: with `images=True` also images, a list of encoded PNG or JPEG
+    images (bytes) or of paths of such files (str).
+
+Any other SeqIO task with the features of a kind can be used as well. README.md
+has a task of each kind, and the commands that use them.
 """
 
 # How perlhf_jax tells this package from another one named `tasks`.

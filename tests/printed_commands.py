@@ -15,7 +15,7 @@ from perlhf_jax import commands
 # Fenced blocks that are shown and not typed: outputs, and an image's recipe.
 _SHOWN = ('', 'dockerfile')
 _FENCE = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-_INLINE = re.compile(r'`((?:perlhf|launch/\w+\.sh)\s[^`]*)`')
+_INLINE = re.compile(r'`((?:\w+=\S+\s)?(?:perlhf|launch/\w+\.sh)\s[^`]*)`')
 # A file's name in the first line of a block: `# my_tasks.py, anywhere ...`.
 _FILE = re.compile(r'# ([\w/]+\.(?:py|gin))\b')
 # How a command begins in the comment at the top of a file.
@@ -148,10 +148,12 @@ def _is_pattern(command: str) -> bool:
 
 
 def _completed(match: re.Match[str]) -> str:
-  example = commands.COMMANDS[match[1]].example.removeprefix(
-    f'perlhf {match[1]}'
-  )
-  return f'perlhf {match[1]} {example}'
+  """Gives the page's example, from random weights: hosts have no others."""
+  name = match[1]
+  example = commands.COMMANDS[name].example.removeprefix(f'perlhf {name} ')
+  example = example.replace('gin/lora/attention.gin', 'gin/lora/none.gin')
+  start = re.compile(r'(?<=--gin\.INITIAL_CHECKPOINT_PATH=)\S+')
+  return f'perlhf {name} {start.sub("None", example)}'
 
 
 def _line(text: str, position: int) -> int:
