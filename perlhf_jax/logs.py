@@ -19,6 +19,7 @@ _NOISE = re.compile(
   rb'To enable the following instructions: .*'
 )
 
+_GIN_SEARCH = os.path.join('gin', 'resource_reader.py')
 _OUR_ROOT = str(pathlib.Path(__file__).resolve().parent) + os.sep
 
 
@@ -89,6 +90,10 @@ def show_process(index: int) -> None:
 
 def _is_for_users(record: std_logging.LogRecord) -> bool:
   """Says whether to show a line: others' INFO lines are for their authors."""
+  # Gin looks for an included file in several places, and calls each miss an
+  # error; gin_scan.py has found the file before.
+  if record.pathname.endswith(_GIN_SEARCH):
+    return False
   if record.levelno >= std_logging.WARNING:
     return True
   if record.pathname.startswith(_OUR_ROOT):

@@ -49,6 +49,26 @@ print('an answer')
 """
 
 
+INCLUDE_CODE = """
+import os
+import gin
+from perlhf_jax import logs
+
+logs.show()
+gin.add_config_file_search_path({folder!r})
+gin.parse_config("include 'gin/models/size.gin'")
+print(gin.query_parameter('%SIZE'))
+"""
+
+
+def test_gins_search_for_an_included_file_is_no_error(tmp_path):
+  (tmp_path / 'gin' / 'models').mkdir(parents=True)
+  (tmp_path / 'gin' / 'models' / 'size.gin').write_text('SIZE = 3')
+  result = _run(INCLUDE_CODE.format(folder=str(tmp_path)))
+  assert result.stdout == '3\n'
+  assert result.stderr == ''
+
+
 def test_the_first_of_several_processes_says_everything():
   result = _run(PROCESS_CODE.format(0))
   assert result.stdout == 'an answer\n'

@@ -87,11 +87,6 @@ def _checkout(tmp_path):
   return printed_world.World(tmp_path, is_checkout=True)
 
 
-@pytest.fixture(name='elsewhere')
-def _elsewhere(tmp_path):
-  return printed_world.World(tmp_path, is_checkout=False)
-
-
 def page(name):
   return printed_commands.of_markdown(ROOT / name, name)
 
@@ -141,18 +136,23 @@ def test_readme(world):
   works(world, pieces)
 
 
-def test_help_pages(world):
-  works(
-    world,
-    [DATA, LINES, *help_pages(commands.COMMANDS)],
-    only_parse=not world.is_checkout,
-  )
+def works_here_and_elsewhere(checkout, pieces):
+  """Runs commands at the top of a checkout, and checks them elsewhere."""
+  works(checkout, pieces)
+  folder = checkout.folder.parent / 'elsewhere'
+  other = printed_world.World(folder, is_checkout=False, trained_by=checkout)
+  works(other, pieces, only_check=True)
+
+
+def test_help_pages(checkout):
+  pieces = [DATA, LINES, *help_pages(commands.COMMANDS)]
+  works_here_and_elsewhere(checkout, pieces)
 
 
 def test_heads_of_gin_files(checkout):
   runs = [ROOT / 'gin' / 'runs' / f'{name}.gin' for name in RUNS]
   others = [path for path in GIN_FILES if path not in [*runs, *PAPER]]
-  works(checkout, [DATA, *heads([*runs, *others])])
+  works_here_and_elsewhere(checkout, [DATA, *heads([*runs, *others])])
 
 
 def test_heads_of_the_papers_gin_files(checkout):
@@ -162,11 +162,7 @@ def test_heads_of_the_papers_gin_files(checkout):
   pieces = [DATA, *sft, PAPER_MODELS, PALI, *vqa]
   for group in groups[1:]:
     pieces += group
-  works(checkout, pieces)
-
-
-def test_heads_of_the_papers_gin_files_elsewhere(elsewhere):
-  works(elsewhere, heads(PAPER), only_parse=True)
+  works_here_and_elsewhere(checkout, pieces)
 
 
 def test_heads_of_scripts(checkout):

@@ -24,12 +24,12 @@ from unittest import mock
 
 import gin
 import printed_commands
+import printed_small
 import seqio
 
 from perlhf_jax import command_line
 from perlhf_jax import commands
 from perlhf_jax import gin_loading
-from perlhf_jax import gin_scan
 from perlhf_jax import logs
 from perlhf_jax import main
 from perlhf_jax.core import errors
@@ -63,68 +63,8 @@ _CLOUD = """#!/bin/bash
 _PLANNED: set[tuple[str, ...]] = set()
 # What was printed between two of them belongs to the place that they name.
 _MARK = '@@@ '
-
-# The shape of golden/hf_pali/t5; every T5 has it, so that compiling is shared.
-_SHAPE: Mapping[str, Any] = {
-  'emb_dim': 32,
-  'num_heads': 3,
-  'head_dim': 8,
-  'num_encoder_layers': 2,
-  'num_decoder_layers': 1,
-  'mlp_dim': 40,
-  'logits_via_embedding': False,
-  'dtype': 'float32',
-  'scan_layers': False,
-  'remat_policy': 'none',
-  'attention_block': None,
-  # Of the ViT.
-  'IMAGE_SIZE': 28,
-  'patch_size': 14,
-  'width': 12,
-  'depth': 1,
-}
 # Characters of what a command printed that a failure repeats.
 _SHOWN = 2000
-_LENGTHS = {'inputs': 16, 'targets': 16}
-# Macros of run files.
-_SMALL: Mapping[str, Any] = {
-  'TASK_FEATURE_LENGTHS': _LENGTHS,
-  'REFUSE_LONG_PROMPTS': False,
-  'TRAIN_STEPS': 2,
-  'BATCH_SIZE': 2,
-  'WARMUP_STEPS': 1,
-  'EVAL_EXAMPLES': 4,
-  'LOG_PERIOD': 1,
-  'EVAL_PERIOD': 2,
-  'CHECKPOINT_PERIOD': 2,
-  'REPEATS': 1,
-  # tests/data/cached_tasks_test.py makes caches.
-  'USE_CACHED_TASKS': False,
-  # Constants of programs, which are then compiled once for all.
-  'LEARNING_RATE': 1e-3,
-  'VALUE_LEARNING_RATE': 1e-3,
-  'DROPOUT_RATE': 0.0,
-  'KL_BETA': 0.05,
-  'TEMPERATURE': 1.0,
-  # This machine has one device.
-  'MESH_SHAPE': (-1, 1, 1),
-  'ACCUMULATION_STEPS': 1,
-}
-_SMALL_OF_COMMAND: Mapping[str, Sequence[str]] = {
-  'train_sft': ('--gin.DatasetConfig.max_examples=8',),
-  'train_reward': ('--gin.DatasetConfig.max_examples=8',),
-  'train_policy': ('--gin.DatasetConfig.max_examples=8',),
-  'generate': ('--batch_size=2', '--prompt_length=16', '--max_length=4'),
-  'score': ('--batch_size=2',),
-  'benchmark_input': ('--batch_size=2', '--num_batches=1', '--repeats=1'),
-  'train_vocabulary': ('--vocab_size=300',),
-}
-# In programs of the reader's.
-_SMALL_IN_PYTHON = (
-  (r'\btrain_steps=\d+', 'train_steps=2'),
-  (r'\b(\w+_period)=\d+', r'\1=2'),
-  (r'\bbatch_size=\d+', 'batch_size=2'),
-)
 
 
 class Failure(NamedTuple):
@@ -148,31 +88,45 @@ class World:
     failures: the commands that failed.
   """
 
-  def __init__(self, folder: pathlib.Path, is_checkout: bool):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    is_checkout: bool,
+    trained_by: 'World | None' = None,
+  ):
+    """Makes the folder.
+
+    Args:
+      folder: to make it in.
+      is_checkout: whether to make it look like the top of a checkout.
+      trained_by: a world whose models are there too.
+    """
     self.folder = folder / 'here'
     self.is_checkout = is_checkout
     self.calls: list[list[str]] = []
     self.failures: list[Failure] = []
     self._outside = folder
     self._buckets = f'{folder}/buckets/'
-    self._only_parse = False
+    self._only_check = False
     self.folder.mkdir(parents=True)
     self._write_models()
     self._write_data()
     self._write_tools()
     if is_checkout:
       self._check_out()
+    if trained_by is not None:
+      self._take_over(trained_by)
 
   def type_in(
-    self, pieces: Iterable[printed_commands.Piece], *, only_parse: bool = False
+    self, pieces: Iterable[printed_commands.Piece], *, only_check: bool = False
   ) -> None:
     """Types pieces into one shell, in order.
 
     Args:
       pieces: commands, and files to write.
-      only_parse: perlhf only reads its arguments and gin files.
+      only_check: perlhf checks what it is to do, where it can.
     """
-    self._only_parse = only_parse
+    self._only_check = only_check
     script = self._outside / 'script.sh'
     script.write_text(self._script(pieces))
     # A short path: those of sockets may have 107 characters.
@@ -221,7 +175,7 @@ class World:
         lines.append(text)
         continue
       source = self._outside / f'file_{number}'
-      source.write_text(_made_small(piece.text))
+      source.write_text(printed_small.made_small(piece.text))
       lines.append(f'cp {source} {piece.name}')
     return '\n'.join([*lines, 'true', ''])
 
@@ -283,15 +237,19 @@ class World:
 
   def _run(self, arguments: Sequence[str]) -> int:
     """Runs a command, made small; the slow ones only where they differ."""
-    arguments = small(arguments)
-    if arguments[:1] == ['benchmark']:  # It compiles for a minute.
-      arguments = [*arguments, '--check']
+    arguments = printed_small.small(arguments)
+    command = commands.COMMANDS.get(arguments[0]) if arguments else None
+    can_check = command is not None and command.on_hosts
+    # A benchmark compiles for a minute.
+    if can_check and (self._only_check or arguments[0] == 'benchmark'):
+      if '--help' not in arguments:
+        arguments = [*arguments, '--check']
     elif arguments[:1] == ['plan']:  # It neither reads nor writes runs.
       planned = tuple(a for a in arguments if not a.startswith('--output='))
       if planned in _PLANNED:
         return 0
       _PLANNED.add(planned)
-    return 0 if self._only_parse else main.run(arguments)
+    return main.run(arguments)
 
   def _answer_script(self, arguments: Sequence[str]) -> int:
     """Checks what a launcher wants checked; parses what a script runs."""
@@ -322,7 +280,7 @@ class World:
     folder.mkdir(parents=True)
     for path in (ROOT / 'gin' / 'models').glob('*.gin'):
       text = path.read_text('utf-8')
-      for name, value in _SHAPE.items():
+      for name, value in printed_small.SHAPE.items():
         text = re.sub(rf'(?m)^( *{name} = ).*$', rf'\g<1>{value!r}', text)
       text = re.sub(r'(?m)^( *vocab_size = )32128$', r'\g<1>384', text)
       (folder / path.name).write_text(text, 'utf-8')
@@ -355,6 +313,14 @@ class World:
     for tool in tools.iterdir():
       tool.chmod(0o755)
 
+  def _take_over(self, world: 'World') -> None:
+    """Links what was trained elsewhere, under the same names."""
+    (self.folder / 'runs').symlink_to(world.folder / 'runs')
+    for name in 'pali', 'model':
+      link = self._outside / 'path' / 'to' / name
+      link.unlink(missing_ok=True)
+      link.symlink_to(world._outside / 'path' / 'to' / name)
+
   def _check_out(self) -> None:
     """Makes the folder look like the top of a checkout."""
     for name in 'tasks', 'perlhf_jax', 'setup.py':
@@ -371,33 +337,6 @@ class World:
     for tool in (self._outside / 'bin').iterdir():
       (tools / tool.name).symlink_to(tool)
     (tools / 'activate').touch()
-
-
-def small(arguments: Sequence[str]) -> list[str]:
-  """Appends to a command line what makes it quick; later flags win."""
-  name, *rest = arguments
-  command = commands.COMMANDS.get(name)
-  if command is None or '--help' in rest:
-    return [*arguments]
-  hosts = {flag.name for flag in command_line.HOST_FLAGS}
-  # There are no other hosts here.
-  rest = [a for a in rest if a.lstrip('-').partition('=')[0] not in hosts]
-  extra = list(_SMALL_OF_COMMAND.get(name, ()))
-  if name == 'plan':
-    return [name, *rest, *_small_plan(rest)]
-  if command.gin_file:
-    scan = gin_scan.Scan()
-    gin_scan.scan_file(scan, command.gin_file)
-    for macro, value in _SMALL.items():
-      default, _ = scan.macros.get(macro, (None, ''))
-      if default is None:
-        continue  # It has no such macro, or takes what the training had.
-      if macro == 'TASK_FEATURE_LENGTHS' and any('pali' in a for a in rest):
-        value = {**value, 'images': 1}
-      extra.append(f'--gin.{macro}={value!r}')
-    if any('lora/attention' in argument for argument in rest):
-      extra.append('--gin.LORA_RANK=2')
-  return [name, *rest, *extra]
 
 
 def parse(arguments: Sequence[str]) -> int:
@@ -430,27 +369,11 @@ def _leave_result(arguments: Sequence[str]) -> None:
       (model_dir / 'eval.json').touch()
 
 
-def _small_plan(arguments: Sequence[str]) -> list[str]:
-  topologies = [a for a in arguments if a.startswith('--topology=')]
-  return [
-    *(a.partition(',')[0] for a in topologies),
-    "--gin.TUNINGS=('lora',)",
-    '--gin.MESH_SHAPE=(1, -1, 1)',
-    f'--gin.TASK_FEATURE_LENGTHS={_LENGTHS}',
-  ]
-
-
 def _run_python(arguments: Sequence[str]) -> int:
   # What it prints to is this process's.
   with mock.patch.object(logs, 'show'):
     runpy.run_path(arguments[0], run_name='__main__')
   return 0
-
-
-def _made_small(text: str) -> str:
-  for pattern, replacement in _SMALL_IN_PYTHON:
-    text = re.sub(pattern, replacement, text)
-  return text
 
 
 @contextlib.contextmanager
