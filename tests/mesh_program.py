@@ -76,7 +76,9 @@ def run(mesh, tuning):
     )
     return train_step.LossOutput(output.loss_sum, output.weight_sum, {})
 
-  config = optimizers.Optimizer(learning_rate=1e-2)
+  config = optimizers.Optimizer(
+    learning_rate=1e-2, multiply_by_parameter_scale=False
+  )
   optimizer = optimizers.make_optimizer(config, 10)
   state_shardings = train_state.state_shardings(
     {n: shardings[n] for n in trainable}, trainable, optimizer, mesh
