@@ -7,6 +7,16 @@ from typing import Annotated
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 
+LengthBuckets = Annotated[
+  int,
+  checks.Range(
+    least=0, most=8, hint='each is a program to compile; 0 is for one shape'
+  ),
+]
+LengthWindow = Annotated[
+  int, checks.Range(least=1, hint='the batches of a window')
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class DatasetConfig:
@@ -32,6 +42,14 @@ class DatasetConfig:
     part: `(index, count)`: read only the examples whose prompt a hash puts
       into this part of `count`. The parts are disjoint and share no prompt,
       so reward models of different parts check each other. None reads all.
+    length_buckets: shapes, pairs of a prompt's and a response's length, to
+      which batches are padded, at most. They are chosen from the lengths of the
+      examples. Training puts examples of similar lengths together, and so does
+      evaluation. 0 or 1: examples come as they are shuffled, and all batches
+      are padded to `task_feature_lengths` (of prompts alone, to a power of
+      two).
+    length_window: batches of training within which examples are put together
+      by length; more of them leave less padding, fewer are more random.
   """
 
   mixture_or_task_name: str
@@ -49,6 +67,8 @@ class DatasetConfig:
   )
   refuse_long_prompts: bool = False
   part: tuple[int, int] | None = None
+  length_buckets: LengthBuckets = 8
+  length_window: LengthWindow = 100
 
   def __post_init__(self):
     checks.check_fields(self)

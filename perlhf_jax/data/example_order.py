@@ -56,24 +56,51 @@ class ExampleOrder:
 
   def rows(self, start: int, stop: int) -> np.ndarray:
     """Rows at positions start..stop-1 of the stream, int64 [stop - start]."""
+    members, places = self._places(start, stop)
+    rows = np.empty_like(places)
+    for index in np.unique(members):
+      here = members == index
+      rows[here] = self._epoch_rows(int(index), places[here])
+    return rows
+
+  def epoch_starts(self, start: int, stop: int, least: int) -> np.ndarray:
+    """Positions from start to stop-1 at which a data set begins an epoch anew.
+
+    Args:
+      start: the first position.
+      stop: behind the last one.
+      least: data sets that are gone through in fewer positions are left out,
+        but not the one that takes longest.
+
+    Returns:
+      int64 `[epochs]`, rising.
+    """
+    members, places = self._places(start, stop)
+    sizes = np.asarray(self.sizes, np.int64)
+    epochs = sizes * _BLOCK / self._quotas
+    counts = epochs >= min(least, epochs.max())
+    begins = (places > 0) & (places % sizes[members] == 0) & counts[members]
+    return start + np.flatnonzero(begins)
+
+  def _places(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Data set, and place in its own endless stream, of each position."""
     positions = np.arange(start, stop, dtype=np.int64)
     if len(self.sizes) == 1:
-      return self._epoch_rows(0, positions)
-    rows = np.empty_like(positions)
+      return np.zeros_like(positions), positions
+    sets, places = np.empty_like(positions), np.empty_like(positions)
     for block in range(start // _BLOCK, (stop - 1) // _BLOCK + 1):
       members = np.repeat(np.arange(len(self.sizes)), self._quotas)
-      members = self._generator(_BLOCK_STREAM + block).permutation(members)
+      members = self.generator(_BLOCK_STREAM + block).permutation(members)
       here = (positions // _BLOCK) == block
       within = positions[here] - block * _BLOCK
-      block_rows = np.empty(len(within), np.int64)
+      block_places = np.empty(len(within), np.int64)
       for index, quota in enumerate(self._quotas):
         # How often this data set came before each place of the block.
         before = np.cumsum(members == index) - 1
         chosen = members[within] == index
-        places = block * quota + before[within[chosen]]
-        block_rows[chosen] = self._epoch_rows(index, places)
-      rows[here] = block_rows
-    return rows
+        block_places[chosen] = block * quota + before[within[chosen]]
+      sets[here], places[here] = members[within], block_places
+    return sets, places
 
   def _epoch_rows(self, index: int, positions: np.ndarray) -> np.ndarray:
     """Rows at positions of the endless stream of one data set."""
@@ -91,11 +118,12 @@ class ExampleOrder:
       return np.arange(size)
     last_epoch, permutation = self._last.get(index, (None, None))
     if last_epoch != epoch:
-      permutation = self._generator((index << 40) + epoch).permutation(size)
+      permutation = self.generator((index << 40) + epoch).permutation(size)
       self._last[index] = epoch, permutation
     return permutation
 
-  def _generator(self, stream: int) -> np.random.Generator:
+  def generator(self, stream: int) -> np.random.Generator:
+    """Randomness of a number below 2^64 that says what it is for."""
     key = np.array([self.seed % 2**64, stream], np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 

@@ -13,11 +13,16 @@ from typing import Any
 import numpy as np
 import seqio
 
+from perlhf_jax.data import batch_order
 from perlhf_jax.data import example_order
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images as images_lib
-from perlhf_jax.data import length_buckets
+from perlhf_jax.data import length_buckets as length_buckets_lib
+from perlhf_jax.data import padding_lengths
 from perlhf_jax.data import row_checks
+
+# Batches of which the share of padding is told at the start.
+_STEPS_DESCRIBED = 1000
 
 
 class TokenColumn:
@@ -36,6 +41,11 @@ class TokenColumn:
 
   def __len__(self) -> int:
     return len(self.ends)
+
+  @property
+  def lengths(self) -> np.ndarray:
+    """Tokens of each row, int64."""
+    return np.diff(self.ends, prepend=0)
 
   def __getitem__(self, index: int) -> np.ndarray:
     start = self.ends[index - 1] if index else 0
@@ -60,6 +70,8 @@ class Examples:
     images: the images of each row; None for a task without.
     image_spec: how they are decoded.
     references: of prompts, the answers that a judge accepts; None without.
+    padding: the shapes of batches; None for one shape and examples in the
+      order of the stream.
   """
 
   def __init__(
@@ -78,6 +90,8 @@ class Examples:
     images: images_lib.ImageColumn | None = None,
     image_spec: images_lib.ImageSpec | None = None,
     references: Sequence[Sequence[str]] | None = None,
+    length_buckets: int = 0,
+    length_window: int = 1,
   ):
     self.name = name
     self.split = split
@@ -93,6 +107,37 @@ class Examples:
     self.images = images
     self.image_spec = image_spec
     self.references = references
+    self._length_buckets = length_buckets
+    self._length_window = length_window
+    self._arrange()
+
+  def _arrange(self):
+    """Chooses the shapes of batches, and puts examples together by them."""
+    responses = [
+      column.lengths
+      for name, column in self.columns.items()
+      if name != 'inputs' and isinstance(column, TokenColumn)
+    ]
+    prompts = self.columns['inputs'].lengths
+    longest = np.max([np.zeros_like(prompts), *responses], axis=0)
+    self._lengths = np.stack([prompts, longest], axis=1)
+    self._num_tokens = sum(responses, prompts)
+    self._num_responses = len(responses)
+    self.padding = self._batches = None
+    if self._length_buckets <= 1:
+      return
+    self.padding = padding_lengths.choose(
+      self._lengths, self._limits, len(responses), self._length_buckets
+    )
+    self._classes = self.padding.classes(self._lengths)
+    if self.order.shuffle:
+      self._batches = batch_order.BatchOrder(
+        self.order, self._classes, self.batch_size, self._length_window
+      )
+
+  @property
+  def _limits(self) -> tuple[int, int]:
+    return self.converter.prompt_length, self.converter.response_length
 
   def __len__(self) -> int:
     return len(self.columns['inputs'])
@@ -140,24 +185,41 @@ class Examples:
       self.converter.prompt_length,
       truncate_prompt=self.converter.truncate_prompt,
     )
+    prompts._arrange()
     return prompts
 
   def train_rows(self, step: int) -> np.ndarray:
     """Rows of the global training batch of a step, int64 `[batch_size]`.
 
     Step `s`, from 0, reads positions s*batch_size ... of the endless stream; a
-    data set smaller than a batch is simply repeated.
+    data set smaller than a batch is simply repeated. By length, they are
+    exchanged with others of a window; see `batch_order`.
     """
+    if self._batches is not None:
+      return self._batches.rows(step)
     start = step * self.batch_size
     return self.order.rows(start, start + self.batch_size)
+
+  def eval_rows(self, batch_size: int) -> list[np.ndarray]:
+    """Rows of batches that hold every example once, int64 `[batch_size]` each.
+
+    Those of the largest shape come first, so that what does not fit the memory
+    is known early. The last batch is filled up with rows beyond the last
+    example.
+    """
+    count = len(self)
+    rows = np.arange(-(-count // batch_size) * batch_size)
+    if self.padding is not None:
+      rows[:count] = np.argsort(-self._classes, kind='stable')
+    return list(rows.reshape(-1, batch_size))
 
   def text_batch(
     self, rows: np.ndarray, part: np.ndarray | None = None
   ) -> feature_converters.Batch:
     """The text of a global batch, or of a part of it.
 
-    Prompts alone are padded to a bucket that holds the longest of the global
-    batch, so that all hosts have the same.
+    It is padded to the shape that holds the longest prompt and response of the
+    global batch, so that all hosts have the same.
 
     Args:
       rows: int64 `[batch]`, of the global batch; those beyond the last example
@@ -169,12 +231,58 @@ class Examples:
     """
     mine = rows if part is None else rows[part]
     examples = [self.example(int(row)) for row in mine if row < len(self)]
-    batch = self.converter(examples, batch_size=len(mine))
-    if self.kind != 'prompts':
-      return batch
-    prompts = self.columns['inputs']
-    longest = max(len(prompts[int(r)]) for r in rows if r < len(self))
-    return length_buckets.trim_prompts(batch, longest)
+    converter = self.converter.padded_to(*self._shape(rows))
+    return converter(examples, batch_size=len(mine))
+
+  def _shape(self, rows: np.ndarray) -> tuple[int, int]:
+    """Lengths to which the prompts and responses of a batch are padded."""
+    lengths = self._lengths[rows[rows < len(self)]]
+    if self.padding is not None:
+      return self.padding.fit(lengths)
+    prompt, response = self._limits
+    if self.kind == 'prompts':
+      longest = int(lengths[:, 0].max())
+      prompt = length_buckets_lib.padded_length(longest, prompt)
+    return prompt, response
+
+  def padding_share(self, first: int, last: int) -> float:
+    """Share of the positions of training batches that hold no token.
+
+    Args:
+      first: the first step.
+      last: behind the last one.
+    """
+    tokens = positions = 0
+    for step in range(first, last):
+      rows = self.train_rows(step)
+      prompt, response = self._shape(rows)
+      positions += len(rows) * (prompt + self._num_responses * response)
+      tokens += int(self._num_tokens[rows].sum())
+    return 1 - tokens / positions
+
+  def describe_padding(self) -> str:
+    """Says to what training batches are padded, and how much padding that is.
+
+    The share is that of the first epoch, or of the first batches of it.
+    """
+    steps = min(-(-len(self) // self.batch_size), _STEPS_DESCRIBED)
+    prompt, response = self._limits
+    limit = prompt + self._num_responses * response
+    whole = 1 - self._num_tokens.mean() / limit
+
+    def shown(shape):
+      return '+'.join(map(str, shape if self._num_responses else shape[:1]))
+
+    shapes = self.padding.shapes if self.padding else [self._limits]
+    lengths = ', '.join(map(shown, shapes))
+    if self.padding is None and self.kind == 'prompts':
+      lengths = f'powers of two up to {lengths}'
+    parts = 'prompt+response' if self._num_responses else 'prompt'
+    return (
+      f'batches are padded to ({parts} tokens) {lengths}.'
+      f' {self.padding_share(0, steps):.1%} of what is computed is padding;'
+      f' at {shown(self._limits)} alone it would be {whole:.1%}.'
+    )
 
 
 def strip_eos(tokens: np.ndarray) -> np.ndarray:

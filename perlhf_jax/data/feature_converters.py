@@ -49,6 +49,9 @@ IMAGE_FEATURES: Mapping[str, FeatureSpec] = {
   'images': FeatureSpec('uint8', 5),
   'image_mask': FeatureSpec('bool', 2),
 }
+# What batches of evaluation have beside them, int32 `[batch]`: the place of
+# each example in its data set.
+EXAMPLE_ROWS = 'example_rows'
 
 
 @runtime_checkable
@@ -127,6 +130,10 @@ class Converter(abc.ABC):
     self.prompt_length = prompt_length
     self.response_length = response_length
     self.truncate_prompt = truncate_prompt
+
+  def padded_to(self, prompt_length: int, response_length: int) -> 'Converter':
+    """Returns a converter that pads, and cuts, to other lengths."""
+    return type(self)(prompt_length, response_length, self.truncate_prompt)
 
   def truncate(self, example: Example) -> dict[str, Any]:
     """Cuts the features of one example; a second time changes nothing."""

@@ -103,6 +103,8 @@ def load_examples(
     images=reader.image_column(),
     image_spec=image_spec,
     references=reader.lists.get(row_checks.REFERENCES),
+    length_buckets=config.length_buckets,
+    length_window=config.length_window,
   )
 
 
@@ -162,18 +164,21 @@ def _with_images(
 def eval_batches(
   examples: Examples, batch_size: int | None = None
 ) -> Iterator[feature_converters.Batch]:
-  """Yields every example once, in order, the same on every host.
+  """Yields every example once, the same on every host.
 
+  Examples of similar lengths come together, unless `length_buckets` says that
+  they do not. By `EXAMPLE_ROWS` of each batch, the places of its examples in
+  the data set, results can be put in their order again.
   The last batch is padded with rows whose `example_mask` is False.
 
   Args:
     examples: what to go through.
     batch_size: rows of a global batch, that of training by default.
   """
-  batch_size = batch_size or examples.batch_size
-  starts = range(0, len(examples), batch_size)
-  rows = [np.arange(start, start + batch_size) for start in starts]
-  yield from _with_images(examples, map(examples.text_batch, rows), rows)
+  rows = examples.eval_rows(batch_size or examples.batch_size)
+  batches = _with_images(examples, map(examples.text_batch, rows), rows)
+  for batch, each in zip(batches, rows, strict=True):
+    yield {**batch, feature_converters.EXAMPLE_ROWS: each.astype(np.int32)}
 
 
 def _make_converter(

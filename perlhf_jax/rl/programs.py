@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from perlhf_jax.core import typing
+from perlhf_jax.data import feature_converters
 from perlhf_jax.data import length_buckets
 from perlhf_jax.rl import rollout
 from perlhf_jax.sampling import sampler
@@ -44,7 +45,11 @@ class RolloutPrograms:
 
     def sample(policy, frozen, number, batch):
       rng = jax.random.fold_in(jax.random.key(seed), number)
-      keys = jax.random.split(rng, len(batch['prompt_tokens']))
+      rows = batch.get(feature_converters.EXAMPLE_ROWS)
+      if rows is not None:
+        keys = jax.vmap(lambda row: jax.random.fold_in(rng, row))(rows)
+      else:
+        keys = jax.random.split(rng, len(batch['prompt_tokens']))
       samples = rollout.sample(models, policy, frozen, keys, batch, sampling)
       lengths = jnp.sum(samples['response_mask'], axis=-1)
       return samples, jnp.max(lengths)
@@ -81,7 +86,8 @@ class RolloutPrograms:
       trainable: `policy`, and perhaps `value`.
       frozen: see `rollout.Models`.
       number: int32 scalar; batches of other numbers get other randomness.
-      batch: prompts.
+      batch: prompts. With EXAMPLE_ROWS, the randomness of a response depends on
+        its prompt's row, and not on its place in the batch.
 
     Returns:
       What `rollout.assess` returns.

@@ -48,16 +48,29 @@ class ModelDir:
   step: int | None = None
   metadata: run_metadata.RunMetadata | None = None
 
-  def with_task_module(
+  def as_begun(
     self, dataset: dataset_config.DatasetConfig
   ) -> dataset_config.DatasetConfig:
-    """Has the task of a run that goes on registered as when it began.
+    """Has a run go on with its data as it began.
+
+    Its task is registered by the module that did so then. A run of a version
+    that did not put examples together by length does not begin to.
 
     Raises:
       ConfigError: the module that did so cannot be imported.
     """
     if self.metadata is None:
       return dataset
+    if (
+      dataset.length_buckets > 1
+      and not self.metadata.data_order[run_metadata.LENGTH_BUCKETS]
+    ):
+      logging.info(
+        'The run in %s began without batches by length, and goes on so, '
+        'whatever LENGTH_BUCKETS is.',
+        self.path,
+      )
+      dataset = dataclasses.replace(dataset, length_buckets=0)
     return recorded_tasks.with_module(dataset, self.metadata, str(self.path))
 
   def resume(

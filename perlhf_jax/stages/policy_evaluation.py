@@ -9,6 +9,7 @@ import numpy as np
 
 from perlhf_jax.core import errors
 from perlhf_jax.data import examples as examples_lib
+from perlhf_jax.data import feature_converters
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.rl import iteration
 from perlhf_jax.rl import programs
@@ -82,8 +83,8 @@ def answer(
 ) -> Answers:
   """Samples a response to every prompt and assesses it.
 
-  The randomness depends on the prompt's place alone, so that two policies
-  answer with the same luck.
+  The randomness depends on the prompt's place in the data set alone, so that
+  two policies answer with the same luck.
 
   Args:
     rollout: programs of the policy.
@@ -99,25 +100,30 @@ def answer(
   Raises:
     DataError: a reward function or the judge failed.
   """
-  prompts, responses = [], []
+  prompts, responses, rows = [], [], []
   collected: dict[str, list[np.ndarray]] = {}
   policy = {'policy': trainable['policy']}
-  for number, batch in enumerate(
-    input_pipeline.eval_batches(examples.prompts(), batch_size)
-  ):
-    valid = batch['example_mask']
-    samples = rollout(policy, frozen, number, placement.put_batch(batch, mesh))
+  for batch in input_pipeline.eval_batches(examples.prompts(), batch_size):
+    samples = rollout(policy, frozen, 0, placement.put_batch(batch, mesh))
     text = iteration.texts(samples, decode)
-    valid = np.repeat(valid, samples['response_tokens'].shape[1])
-    for store, column in zip((prompts, responses), text, strict=True):
+    num_responses = samples['response_tokens'].shape[1]
+    valid, numbers = (
+      np.repeat(batch[name], num_responses)
+      for name in ('example_mask', feature_converters.EXAMPLE_ROWS)
+    )
+    for store, column in zip(
+      (prompts, responses, rows), (*text, numbers), strict=True
+    ):
       store += [t for t, v in zip(column, valid, strict=True) if v]
     columns = _columns(samples)
     if scoring is not None:
       columns['score'] = placement.to_host(scoring(samples)).reshape(-1)
     for name, column in columns.items():
       collected.setdefault(name, []).append(column[valid])
+  order = np.argsort(rows, kind='stable')
+  prompts, responses = ([x[i] for i in order] for x in (prompts, responses))
   columns = {
-    name: np.concatenate(parts).astype(np.float64)
+    name: np.concatenate(parts).astype(np.float64)[order]
     for name, parts in collected.items()
   }
   references = [examples.references_of(row) for row in range(len(examples))]

@@ -9,6 +9,7 @@ import numpy as np
 
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
+from perlhf_jax.data import feature_converters
 from perlhf_jax.models import prompts
 from perlhf_jax.models import reward_model
 from perlhf_jax.objectives import metrics
@@ -93,13 +94,25 @@ def collect(
   frozen: Mapping[str, Any],
   batches: Iterable[Mapping[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
-  """Scores every batch; returns arrays over all real examples, in order.
+  """Scores batches; returns arrays over all examples, in their own order.
 
   Beside the scores: `labels`, and the `*_lengths` of responses in tokens.
+
+  Args:
+    scorer: of `make_scorer`.
+    trainable: weights.
+    frozen: weights.
+    batches: of `input_pipeline.eval_batches`.
   """
   collected: dict[str, list[np.ndarray]] = {}
   for batch in batches:
-    columns = scorer(trainable, frozen, batch)
+    batch = dict(batch)
+    columns = {
+      feature_converters.EXAMPLE_ROWS: batch.pop(
+        feature_converters.EXAMPLE_ROWS
+      )
+    }
+    columns.update(scorer(trainable, frozen, batch))
     if 'labels' in batch:
       columns['labels'] = batch['labels']
     for name in ('chosen', 'rejected', 'response'):
@@ -107,7 +120,9 @@ def collect(
         columns[f'{name}_lengths'] = batch[f'{name}_mask'].sum(axis=1)
     for name, column in columns.items():
       collected.setdefault(name, []).append(column[batch['example_mask']])
-  return {name: np.concatenate(parts) for name, parts in collected.items()}
+  columns = {n: np.concatenate(parts) for n, parts in collected.items()}
+  order = np.argsort(columns.pop(feature_converters.EXAMPLE_ROWS))
+  return {name: column[order] for name, column in columns.items()}
 
 
 @np.errstate(invalid='ignore')  # A NaN score makes metrics NaN: no news.

@@ -17,6 +17,8 @@ FORMAT_VERSION = 2
 SFT = 'sft'
 REWARD = 'reward'
 POLICY = 'policy'
+# Of `data_order`.
+LENGTH_BUCKETS = 'length_buckets'
 # What is named by `recorded_paths`.
 _RECORDED = ('base', 'policy.reference', 'policy.reward_checkpoints')
 
@@ -39,7 +41,8 @@ class RunMetadata:
     task: the SeqIO task or mixture it was trained on.
     task_feature_lengths: tokens of `inputs` and `targets`.
     truncate_prompt: which end of a long prompt was kept.
-    data_order: what decides which examples a step sees: batch size and seed.
+    data_order: what decides which examples a step sees: batch size, seeds, and
+      how they are put together by length.
     policy: for policies, what else decides the run: `{'reference': …,
       'reward_checkpoints': […], 'temperature': …, …}`, where the former have
       what `base` has.
@@ -57,7 +60,7 @@ class RunMetadata:
   task: str
   task_feature_lengths: Mapping[str, int]
   truncate_prompt: str
-  data_order: Mapping[str, int]
+  data_order: Mapping[str, Any]
   policy: Mapping[str, Any] | None = None
   module: str | None = None
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -103,6 +106,8 @@ def from_json(fields: Mapping[str, Any], where: str) -> RunMetadata:
       **fields['policy'],
       'reward_checkpoints': [{'path': path} for path in rewards],
     }
+  # Versions that did not say it put no examples together by length.
+  fields['data_order'] = {LENGTH_BUCKETS: 0, **fields['data_order']}
   lora = fields.pop('lora')
   return RunMetadata(
     model=pali_config.from_fields(fields.pop('model')),

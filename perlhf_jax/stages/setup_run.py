@@ -225,10 +225,13 @@ def describe_data(
   dataset: input_pipeline.DatasetConfig, seed: int
 ) -> dict[str, Any]:
   """Returns what decides which examples a step sees, and initial weights."""
+  by_length = dataset.length_buckets > 1
   return {
     'batch_size': dataset.batch_size,
     'data_seed': dataset.seed,
     'init_seed': seed,
+    run_metadata.LENGTH_BUCKETS: dataset.length_buckets if by_length else 0,
+    **({'length_window': dataset.length_window} if by_length else {}),
     **({} if dataset.part is None else {'part': list(dataset.part)}),
   }
 
@@ -244,8 +247,18 @@ def train_batches(
       'some of them more than once.',
       *(size, count, examples.name, examples.split),
     )
+  logging.info(
+    '%s/%s: %s', examples.name, examples.split, examples.describe_padding()
+  )
   part = placement.host_rows(size, mesh)
   return lambda first: input_pipeline.train_iterator(examples, first, part)
+
+
+def describe_batches(
+  examples: examples_lib.Examples,
+) -> Callable[[int, int], dict[str, float]]:
+  """Returns what gives the metrics of batches as such, between two steps."""
+  return lambda first, last: {'padding': examples.padding_share(first, last)}
 
 
 def train(
@@ -294,4 +307,5 @@ def train(
     selection=selection,
     mesh=run.mesh,
     summary={'trainable_fraction': run.trainable_fraction},
+    describe=describe_batches(examples),
   )

@@ -123,14 +123,14 @@ def train_policy(
   )
   partitioning.check_batch_size(eval_dataset.batch_size, mesh)
   directory = model_dirs.prepare(model_dir, loop.train_steps)
-  dataset = directory.with_task_module(dataset)
+  dataset = directory.as_begun(dataset)
   start = _resolve_start(model, vocabulary, lora, initial_checkpoint_path, mesh)
   reward_models = [
     roles_lib.load_reward_model(path, start.backbone, mesh, sampling.max_length)
     for path in rewards.checkpoints
   ]
   with multihost.together():
-    examples = start.load_examples(dataset)
+    examples = start.load_examples(dataset).prompts()
     eval_examples = start.load_examples(eval_dataset)
   roles = roles_lib.make_roles(
     start,
@@ -186,7 +186,7 @@ def train_policy(
     step=steps.iterate,
     state=state,
     frozen=roles.frozen,
-    batches=setup_run.train_batches(examples.prompts(), mesh),
+    batches=setup_run.train_batches(examples, mesh),
     batch_size=dataset.batch_size * num_samples,
     evaluate=_evaluation(
       roles,
@@ -205,6 +205,7 @@ def train_policy(
     mesh=mesh,
     summary={'trainable_fraction': roles.trainable_fraction},
     check=(alarms or alarms_lib.Alarms()).check,
+    describe=setup_run.describe_batches(examples),
   )
 
 

@@ -135,7 +135,7 @@ def train_reward(
   )
   partitioning.check_batch_size(eval_dataset.batch_size, mesh)
   directory = model_dirs.prepare(model_dir, loop.train_steps)
-  dataset = directory.with_task_module(dataset)
+  dataset = directory.as_begun(dataset)
   start = starts.resolve_start(
     model, vocabulary, lora, initial_checkpoint_path, mesh, initial_vit_path
   )

@@ -74,19 +74,30 @@ class CompiledStep:
     start = time.perf_counter()
     program = self.lower(*arguments).compile()
     memory = program.memory_analysis()
-    self.memory_bytes = max(
-      self.memory_bytes,
+    memory_bytes = (
       memory.argument_size_in_bytes
       + memory.output_size_in_bytes
       + memory.temp_size_in_bytes
-      - memory.alias_size_in_bytes,
+      - memory.alias_size_in_bytes
     )
+    self.memory_bytes = max(self.memory_bytes, memory_bytes)
     logging.info(
-      'Compiled %s in %.1f s; %.1f MiB a device.',
+      'Compiled %s in %.1f s; %.1f MiB a device%s.',
       self._name,
       time.perf_counter() - start,
-      self.memory_bytes / 2**20,
+      memory_bytes / 2**20,
+      _tokens(arguments[-1]),
     )
     with multihost.together():
       memory_lib.check_program(program, self._name)
     return program
+
+
+def _tokens(batch) -> str:
+  """Says for what shape a program is, by the tokens that its batch has."""
+  shapes = [
+    f'{name} {"x".join(map(str, x.shape))}'
+    for name, x in batch.items()
+    if name.endswith('_tokens')
+  ]
+  return f', for {", ".join(shapes)}' if shapes else ''

@@ -105,6 +105,7 @@ def train(
   mesh: partitioning.LogicalMesh,
   summary: Mapping[str, float],
   check: Callable[[int, Mapping[str, float]], None] | None = None,
+  describe: Callable[[int, int], Mapping[str, float]] | None = None,
 ) -> State:
   """Trains until `train_steps`, from wherever `state` stands.
 
@@ -125,6 +126,8 @@ def train(
     check: raises a UserError on metrics with which training must not go on,
       at every record and before every checkpoint; by default on a loss or
       gradient that is not finite.
+    describe: metrics of the batches from a step on, up to another one, which
+      training records have for those since the last record.
 
   Returns:
     The last state.
@@ -165,8 +168,11 @@ def train(
       pending = metrics
       if step.newly_compiled:
         jax.block_until_ready(metrics)
-        progress.pause(done - 1)
+        # What went by since the step before the last is not measured.
         progress.resume(done)
+      else:
+        progress.pause(done - 1)
+        progress.resume(done - 1)
       is_last = done == config.train_steps
       records = done % config.log_period == 0 or is_last
       saves = done % config.checkpoint_period == 0 or is_last
@@ -177,6 +183,10 @@ def train(
         metrics = metric_writer.in_order(metrics)
         progress.pause(done)
         if records:
+          if describe is not None:
+            # The same wherever a run was interrupted.
+            since = (done - 1) // config.log_period * config.log_period
+            metrics.update(describe(since, done))
           timing = progress.since_last_record()
           writer.write(done, 'train', {**metrics, **timing})
           progress.report(done, 'train', metrics)

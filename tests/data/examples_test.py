@@ -61,11 +61,12 @@ def test_a_host_gets_its_rows_of_the_global_batch(count, step, part):
 
 
 def test_prompts_are_padded_as_the_global_batch_needs():
-  examples = make(10, shuffle=False).prompts()
+  examples = make(10, shuffle=False)
   examples.columns['inputs'] = examples_lib.TokenColumn(
     [np.full(n, 5, np.int32) for n in (3, 40, 2, 2, 3, 3, 3, 3, 3, 3)]
   )
-  examples.converter = feature_converters.PromptConverter(64)
+  examples.converter = feature_converters.PointwiseConverter(64, 6)
+  examples = examples.prompts()
   for part in (None, np.array([0]), np.array([1])):
     assert train_batch(examples, 0, part)['prompt_tokens'].shape[1] == 64
     assert train_batch(examples, 1, part)['prompt_tokens'].shape[1] == 16

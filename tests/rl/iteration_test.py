@@ -216,3 +216,17 @@ def test_a_function_that_fails_leaves_the_state_usable(run):
   after, _ = step(state, frozen, batch)  # Nothing was donated or changed.
   wanted, _ = step(_copy(run[1]), frozen, batch)
   jax.tree.map(np.testing.assert_array_equal, after, wanted)
+
+
+def test_a_step_does_not_depend_on_the_padding_of_prompts(run):
+  step, state, frozen, _ = run
+  batch = tiny_roles.prompts()
+  padded = {
+    name: jnp.pad(x, ((0, 0), (0, 9))) if name.startswith('prompt') else x
+    for name, x in batch.items()
+  }
+  (_, short), (_, long) = (
+    step(_copy(state), frozen, each) for each in (batch, padded)
+  )
+  for name, value in short.items():
+    np.testing.assert_allclose(long[name], value, rtol=1e-5, atol=1e-5)

@@ -10,6 +10,7 @@ from perlhf_jax.data import vocabularies
 from perlhf_jax.models import lora
 from perlhf_jax.stages import run_metadata
 
+_ORDER = {'batch_size': 8, 'data_seed': 0, 'init_seed': 0}
 METADATA = run_metadata.RunMetadata(
   kind='policy',
   objective='rloo',
@@ -21,7 +22,7 @@ METADATA = run_metadata.RunMetadata(
   task='my_prompts',
   task_feature_lengths={'inputs': 32, 'targets': 17},
   truncate_prompt='keep_end',
-  data_order={'batch_size': 8, 'data_seed': 0, 'init_seed': 0, 'part': [0, 2]},
+  data_order=_ORDER | {'part': [0, 2], 'length_buckets': 0},
   policy={
     'reference': {'path': '/a/sft', 'fingerprint': 'f0'},
     'reward_checkpoints': [{'path': '/a/rm', 'fingerprint': 'f1'}],
@@ -51,6 +52,12 @@ def test_checkpoints_of_format_1_are_read_and_go_on(caplog):
   assert saved.policy['reward_checkpoints'] == [{'path': '/a/rm'}]
   run_metadata.check_same(saved, METADATA, 'step 3')
   assert 'versions' not in caplog.text
+
+
+def test_checkpoints_that_do_not_say_so_have_no_batches_by_length():
+  fields = run_metadata.to_json(METADATA)
+  del fields['data_order']['length_buckets']
+  assert run_metadata.from_json(fields, 'here') == METADATA
 
 
 def test_a_newer_format_is_refused():
@@ -83,9 +90,17 @@ def test_where_anything_lies_is_of_no_account():
     (
       dataclasses.replace(
         METADATA,
-        data_order={'batch_size': 8, 'data_seed': 0, 'init_seed': 0},
+        data_order=_ORDER | {'length_buckets': 0},
       ),
       'data_order.part is [0, 2], this run has None',
+    ),
+    (
+      dataclasses.replace(
+        METADATA,
+        data_order=METADATA.data_order
+        | {'length_buckets': 8, 'length_window': 100},
+      ),
+      'data_order.length_buckets is 0, this run has 8',
     ),
     (
       dataclasses.replace(

@@ -109,6 +109,7 @@ def test_a_run_leaves_what_is_promised(root):
     'ratio_deviation',
     'skipped',
     'skipped_in_a_row',
+    'padding',
     *metric_writer.TIMING,
   } == set(train) - {'step', 'split'}
   leading = 'step', 'split', 'score', 'kl', 'response_length', 'loss'

@@ -38,6 +38,16 @@ def test_compiles_once_a_shape(step, traced, caplog):
   assert caplog.text.count('Compiled the sum in') == 2
 
 
+def test_the_log_names_the_shape_and_the_memory_of_each_program(step, caplog):
+  caplog.set_level(logging.INFO)
+  for length in (3000, 10):
+    batch = {'a_tokens': jnp.ones((2, length)), 'x': jnp.ones(2)}
+    step(jnp.zeros(()), batch)
+  large, small = (record.getMessage() for record in caplog.records)
+  assert large.endswith(' MiB a device, for a_tokens 2x3000.')
+  assert small.endswith(' MiB a device, for a_tokens 2x10.')
+
+
 def test_memory_is_that_of_the_largest_program(step):
   step(jnp.zeros(()), {'x': jnp.ones(1000)})
   large = step.memory_bytes

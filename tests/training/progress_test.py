@@ -62,6 +62,21 @@ def test_throughput_since_the_last_record(clock):
   assert bar.examples_per_second == 9 * 8 / 9
 
 
+def test_steps_that_compile_among_others_are_left_out(clock):
+  bar = progress.Progress(start_step=0, total_steps=100, batch_size=8)
+  bar.resume(1)
+  for done in (1, 2, 3):
+    clock.seconds += 2
+    bar.pause(done)
+    bar.resume(done)
+  clock.seconds += 40  # The fourth step, and compiling the fifth.
+  bar.resume(5)
+  clock.seconds += 4
+  bar.pause(7)
+  # Of the steps that were waited for, 2, 3, 6 and 7.
+  assert bar.since_last_record()['seconds_per_step'] == (3 * 2 + 4) / 4
+
+
 def test_log_lines(clock, log):
   bar = progress.Progress(start_step=0, total_steps=100, batch_size=8)
   bar.report(1, 'train', {'loss': 2.0})
