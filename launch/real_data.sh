@@ -42,7 +42,7 @@ train() { # COMMAND NAME TASK TUNING, then more bindings
     --gin.MODEL_DIR="'$output/$2'" --gin.MIXTURE_OR_TASK_NAME="'$3'" \
     --gin.TASK_FEATURE_LENGTHS="{'inputs': 192, 'targets': 48}" \
     --gin.BATCH_SIZE=32 --gin.EVAL_PERIOD=50 --gin.CHECKPOINT_PERIOD=50 \
-    --gin.SKIP_BAD_ROWS=True "${@:5}"
+    --gin.LENGTH_BUCKETS=0 --gin.SKIP_BAD_ROWS=True "${@:5}"
 }
 
 reward() { # NAME TUNING LEARNING_RATE, then more bindings
