@@ -247,7 +247,7 @@ def test_empty_split_is_an_error():
     ({'lengths': {'inputs': 8}}, r"needs 'targets'.*Give for example"),
     ({'lengths': {'inputs': 1, 'targets': 8}}, "needs 'inputs' of at least 2"),
     ({'lengths': LENGTHS | {'chosen': 3}}, "unknown entry 'chosen'"),
-    ({'batch_size': 0}, 'BATCH_SIZE is 0'),
+    ({'batch_size': 0}, 'batch_size is 0; it must be'),
     ({'truncate_prompt': 'left'}, "'left'"),
   ],
 )

@@ -118,7 +118,7 @@ def _fails(capsys, arguments):
     (
       'reinforce',
       ("--gin.RewardSources.reduce='max'",),
-      ("reduce is 'max'", 'mean, min'),
+      ("reduce is 'max'", "'mean', 'min'"),
     ),
     (
       'reinforce',
