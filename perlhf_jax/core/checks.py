@@ -116,6 +116,12 @@ def check(name: str, value: Any, annotation: Any) -> None:
   """
   if _is_valid(value, annotation):
     return
+  lacking = _missing(value, annotation)
+  if lacking and not isinstance(value, _PLAIN):
+    raise errors.ConfigError(
+      f'{name} is {type(value).__name__}, which lacks {", ".join(lacking)}; it '
+      f'must be {_wanted(annotation)}.'
+    )
   shown = value if isinstance(value, type) else repr(value)
   raise errors.ConfigError(
     f'{name} is {shown}; it must be {_wanted(annotation)}.'
@@ -222,8 +228,7 @@ def _is_instance(value, annotation, origin, args) -> bool:
       for key, item in value.items()
     )
   if typing_extensions.is_protocol(kind):
-    # What an object lacks, those who take it say better.
-    return not isinstance(value, _PLAIN)
+    return not isinstance(value, _PLAIN) and not _missing(value, kind)
   return isinstance(value, kind)
 
 
@@ -275,6 +280,16 @@ def _wanted_sequence(kind, args) -> str:
     parts = ', '.join(_wanted(each) for each in args)
     return f'a tuple of {len(args)}: ({parts})'
   return f'a list, each item {_wanted(args[0])}'
+
+
+def _missing(value: Any, annotation: Any) -> list[str]:
+  """Lists the attributes of a protocol that a value lacks."""
+  if not inspect.isclass(annotation):
+    return []
+  if not typing_extensions.is_protocol(annotation):
+    return []
+  members = typing_extensions.get_protocol_members(annotation)
+  return sorted(name for name in members if not hasattr(value, name))
 
 
 def _is_number(value: Any) -> bool:

@@ -398,7 +398,10 @@ def test_what_is_no_algorithm_is_named(given, wanted):
     ({'loss': len, 'minibatches': 1.5}, '_Half.minibatches is 1.5'),
     ({'loss': len, 'min_samples': '1'}, "_Half.min_samples is '1'"),
     ({'loss': len, 'needs_value': 'yes'}, "_Half.needs_value is 'yes'"),
-    ({'loss': len, 'kl_estimator': 'k4'}, "kl_estimator is 'k4'.*k1, k2, k3"),
+    (
+      {'loss': len, 'kl_estimator': 'k4'},
+      "kl_estimator is 'k4'.*'k1', 'k2', 'k3'",
+    ),
   ],
 )
 def test_members_of_another_type_are_named(fields, wanted):

@@ -142,10 +142,6 @@ def test_lines_are_kept_with_a_response_added(root, tmp_path):
   assert written[2]['response'] != 'of before'
 
 
-def test_an_empty_file(root, tmp_path):
-  assert runs.generate(root / 'sft', [], tmp_path) == []
-
-
 @pytest.mark.parametrize(
   ('name', 'flags'),
   [
