@@ -341,7 +341,7 @@ def test_random_tokens():
     ),
     ((*_MODEL, _REINFORCE, '--gin.REPEATS=0'), ('REPEATS is 0',)),
     ((*_MODEL, _REINFORCE, '--gin.TEMPERATURE=0'), ('TEMPERATURE is 0',)),
-    ((*_MODEL, _REINFORCE, '--gin.BATCH_SIZE=0'), ('BATCH_SIZE 0',)),
+    ((*_MODEL, _REINFORCE, '--gin.BATCH_SIZE=0'), ('BATCH_SIZE is 0',)),
     ((*_MODEL, _REINFORCE, '--gin.LORA_RANK=0'), ('LORA_RANK is 0',)),
     ((*_MODEL, _RLOO, '--gin.NUM_SAMPLES=1'), ('NUM_SAMPLES is 1', 'Rloo')),
     (
