@@ -316,10 +316,9 @@ class World:
   def _take_over(self, world: 'World') -> None:
     """Links what was trained elsewhere, under the same names."""
     (self.folder / 'runs').symlink_to(world.folder / 'runs')
-    for name in 'pali', 'model':
-      link = self._outside / 'path' / 'to' / name
-      link.unlink(missing_ok=True)
-      link.symlink_to(world._outside / 'path' / 'to' / name)
+    # Not `model`: the script itself says when a PaLI takes the T5's place.
+    link = self._outside / 'path' / 'to' / 'pali'
+    link.symlink_to(world._outside / 'path' / 'to' / 'pali')
 
   def _check_out(self) -> None:
     """Makes the folder look like the top of a checkout."""
