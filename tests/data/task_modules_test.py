@@ -93,7 +93,7 @@ def test_a_module_with_a_mistake_names_its_line(module_dir, text, wanted):
 def test_near_modules_are_suggested(module_dir, monkeypatch, given, near):
   (module_dir / 'my_tasks.py').write_text('')
   monkeypatch.chdir(module_dir)
-  wanted = rf'cannot be found\. Did you mean {near}\? Give the name'
+  wanted = rf'cannot be found\. Did you mean {near}\? Put the'
   with pytest.raises(errors.ConfigError, match=wanted):
     task_modules.import_tasks(given)
 
