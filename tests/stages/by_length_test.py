@@ -197,6 +197,7 @@ def _ragged_task(folder):
 _FLAGS = (
   "--gin.MIXTURE_OR_TASK_MODULE='ragged_tasks'",
   "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 16}",
+  '--gin.LENGTH_BUCKETS=8',
   '--gin.LENGTH_WINDOW=3',
   '--gin.INITIAL_CHECKPOINT_PATH=None',
 )
