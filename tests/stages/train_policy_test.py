@@ -304,7 +304,11 @@ def test_a_policy_is_a_start_of_other_stages(root, merged):
   metadata = backbones.load_checkpoint(
     str(root / 'rm_full'), partitioning.make_mesh()
   ).metadata
-  assert metadata.base == {'path': step, 'fingerprint': policy.fingerprint}
+  assert metadata.base == {
+    'path': step,
+    'relative_path': '../full/checkpoints/3',
+    'fingerprint': policy.fingerprint,
+  }
   # The merged backbone is a Backbone like any other.
   assert merged.path == str(root / 'lora' / 'checkpoints' / '6')
   own, base = tree_paths.flatten(merged.params), root / 'sft'
