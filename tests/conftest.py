@@ -1,6 +1,7 @@
 """Set-up of every test: the CPU, quiet libraries, checked shapes and types."""
 
 import os
+import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -12,6 +13,7 @@ os.environ.setdefault(
 
 import hypothesis
 import jaxtyping
+import pytest
 
 # Before anything of ours is imported, or it would be imported unchecked.
 jaxtyping.install_import_hook(
@@ -29,3 +31,25 @@ hypothesis.settings.register_profile(
   suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile('perlhf')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def own_tasks_are_forgotten():
+  """Removes the tasks that the tests of a file registered.
+
+  A process runs many files, and some of them list all tasks.
+  """
+  if 'seqio' not in sys.modules:
+    yield
+    return
+  import seqio
+
+  from perlhf_jax.data import task_modules
+
+  task_modules.import_tasks()
+  registries = seqio.MixtureRegistry, seqio.TaskRegistry
+  before = [set(each.names()) for each in registries]
+  yield
+  for registry, names in zip(registries, before, strict=True):
+    for name in set(registry.names()) - names:
+      registry.remove(name)
