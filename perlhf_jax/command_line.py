@@ -82,7 +82,7 @@ HOST_FLAGS = (
 )
 
 
-# Arguments of `stages.check.check`.
+# Arguments of `plan.check.check`.
 CHECK_FLAGS = (
   Flag(
     'check',

@@ -180,7 +180,7 @@ COMMANDS: Mapping[str, Command] = {
   ),
   'benchmark': Command(
     help='LoRA against full tuning here: time, memory, trained share',
-    module='perlhf_jax.stages.benchmark',
+    module='perlhf_jax.benchmark.benchmark',
     function='benchmark',
     example=(
       'perlhf benchmark'
@@ -193,7 +193,7 @@ COMMANDS: Mapping[str, Command] = {
   ),
   'benchmark_input': Command(
     help='images per second that the input pipeline decodes and batches here',
-    module='perlhf_jax.stages.benchmark_input',
+    module='perlhf_jax.benchmark.benchmark_input',
     function='benchmark_input',
     example='perlhf benchmark_input --task=easy_vqa_rm --image_size=64',
     flags=(
@@ -210,7 +210,7 @@ COMMANDS: Mapping[str, Command] = {
   ),
   'plan': Command(
     help='which TPU slice a run fits, found without one',
-    module='perlhf_jax.stages.plan',
+    module='perlhf_jax.plan.plan',
     function='plan',
     example=(
       'perlhf plan'

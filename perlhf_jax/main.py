@@ -125,7 +125,7 @@ def _check(
 ) -> Callable[[], Any]:
   """Gives the call that checks a command's function in its place."""
   with logs.without_noise():
-    from perlhf_jax.stages import check
+    from perlhf_jax.plan import check
   return lambda: check.check(function, values(), **options)
 
 

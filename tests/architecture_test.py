@@ -21,8 +21,10 @@ FLOORS = {
   'interop': 3,
   'rl': 4,
   'stages': 5,
+  'benchmark': 6,
+  'plan': 6,
 }
-TOP_FLOOR = 6  # The files of perlhf_jax/ itself: main.py and what it needs.
+TOP_FLOOR = 7  # The files of perlhf_jax/ itself: main.py and what it needs.
 
 TENSORFLOW = {
   'seqio',

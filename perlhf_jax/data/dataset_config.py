@@ -80,3 +80,17 @@ class DatasetConfig:
         f'DatasetConfig.part is {self.part}: give (index, count), with the'
         ' index from 0 up to count - 1.'
       )
+
+
+def check_lengths(task_feature_lengths: Mapping[str, int]) -> None:
+  """Checks that both lengths are given.
+
+  Raises:
+    ConfigError: one is not.
+  """
+  for name in ('inputs', 'targets'):
+    if name not in task_feature_lengths:
+      raise errors.ConfigError(
+        f'TASK_FEATURE_LENGTHS has no {name!r}: give the most tokens of a '
+        "prompt ('inputs') and of a response ('targets')."
+      )

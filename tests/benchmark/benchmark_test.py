@@ -13,15 +13,15 @@ import pytest
 import runs
 
 from perlhf_jax import main
+from perlhf_jax.benchmark import batches as batches_lib
+from perlhf_jax.benchmark import benchmark
+from perlhf_jax.benchmark import policy as policy_lib
+from perlhf_jax.benchmark import reward as reward_lib
+from perlhf_jax.benchmark import setting as setting_lib
+from perlhf_jax.benchmark import timing
 from perlhf_jax.core import tree_paths
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
-from perlhf_jax.stages import benchmark
-from perlhf_jax.stages import benchmark_batches
-from perlhf_jax.stages import benchmark_policy
-from perlhf_jax.stages import benchmark_reward
-from perlhf_jax.stages import benchmark_setting
-from perlhf_jax.stages import benchmark_timing
 from perlhf_jax.stages import starts
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
@@ -113,7 +113,7 @@ def test_figures_are_medians_of_the_repeats(figures, name):
 @pytest.mark.parametrize('name', _TUNINGS)
 def test_shares_of_the_parts_add_up_to_one(figures, name):
   parts = figures[name]['rl_iteration']['parts']
-  assert tuple(parts) == benchmark_policy.PARTS
+  assert tuple(parts) == policy_lib.PARTS
   assert sum(p['share'] for p in parts.values()) == pytest.approx(1)
   first, second = parts['sampling'], parts['learning']
   assert first['share'] / second['share'] == pytest.approx(
@@ -198,7 +198,7 @@ def test_weights_of_a_checkpoint_and_prompts_of_a_task(tmp_path, monkeypatch):
       orders[name] = list(each.calls())
       figures[name] = each.figures(
         {
-          call: [benchmark_timing.Timing(factor * second, result)]
+          call: [timing.Timing(factor * second, result)]
           for second, call in enumerate(each.calls(), start=1)
         }
       )
@@ -206,7 +206,7 @@ def test_weights_of_a_checkpoint_and_prompts_of_a_task(tmp_path, monkeypatch):
         figures[name]['reward_step']['step_memory_bytes'] = 1
     return figures, {name: {'a': [1.0]} for name in figures}
 
-  monkeypatch.setattr(benchmark_timing, 'measure', measure)
+  monkeypatch.setattr(timing, 'measure', measure)
   figures, _ = _measure(
     tmp_path,
     _RLOO,
@@ -254,17 +254,15 @@ def test_training_leaves_what_the_others_start_from(tuning):
     starts.Start(config, None, None), mesh, 0
   )
   rng = np.random.default_rng(0)
-  prompts = benchmark_batches.random_tokens(rng, 2, 6, 20)
-  pairs = benchmark_batches.pair_batch(
-    rng, prompts, {'inputs': 6, 'targets': 4}, 20
-  )
-  setting = benchmark_setting.Setting(
+  prompts = batches_lib.random_tokens(rng, 2, 6, 20)
+  pairs = batches_lib.pair_batch(rng, prompts, {'inputs': 6, 'targets': 4}, 20)
+  setting = setting_lib.Setting(
     lora=lora_lib.LoraConfig(rank=2) if tuning == 'lora' else None,
     optimizer=optimizers.Optimizer(learning_rate=0.1),
     mesh=mesh,
     seed=0,
   )
-  programs = benchmark_reward.RewardPrograms(
+  programs = reward_lib.RewardPrograms(
     start, setting, placement.put_batch(pairs, mesh)
   )
 
@@ -304,7 +302,7 @@ class _FakePrograms:
 def test_tunings_are_timed_in_turn_after_a_call_that_does_not_count():
   log = []
   programs = {name: _FakePrograms(name, log) for name in 'xy'}
-  figures, seconds = benchmark_timing.measure(programs, 2)
+  figures, seconds = timing.measure(programs, 2)
   compiled = [(name, call, 0) for name in 'xy' for call in 'ab']
   timed = [
     (name, call, repeat) for repeat in (1, 2) for call in 'ab' for name in 'xy'
@@ -316,14 +314,13 @@ def test_tunings_are_timed_in_turn_after_a_call_that_does_not_count():
 
 def test_random_tokens():
   rng = np.random.default_rng(0)
-  drawn = benchmark_batches.random_tokens(rng, 400, 16, 7)
+  drawn = batches_lib.random_tokens(rng, 400, 16, 7)
   assert {len(tokens) for tokens in drawn} == set(range(4, 17))
   for tokens in drawn:
     assert tokens.dtype == np.int32 and tokens[-1] == 1
   assert {t for tokens in drawn for t in tokens[:-1]} == {2, 3, 4, 5, 6}
   assert all(
-    tokens.tolist() == [1]
-    for tokens in benchmark_batches.random_tokens(rng, 3, 1, 7)
+    tokens.tolist() == [1] for tokens in batches_lib.random_tokens(rng, 3, 1, 7)
   )
 
 

@@ -14,12 +14,12 @@ from perlhf_jax import main
 from perlhf_jax.core import errors
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
+from perlhf_jax.plan import compiling
+from perlhf_jax.plan import programs as programs_lib
+from perlhf_jax.plan import slices as slices_lib
+from perlhf_jax.plan import table as table_lib
 from perlhf_jax.rl import reinforce
 from perlhf_jax.rl import rloo
-from perlhf_jax.stages import plan_compiling
-from perlhf_jax.stages import plan_programs
-from perlhf_jax.stages import plan_slices
-from perlhf_jax.stages import plan_table
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import topologies
@@ -56,7 +56,7 @@ MODEL = t5_config.T5Config(
   num_decoder_layers=1,
   dropout_rate=0.0,
 )
-SETTING = plan_programs.Setting(
+SETTING = programs_lib.Setting(
   model=MODEL,
   lora=lora_lib.LoraConfig(rank=RANK),
   optimizer=optimizers.Optimizer(),
@@ -138,7 +138,7 @@ TUNINGS = ('full', 'lora')
 
 
 @pytest.mark.parametrize('tuning', TUNINGS)
-@pytest.mark.parametrize('program', plan_programs.PROGRAMS)
+@pytest.mark.parametrize('program', programs_lib.PROGRAMS)
 def test_arguments_are_what_one_counts_on_paper(planned, tuning, program):
   row = planned[0][tuning, program]
   expected = _weights_and_batch(tuning, program)
@@ -190,7 +190,7 @@ def test_the_table_has_a_line_for_each_program(planned):
   ]
   assert shown == [
     (program, tuning, str(BATCH))
-    for program in plan_programs.PROGRAMS
+    for program in programs_lib.PROGRAMS
     for tuning in TUNINGS
   ]
 
@@ -214,7 +214,7 @@ def _row(program, tuning, peak, held, batch=8, **more):
 
 
 def test_lora_is_compared_with_full_tuning_by_all_that_a_device_holds():
-  table = plan_table.Table()
+  table = table_lib.Table()
   rows = [
     _row('rl_update', 'full', 70, 30, fits=False),
     _row('rl_update', 'lora', 40, 2),
@@ -235,7 +235,7 @@ def test_lora_is_compared_with_full_tuning_by_all_that_a_device_holds():
 
 
 def test_without_a_doubtful_row_nothing_stands_below():
-  table = plan_table.Table()
+  table = table_lib.Table()
   table.add(_row('rl_update', 'lora', 40, 2))
   assert table.foot() is None
 
@@ -255,13 +255,11 @@ def _program(argument=100, temp=50, peak=130, resident=110, error=None):
     return types.SimpleNamespace(memory_analysis=lambda: memory)
 
   lowered = types.SimpleNamespace(compile=compile)
-  return plan_programs.Program('it', lambda: lowered, 99, resident)
+  return programs_lib.Program('it', lambda: lowered, 99, resident)
 
 
 def _compile(program, limit):
-  return plan_compiling.compile_program(
-    program, limit, plan_compiling.OPTIONS['cheap']
-  )
+  return compiling.compile_program(program, limit, compiling.OPTIONS['cheap'])
 
 
 @pytest.mark.parametrize(
@@ -308,7 +306,7 @@ def test_another_error_of_the_compiler_is_raised():
   ],
 )
 def test_bytes_needed(message, needed):
-  assert plan_compiling.bytes_needed(message) == (needed and int(needed))
+  assert compiling.bytes_needed(message) == (needed and int(needed))
 
 
 def test_no_weight_of_eleven_billion_is_made():
@@ -328,7 +326,7 @@ def test_no_weight_of_eleven_billion_is_made():
   setting = dataclasses.replace(SETTING, model=xxl, lora=None)
   before = sum(x.nbytes for x in jax.live_arrays())
   program = next(
-    plan_programs.make_programs(setting, partitioning.make_mesh((1, -1, 1)))
+    programs_lib.make_programs(setting, partitioning.make_mesh((1, -1, 1)))
   )
   # Weights alone, in float32: 11,135 M.
   assert program.argument_bytes > 4 * 11_135e6
@@ -343,7 +341,7 @@ def test_without_a_value_model_there_is_one_model_less():
     lora=None,
     optimizer=optimizers.Optimizer(name='adamw'),
   )
-  programs = plan_programs.make_programs(
+  programs = programs_lib.make_programs(
     setting, partitioning.make_mesh((1, -1, 1))
   )
   resident = {each.name: each.resident_bytes for each in programs}
@@ -367,8 +365,8 @@ def fitting(monkeypatch):
     topology, setting = placed
     return topology.num_devices >= 8 and setting.batch_size <= 40
 
-  monkeypatch.setattr(plan_slices.Planner, 'fits', fits)
-  return plan_slices.Planner(partitioning.Partitioner((1, -1, 1)), {})
+  monkeypatch.setattr(slices_lib.Planner, 'fits', fits)
+  return slices_lib.Planner(partitioning.Partitioner((1, -1, 1)), {})
 
 
 def test_search_for_the_largest_batch(fitting):
@@ -394,9 +392,9 @@ def test_search_for_the_smallest_slice(fitting):
 def test_what_does_not_fit_before_it_starts_is_not_compiled(monkeypatch):
   tiny = dataclasses.replace(topologies.find('v5e-1'), memory_bytes=1000)
   monkeypatch.setattr(
-    plan_compiling, 'compile_program', lambda *args: pytest.fail('compiled')
+    compiling, 'compile_program', lambda *args: pytest.fail('compiled')
   )
-  planner = plan_slices.Planner(partitioning.Partitioner((1, -1, 1)), {})
+  planner = slices_lib.Planner(partitioning.Partitioner((1, -1, 1)), {})
   assert not planner.fits((tiny, SETTING))
 
 
@@ -423,7 +421,7 @@ def test_mistakes_are_named_before_anything_is_compiled(
   arguments, message, monkeypatch, capsys
 ):
   monkeypatch.setattr(
-    plan_compiling, 'compile_program', lambda *args: pytest.fail('compiled')
+    compiling, 'compile_program', lambda *args: pytest.fail('compiled')
   )
   assert main.run([*_COMMAND, *arguments]) == 2
   assert message in capsys.readouterr().err

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from perlhf_jax.core import errors
 from perlhf_jax.core import typing
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import input_pipeline
@@ -14,20 +13,6 @@ from perlhf_jax.data import length_buckets
 
 # Random sequences have from this share of the limit to all of it.
 SHORTEST = 0.25
-
-
-def check_lengths(task_feature_lengths: Mapping[str, int]) -> None:
-  """Checks that both lengths are given.
-
-  Raises:
-    ConfigError: one is not.
-  """
-  for name in ('inputs', 'targets'):
-    if name not in task_feature_lengths:
-      raise errors.ConfigError(
-        f'TASK_FEATURE_LENGTHS has no {name!r}: give the most tokens of a '
-        "prompt ('inputs') and of a response ('targets')."
-      )
 
 
 def random_tokens(

@@ -11,9 +11,9 @@ from etils import epath
 from perlhf_jax.core import errors
 from perlhf_jax.core import strict_json
 from perlhf_jax.core import versions
+from perlhf_jax.plan import compiling
+from perlhf_jax.plan import programs as programs_lib
 from perlhf_jax.stages import line_files
-from perlhf_jax.stages import plan_compiling
-from perlhf_jax.stages import plan_programs
 from perlhf_jax.training import partitioning
 
 # What a row is of: topology, tuning, batch size and program.
@@ -25,7 +25,7 @@ _ENVIRONMENT = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')
 
 
 def fingerprint(
-  setting: plan_programs.Setting,
+  setting: programs_lib.Setting,
   partitioner: partitioning.Partitioner,
   options: Mapping[str, Any],
 ) -> str:
@@ -65,23 +65,23 @@ class Rows:
     """
     self._path = path
     self._fingerprints = fingerprints or {}
-    self._rows: dict[Key, plan_compiling.Row] = {}
+    self._rows: dict[Key, compiling.Row] = {}
     if path is not None:
       line_files.check_output(path)
       self._take_over(path)
 
-  def get(self, key: Key) -> plan_compiling.Row | None:
+  def get(self, key: Key) -> compiling.Row | None:
     """Returns the row if it is there."""
     return self._rows.get(key)
 
-  def add(self, row: plan_compiling.Row) -> plan_compiling.Row:
+  def add(self, row: compiling.Row) -> compiling.Row:
     """Adds a row and writes the file; returns it with its fingerprint."""
     row = {**row, _FINGERPRINT: self._fingerprints.get(row['tuning'])}
     self._rows[_key(row)] = row
     self._write(list(self._rows.values()))
     return row
 
-  def finish(self, rows: Sequence[plan_compiling.Row]) -> None:
+  def finish(self, rows: Sequence[compiling.Row]) -> None:
     """Leaves in the file the rows of the answer, without those of a search."""
     self._write(rows)
 
@@ -120,11 +120,11 @@ class Rows:
         *(path, others),
       )
 
-  def _write(self, rows: Sequence[plan_compiling.Row]) -> None:
+  def _write(self, rows: Sequence[compiling.Row]) -> None:
     if self._path is not None:
       text = strict_json.dumps(list(rows), indent=2) + '\n'
       line_files.write_text(self._path, [text])
 
 
-def _key(row: plan_compiling.Row) -> Key:
+def _key(row: compiling.Row) -> Key:
   return tuple(row[field] for field in _KEY_FIELDS)

@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 
+from perlhf_jax.benchmark import setting as setting_lib
+from perlhf_jax.benchmark import timing
 from perlhf_jax.core import typing
 from perlhf_jax.models import reward_model
 from perlhf_jax.stages import backbones
-from perlhf_jax.stages import benchmark_setting
-from perlhf_jax.stages import benchmark_timing
 from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import setup_run
@@ -22,13 +22,13 @@ class RewardPrograms:
   """The training step of a pairwise reward model.
 
   Attributes:
-    checkpoint: the untrained model, for `benchmark_policy`.
+    checkpoint: the untrained model, for the policy.
   """
 
   def __init__(
     self,
     start: starts.Start,
-    setting: benchmark_setting.Setting,
+    setting: setting_lib.Setting,
     pairs: typing.Batch,
   ):
     """Prepares the program.
@@ -52,24 +52,24 @@ class RewardPrograms:
         reward_model.RewardModel(run.model), reward_scoring.PAIRWISE, 0.0
       ),
       setting.optimizer,
-      train_steps=benchmark_setting.TRAIN_STEPS,
+      train_steps=setting_lib.TRAIN_STEPS,
       seed=setting.seed,
     )
     self._state, self._step = steps.create(run.trainable), steps.train
     self._frozen, self._pairs = run.frozen, pairs
     self._trainable_fraction = run.trainable_fraction
 
-  def calls(self) -> Mapping[str, benchmark_timing.Call]:
+  def calls(self) -> Mapping[str, timing.Call]:
     """Returns `reward_step`."""
     return {'reward_step': self._train}
 
   def figures(
-    self, timings: Mapping[str, Sequence[benchmark_timing.Timing]]
+    self, timings: Mapping[str, Sequence[timing.Timing]]
   ) -> dict[str, Any]:
     """Returns time, memory and trained share of the step."""
     return {
       'reward_step': {
-        'seconds': benchmark_timing.median_seconds(timings['reward_step']),
+        'seconds': timing.median_seconds(timings['reward_step']),
         'step_memory_bytes': self._step.memory_bytes,
         'trainable_fraction': self._trainable_fraction,
       }

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from perlhf_jax.stages import plan_compiling
-from perlhf_jax.stages import plan_programs
+from perlhf_jax.plan import compiling
+from perlhf_jax.plan import programs as programs_lib
 
 _COLUMNS = (
   *('program', 'tuning', 'batch', 'arguments', 'temporaries', 'peak'),
@@ -25,9 +25,9 @@ class Table:
   """Turns rows into lines, in the order in which they come."""
 
   def __init__(self):
-    self._rows: list[plan_compiling.Row] = []
+    self._rows: list[compiling.Row] = []
 
-  def head(self, setting: plan_programs.Setting) -> str:
+  def head(self, setting: programs_lib.Setting) -> str:
     """Returns what stands above all rows.
 
     Args:
@@ -40,7 +40,7 @@ class Table:
       f'each; updates in {setting.accumulation_steps} part(s).\n{_NOTE}'
     )
 
-  def add(self, row: plan_compiling.Row) -> str:
+  def add(self, row: compiling.Row) -> str:
     """Returns the line of a row, below a heading if its slice is a new one.
 
     A row of LoRA is compared with full tuning if that has come before it.
@@ -57,7 +57,7 @@ class Table:
     return _DOUBTFUL if any(row['doubtful'] for row in self._rows) else None
 
 
-def needed_bytes(row: plan_compiling.Row) -> int:
+def needed_bytes(row: compiling.Row) -> int:
   """Returns what a device must have while a program runs."""
   return row['peak_bytes'] + row['held_bytes']
 

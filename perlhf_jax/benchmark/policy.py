@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from perlhf_jax.benchmark import setting as setting_lib
+from perlhf_jax.benchmark import timing
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
 from perlhf_jax.models import prompts as prompts_lib
@@ -16,8 +18,6 @@ from perlhf_jax.rl import programs
 from perlhf_jax.rl import rollout
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import backbones
-from perlhf_jax.stages import benchmark_setting
-from perlhf_jax.stages import benchmark_timing
 from perlhf_jax.stages import policy_steps
 from perlhf_jax.stages import reward_sources
 from perlhf_jax.stages import roles as roles_lib
@@ -37,7 +37,7 @@ class PolicyPrograms:
   def __init__(
     self,
     start: starts.Start,
-    setting: benchmark_setting.Setting,
+    setting: setting_lib.Setting,
     algorithm: algorithm_lib.Algorithm,
     sampling: sampler.SamplingConfig,
     reward: backbones.Checkpoint,
@@ -74,7 +74,7 @@ class PolicyPrograms:
       algorithm=algorithm,
       optimizer_configs=dict.fromkeys(roles.trainable, setting.optimizer),
       sampling=sampling,
-      train_steps=benchmark_setting.TRAIN_STEPS,
+      train_steps=setting_lib.TRAIN_STEPS,
       kl_beta=_KL_BETA,
       seed=seed,
     )
@@ -90,7 +90,7 @@ class PolicyPrograms:
     )
     self._assessed['scores'] = self._scoring(self._assessed)
 
-  def calls(self) -> Mapping[str, benchmark_timing.Call]:
+  def calls(self) -> Mapping[str, timing.Call]:
     """Returns the parts that the algorithm has, and the others."""
     models = self._roles.models
     reward = self._assessment(reference=None, value=None)
@@ -107,7 +107,7 @@ class PolicyPrograms:
     return calls
 
   def figures(
-    self, timings: Mapping[str, Sequence[benchmark_timing.Timing]]
+    self, timings: Mapping[str, Sequence[timing.Timing]]
   ) -> dict[str, Any]:
     """Returns time, memory and trained share, and those of the sampler.
 
@@ -115,14 +115,14 @@ class PolicyPrograms:
     less: there one program asks all models.
     """
     parts = {
-      name: benchmark_timing.median_seconds(timings[name])
+      name: timing.median_seconds(timings[name])
       for name in PARTS
       if name in timings
     }
     total = sum(parts.values())
     return {
       'rl_iteration': {
-        'seconds': benchmark_timing.median_seconds(timings['rl_iteration']),
+        'seconds': timing.median_seconds(timings['rl_iteration']),
         'step_memory_bytes': self._iteration.memory_bytes,
         'held_bytes': self._held_bytes,
         'trainable_fraction': self._roles.trainable_fraction,
@@ -141,7 +141,7 @@ class PolicyPrograms:
   def _backbone(self):
     return {'params': self._roles.frozen['params']}
 
-  def _sampler(self, *, early_stop: bool) -> benchmark_timing.Call:
+  def _sampler(self, *, early_stop: bool) -> timing.Call:
     """Returns what `rollout.sample` does, with the number of steps."""
     model = self._roles.models.policy
 
@@ -170,7 +170,7 @@ class PolicyPrograms:
 
     return call
 
-  def _assessment(self, **left_out) -> benchmark_timing.Call:
+  def _assessment(self, **left_out) -> timing.Call:
     """Returns what `rollout.assess` does without some of the models."""
     models = dataclasses.replace(self._roles.models, **left_out)
     assess = programs.RolloutPrograms(
@@ -202,13 +202,13 @@ class PolicyPrograms:
 
 
 def _sampler_figures(
-  timings: Sequence[benchmark_timing.Timing],
+  timings: Sequence[timing.Timing],
 ) -> dict[str, float]:
   """Returns medians; real tokens are those up to EOS, EOS included."""
   tokens = [int(jnp.sum(t.result.mask)) for t in timings]
   responses = timings[0].result.mask[..., 0].size
   return {
-    'seconds': benchmark_timing.median_seconds(timings),
+    'seconds': timing.median_seconds(timings),
     'tokens_per_second': statistics.median(
       count / timing.seconds
       for count, timing in zip(tokens, timings, strict=True)

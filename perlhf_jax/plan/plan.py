@@ -12,16 +12,16 @@ import jax
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.data import dataset_config
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
+from perlhf_jax.plan import compiling
+from perlhf_jax.plan import interruption
+from perlhf_jax.plan import programs as programs_lib
+from perlhf_jax.plan import rows as rows_lib
+from perlhf_jax.plan import slices as slices_lib
+from perlhf_jax.plan import table as table_lib
 from perlhf_jax.rl import algorithm as algorithm_lib
-from perlhf_jax.stages import benchmark_batches
-from perlhf_jax.stages import plan_compiling
-from perlhf_jax.stages import plan_interruption
-from perlhf_jax.stages import plan_programs
-from perlhf_jax.stages import plan_rows
-from perlhf_jax.stages import plan_slices
-from perlhf_jax.stages import plan_table
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import topologies
@@ -48,7 +48,7 @@ def plan(
   search: Annotated[str, checks.OneOf('batch_size', 'topology')] | None = None,
   level: Annotated[str, checks.OneOf('cheap', 'default')] = 'cheap',
   output: str | None = None,
-) -> list[plan_compiling.Row]:
+) -> list[compiling.Row]:
   """Compiles the programs of a run for TPU slices, and prints a table.
 
   A row is printed, and kept in `output`, as soon as its program is compiled:
@@ -80,7 +80,7 @@ def plan(
 
   Returns:
     What the file holds at the end: a row a program, of
-    `plan_compiling.compile_program`, with `tuning`, `topology`, `batch_size`
+    `compiling.compile_program`, with `tuning`, `topology`, `batch_size`
     and `fingerprint`.
 
   Raises:
@@ -91,12 +91,12 @@ def plan(
   jax.config.update('jax_platforms', 'cpu')
   if model is None:
     raise errors.ConfigError('No model: give a gin/models/*.gin file.')
-  benchmark_batches.check_lengths(task_feature_lengths)
+  dataset_config.check_lengths(task_feature_lengths)
   algorithm_lib.check_algorithm(algorithm, num_samples)
   tunings = (tunings,) if isinstance(tunings, str) else tunings
   by_tuning = {'lora': lora, 'full': None}
   settings = [
-    plan_programs.Setting(
+    programs_lib.Setting(
       model,
       _pick(by_tuning, tuning),
       optimizer,
@@ -113,18 +113,18 @@ def plan(
   for name, values in (('TOPOLOGY', names), ('TUNINGS', tunings)):
     if not values:
       raise errors.ConfigError(f'{name} names none: give at least one.')
-  options = plan_compiling.OPTIONS[level]
-  kept = plan_rows.Rows(
+  options = compiling.OPTIONS[level]
+  kept = rows_lib.Rows(
     output,
     {
-      setting.tuning: plan_rows.fingerprint(setting, partitioner, options)
+      setting.tuning: rows_lib.fingerprint(setting, partitioner, options)
       for setting in settings
     },
   )
-  planner = plan_slices.Planner(partitioner, options, kept)
+  planner = slices_lib.Planner(partitioner, options, kept)
   groups = _place(planner, names, settings, search)
-  table, rows = plan_table.Table(), []
-  with plan_interruption.ends_quietly(kept.summary):
+  table, rows = table_lib.Table(), []
+  with interruption.ends_quietly(kept.summary):
     print(table.head(settings[0]), flush=True)
     for group in groups:
       for row in planner.rows(group):
@@ -137,11 +137,11 @@ def plan(
 
 
 def _place(
-  planner: plan_slices.Planner,
+  planner: slices_lib.Planner,
   names: Sequence[str],
-  settings: Sequence[plan_programs.Setting],
+  settings: Sequence[programs_lib.Setting],
   search: str | None,
-) -> Iterator[Sequence[plan_slices.Placed]]:
+) -> Iterator[Sequence[slices_lib.Placed]]:
   """Checks names and batch sizes, and gives what is to be compiled together.
 
   A search compiles too, when its result is asked for.

@@ -24,9 +24,9 @@ from perlhf_jax.data import dataset_config
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
-from perlhf_jax.stages import check_memory
-from perlhf_jax.stages import check_report
-from perlhf_jax.stages import checkpoint_peek
+from perlhf_jax.plan import check_memory
+from perlhf_jax.plan import check_report
+from perlhf_jax.plan import checkpoint_peek
 from perlhf_jax.stages import evaluate
 from perlhf_jax.stages import line_files
 from perlhf_jax.stages import model_dirs

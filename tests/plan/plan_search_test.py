@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perlhf_jax.stages import plan_search
+from perlhf_jax.plan import search as search_lib
 
 
 @given(limit=st.integers(0, 5000), step=st.integers(1, 64))
@@ -13,7 +13,7 @@ def test_the_largest_multiple_that_fits(limit, step):
     return size <= limit
 
   expected = limit // step * step or None
-  assert plan_search.largest(fits, step) == expected
+  assert search_lib.largest(fits, step) == expected
   assert all(size % step == 0 for size in asked)
   # Each may take minutes.
   assert len(asked) == len(set(asked))
@@ -21,4 +21,4 @@ def test_the_largest_multiple_that_fits(limit, step):
 
 
 def test_it_stops_where_everything_fits():
-  assert plan_search.largest(lambda size: True, 8) >= 8 * 2**14
+  assert search_lib.largest(lambda size: True, 8) >= 8 * 2**14

@@ -15,10 +15,10 @@ import pytest
 from perlhf_jax import main
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
+from perlhf_jax.plan import compiling
+from perlhf_jax.plan import programs as programs_lib
+from perlhf_jax.plan import slices as slices_lib
 from perlhf_jax.rl import reinforce
-from perlhf_jax.stages import plan_compiling
-from perlhf_jax.stages import plan_programs
-from perlhf_jax.stages import plan_slices
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import topologies
@@ -38,7 +38,7 @@ MODEL = t5_config.T5Config(
   scan_layers=True,
   remat_policy='full',
 )
-SETTING = plan_programs.Setting(
+SETTING = programs_lib.Setting(
   model=MODEL,
   lora=lora_lib.LoraConfig(rank=8),
   optimizer=optimizers.Optimizer(),
@@ -47,7 +47,7 @@ SETTING = plan_programs.Setting(
   batch_size=16,
 )
 PARTITIONER = partitioning.Partitioner((1, -1, 1))
-CHEAP = plan_compiling.OPTIONS['cheap']
+CHEAP = compiling.OPTIONS['cheap']
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,9 @@ def test_libtpu_makes_the_devices_that_the_table_promises(name):
 @pytest.fixture(scope='module')
 def reward_step():
   topology = topologies.find('v5e-4')
-  planner = plan_slices.Planner(PARTITIONER, CHEAP)
-  programs = plan_programs.make_programs(SETTING, planner.mesh(topology))
-  return plan_compiling.compile_program(
-    next(programs), topology.memory_bytes, CHEAP
-  )
+  planner = slices_lib.Planner(PARTITIONER, CHEAP)
+  programs = programs_lib.make_programs(SETTING, planner.mesh(topology))
+  return compiling.compile_program(next(programs), topology.memory_bytes, CHEAP)
 
 
 def test_arguments_of_a_device_are_its_shards(reward_step):
@@ -98,11 +96,11 @@ def test_a_small_step_fits(reward_step):
 
 def test_a_step_that_is_too_large_is_a_row_with_its_size():
   topology = topologies.find('v5e-1')
-  planner = plan_slices.Planner(PARTITIONER, CHEAP)
+  planner = slices_lib.Planner(PARTITIONER, CHEAP)
   setting = dataclasses.replace(SETTING, batch_size=2**13)
   mesh = planner.mesh(topology)
-  program = next(plan_programs.make_programs(setting, mesh))
-  row = plan_compiling.compile_program(program, topology.memory_bytes, CHEAP)
+  program = next(programs_lib.make_programs(setting, mesh))
+  row = compiling.compile_program(program, topology.memory_bytes, CHEAP)
   assert not row['fits']
   assert row['peak_bytes'] > row['limit_bytes']
 
@@ -158,7 +156,7 @@ def test_an_interrupted_plan_leaves_its_first_rows(
     return {**rows[0], 'program': program.name}
 
   compiled = []
-  monkeypatch.setattr(plan_compiling, 'compile_program', compile_program)
+  monkeypatch.setattr(compiling, 'compile_program', compile_program)
   assert main.run(command) == 0
   assert len(compiled) == 8 - len(rows)
   assert 'of full' in capsys.readouterr().out
@@ -171,9 +169,7 @@ def test_only_gradients_of_adapters_go_from_slice_to_slice():
     topologies.devices(topology)
   )
   program = (
-    next(plan_programs.make_programs(SETTING, mesh))
-    .lower()
-    .compile(dict(CHEAP))
+    next(programs_lib.make_programs(SETTING, mesh)).lower().compile(dict(CHEAP))
   )
   # What leaves a slice is sent by the runtime that links slices.
   sends = [

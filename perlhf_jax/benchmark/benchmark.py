@@ -11,10 +11,17 @@ from etils import epath
 import jax
 import numpy as np
 
+from perlhf_jax.benchmark import batches as batches_lib
+from perlhf_jax.benchmark import policy as policy_lib
+from perlhf_jax.benchmark import reward as reward_lib
+from perlhf_jax.benchmark import setting as setting_lib
+from perlhf_jax.benchmark import table as table_lib
+from perlhf_jax.benchmark import timing
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import strict_json
 from perlhf_jax.core import tree_paths
+from perlhf_jax.data import dataset_config
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
@@ -22,12 +29,6 @@ from perlhf_jax.models import t5_config
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import backbones
-from perlhf_jax.stages import benchmark_batches
-from perlhf_jax.stages import benchmark_policy
-from perlhf_jax.stages import benchmark_reward
-from perlhf_jax.stages import benchmark_setting
-from perlhf_jax.stages import benchmark_table
-from perlhf_jax.stages import benchmark_timing
 from perlhf_jax.stages import line_files
 from perlhf_jax.stages import model_variables
 from perlhf_jax.stages import starts
@@ -97,7 +98,7 @@ def benchmark(
     UserError: any input that cannot be used; raised before anything is timed.
   """
   mesh = partitioner.make_mesh()
-  benchmark_batches.check_lengths(task_feature_lengths)
+  dataset_config.check_lengths(task_feature_lengths)
   algorithm_lib.check_algorithm(algorithm, num_samples)
   partitioning.check_batch_size(
     batch_size, mesh, minibatches=algorithm.minibatches
@@ -110,7 +111,7 @@ def benchmark(
   rng = np.random.default_rng(seed)
   limits, vocab_size = task_feature_lengths, start.config.vocab_size
   if mixture_or_task_name is None:
-    prompts = benchmark_batches.random_tokens(
+    prompts = batches_lib.random_tokens(
       rng, batch_size, limits['inputs'], vocab_size
     )
   else:
@@ -122,44 +123,44 @@ def benchmark(
       seed=seed,
       module=module,
     )
-    prompts = benchmark_batches.task_prompts(dataset, start.vocabulary)
+    prompts = batches_lib.task_prompts(dataset, start.vocabulary)
   if start.backbone is None:
     start = _with_random_weights(start, mesh, seed)
 
   tunings = {
-    'lora': benchmark_setting.Setting(lora, optimizer, mesh, seed),
-    'full': benchmark_setting.Setting(None, optimizer, mesh, seed),
+    'lora': setting_lib.Setting(lora, optimizer, mesh, seed),
+    'full': setting_lib.Setting(None, optimizer, mesh, seed),
   }
   num_images = limits.get('images', 1)
 
   def put(batch):
-    batch = benchmark_batches.with_images(
+    batch = batches_lib.with_images(
       rng, batch, start.config.image_size, num_images
     )
     return placement.put_batch(batch, mesh)
 
-  batch = put(benchmark_batches.pair_batch(rng, prompts, limits, vocab_size))
+  batch = put(batches_lib.pair_batch(rng, prompts, limits, vocab_size))
   programs = {
-    tuning: benchmark_reward.RewardPrograms(start, setting, batch)
+    tuning: reward_lib.RewardPrograms(start, setting, batch)
     for tuning, setting in tunings.items()
   }
   rewards = {tuning: each.checkpoint for tuning, each in programs.items()}
-  of_rewards = benchmark_timing.measure(programs, repeats)
+  of_rewards = timing.measure(programs, repeats)
 
   sampling = sampler.SamplingConfig(
     max_length=limits['targets'],
     temperature=temperature,
     num_samples=num_samples,
   )
-  batch = put(benchmark_batches.prompt_batch(prompts, limits['inputs']))
+  batch = put(batches_lib.prompt_batch(prompts, limits['inputs']))
   programs = None  # Frees their weights.
   programs = {
-    tuning: benchmark_policy.PolicyPrograms(
+    tuning: policy_lib.PolicyPrograms(
       start, setting, algorithm, sampling, rewards[tuning], batch
     )
     for tuning, setting in tunings.items()
   }
-  of_policies = benchmark_timing.measure(programs, repeats)
+  of_policies = timing.measure(programs, repeats)
 
   figures, seconds = (
     {t: {**of_reward[t], **of_policy[t]} for t in tunings}
@@ -192,7 +193,7 @@ def benchmark(
     'seconds': seconds,
   }
   if jax.process_index() == 0:
-    print(benchmark_table.make_table(result))
+    print(table_lib.make_table(result))
     if output is not None:
       epath.Path(output).write_text(strict_json.dumps(result, indent=2) + '\n')
   return result

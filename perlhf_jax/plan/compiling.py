@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from perlhf_jax.stages import plan_programs
+from perlhf_jax.plan import programs as programs_lib
 
 # What may be given to `compile_program`. libtpu's O0, which it takes by number,
 # leaves out passes that make programs fast, and says much the same about memory
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 def compile_program(
-  program: plan_programs.Program,
+  program: programs_lib.Program,
   limit_bytes: int,
   options: Mapping[str, Any],
 ) -> Row:

@@ -7,16 +7,16 @@ from typing import Any
 from absl import logging
 
 from perlhf_jax.core import errors
-from perlhf_jax.stages import plan_compiling
-from perlhf_jax.stages import plan_interruption
-from perlhf_jax.stages import plan_programs
-from perlhf_jax.stages import plan_rows
-from perlhf_jax.stages import plan_search
+from perlhf_jax.plan import compiling
+from perlhf_jax.plan import interruption
+from perlhf_jax.plan import programs as programs_lib
+from perlhf_jax.plan import rows as rows_lib
+from perlhf_jax.plan import search as search_lib
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import topologies
 
 # Where a setting is to run.
-Placed = tuple[topologies.Topology, plan_programs.Setting]
+Placed = tuple[topologies.Topology, programs_lib.Setting]
 
 
 class Planner:
@@ -26,7 +26,7 @@ class Planner:
     self,
     partitioner: partitioning.Partitioner,
     options: Mapping[str, Any],
-    rows: plan_rows.Rows | None = None,
+    rows: rows_lib.Rows | None = None,
   ):
     """Makes a planner.
 
@@ -38,7 +38,7 @@ class Planner:
     self._partitioner = partitioner
     self._options = options
     self._meshes: dict[topologies.Topology, partitioning.LogicalMesh] = {}
-    self._rows = plan_rows.Rows() if rows is None else rows
+    self._rows = rows_lib.Rows() if rows is None else rows
 
   def mesh(self, topology: topologies.Topology) -> partitioning.LogicalMesh:
     """Returns the mesh of a slice.
@@ -48,19 +48,19 @@ class Planner:
         no libtpu.
     """
     if topology not in self._meshes:
-      with plan_interruption.keeps_sigterm():
+      with interruption.keeps_sigterm():
         devices = topologies.devices(topology)
       self._meshes[topology] = self._partitioner.make_mesh(devices)
     return self._meshes[topology]
 
-  def rows(self, several: Sequence[Placed]) -> Iterator[plan_compiling.Row]:
+  def rows(self, several: Sequence[Placed]) -> Iterator[compiling.Row]:
     """Yields the rows of settings as they are compiled.
 
     Args:
       several: the settings, whose rows of each program follow each other.
     """
     programs = [
-      plan_programs.make_programs(setting, self.mesh(topology))
+      programs_lib.make_programs(setting, self.mesh(topology))
       for topology, setting in several
     ]
     for of_each in zip(*programs, strict=True):
@@ -70,7 +70,7 @@ class Planner:
   def fits(self, placed: Placed) -> bool:
     """Says whether all programs fit; compiles up to the first that does not."""
     topology, setting = placed
-    programs = plan_programs.make_programs(setting, self.mesh(topology))
+    programs = programs_lib.make_programs(setting, self.mesh(topology))
     # From the last: where one does not fit, it is most often the update.
     for program in reversed(list(programs)):
       if (
@@ -94,11 +94,11 @@ class Planner:
       return topology, dataclasses.replace(setting, batch_size=size)
 
     step = setting.batch_multiple(self.mesh(topology))
-    largest = plan_search.largest(lambda size: self.fits(sized(size)), step)
+    largest = search_lib.largest(lambda size: self.fits(sized(size)), step)
     return sized(largest or step)
 
   def on_smallest_slice(
-    self, family: Sequence[topologies.Topology], setting: plan_programs.Setting
+    self, family: Sequence[topologies.Topology], setting: programs_lib.Setting
   ) -> Placed:
     """Returns a setting on the first slice on which all programs fit.
 
@@ -126,13 +126,13 @@ class Planner:
       return False
     return True
 
-  def _row(self, placed, program) -> plan_compiling.Row:
+  def _row(self, placed, program) -> compiling.Row:
     topology, setting = placed
     key = (topology.name, setting.tuning, setting.batch_size, program.name)
     row = self._rows.get(key)
     if row is None:
       logging.info('Compiling %s: %s.', program.name, _describe(placed))
-      row = plan_compiling.compile_program(
+      row = compiling.compile_program(
         program, topology.memory_bytes, self._options
       )
       row = self._rows.add(

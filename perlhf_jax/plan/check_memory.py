@@ -7,7 +7,7 @@ import jax
 
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5_config
-from perlhf_jax.stages import plan_programs
+from perlhf_jax.plan import programs as programs_lib
 from perlhf_jax.stages import roles as roles_lib
 from perlhf_jax.stages import setup_run
 from perlhf_jax.stages import starts
@@ -64,9 +64,9 @@ def held_bytes(
     trained = {'model': (run.trainable, run.trainable_shardings)}
     configs = {'model': arguments.get('optimizer')}
     frozen = run.frozen
-  total = plan_programs.device_bytes(frozen)
+  total = programs_lib.device_bytes(frozen)
   for role, (tree, shardings) in trained.items():
-    total += plan_programs.device_bytes(tree)
+    total += programs_lib.device_bytes(tree)
     if configs[role] is not None:
       total += _optimizer_bytes(tree, shardings, configs[role], mesh)
   return total
@@ -76,7 +76,7 @@ def _optimizer_bytes(tree, shardings, config, mesh) -> int:
   optimizer = optimizers.make_optimizer(config, 1)
   placed = train_state.state_shardings(shardings, tree, optimizer, mesh)
   shapes = jax.eval_shape(optimizer.init, tree)
-  return plan_programs.device_bytes(
+  return programs_lib.device_bytes(
     partitioning.abstract_arrays(shapes, placed.opt_state)
   )
 

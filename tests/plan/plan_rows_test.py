@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from perlhf_jax import main
-from perlhf_jax.stages import plan_compiling
-from perlhf_jax.stages import plan_programs
+from perlhf_jax.plan import compiling
+from perlhf_jax.plan import programs as programs_lib
 from perlhf_jax.training import topologies
 
 _COMMAND = (
@@ -27,7 +27,7 @@ _COMMAND = (
 )
 _ALL = [
   (tuning, program)
-  for program in plan_programs.PROGRAMS
+  for program in programs_lib.PROGRAMS
   for tuning in ('full', 'lora')
 ]
 
@@ -55,7 +55,7 @@ def compiled(monkeypatch):
     }
 
   monkeypatch.setattr(topologies, 'devices', lambda _: jax.devices()[:1])
-  monkeypatch.setattr(plan_compiling, 'compile_program', compile_program)
+  monkeypatch.setattr(compiling, 'compile_program', compile_program)
   return compiled
 
 

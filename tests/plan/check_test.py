@@ -4,7 +4,7 @@ import pytest
 import runs
 
 from perlhf_jax import main
-from perlhf_jax.stages import check_report
+from perlhf_jax.plan import check_report
 
 
 @pytest.fixture(scope='module')

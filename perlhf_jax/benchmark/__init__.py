@@ -1,0 +1,1 @@
+"""`perlhf benchmark` and `perlhf benchmark_input`."""

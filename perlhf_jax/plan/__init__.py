@@ -1,0 +1,1 @@
+"""`perlhf plan`, and the check of a command before it starts."""
