@@ -14,13 +14,12 @@ import tiny_models
 from perlhf_jax.core import masking
 from perlhf_jax.models import lora
 from perlhf_jax.models import policy
-from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5
 from perlhf_jax.objectives import losses
 from perlhf_jax.rl import algorithm
-from perlhf_jax.rl import programs
-from perlhf_jax.rl import rollout
+from perlhf_jax.rl import shared_backbone
+from perlhf_jax.rl import step
 from perlhf_jax.sampling import sampler
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
@@ -70,7 +69,7 @@ def make(rewards=()):
   """
   model, adapters = tiny_models.adapted(LORA, CONFIG, 1)
   _, value_adapters = tiny_models.adapted(LORA, CONFIG, 2)
-  models = rollout.Models(
+  models = shared_backbone.Models(
     policy=model,
     value=policy.ValueModel(model),
     reference=t5.T5(CONFIG),
@@ -87,11 +86,9 @@ def make(rewards=()):
   return models, _device(trainable), frozen
 
 
-def make_programs(models, sampling=SAMPLING, seed=SEED):
+def make_rollout(models, sampling=SAMPLING, seed=SEED):
   """The compiled programs of a rollout."""
-  return programs.RolloutPrograms(
-    models, partitioning.make_mesh(), sampling, seed
-  )
+  return step.Rollout(models, sampling, seed, partitioning.make_mesh())
 
 
 def prompts(seed=0, batch=BATCH):
@@ -112,10 +109,10 @@ def decode(tokens):
 
 def outputs(models, frozen, trainable, samples):
   """What the models say, one response a row, its prompt beside it."""
-  tokens = samples['response_tokens']
+  tokens = samples.response_tokens
   count, length = tokens.shape[1:]
   prompts = jax.tree.map(
-    lambda x: jnp.repeat(x, count, axis=0), prompts_lib.of_batch(samples)
+    lambda x: jnp.repeat(x, count, axis=0), samples.prompts
   )
   targets = tokens.reshape(-1, length)
   inputs = masking.shift_right(targets)
