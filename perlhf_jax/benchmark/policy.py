@@ -24,7 +24,8 @@ from perlhf_jax.stages import roles as roles_lib
 from perlhf_jax.stages import starts
 from perlhf_jax.training import compiled_step
 
-# The parts of an iteration, in their order.
+# The parts of an iteration, in their order. There is no part `value` where a
+# rollout has one update, which then computes the values.
 PARTS = ('sampling', 'reward', 'reference', 'value', 'learning')
 
 # How long a step takes does not depend on it.
@@ -67,10 +68,12 @@ class PolicyPrograms:
     self._scoring = reward_sources.RewardSources().scoring(
       start.vocabulary, mesh
     )
+    settings = settings_lib.Settings(algorithm, sampling, _KL_BETA, seed=seed)
+    self._asks_value = algorithm.needs_value and not settings.has_one_update
     self._step = step_lib.Step(
       roles.models,
       self._scoring,
-      settings_lib.Settings(algorithm, sampling, _KL_BETA, seed=seed),
+      settings,
       mesh,
       trainable=roles.trainable,
       trainable_shardings=roles.trainable_shardings,
@@ -84,24 +87,27 @@ class PolicyPrograms:
       trainable['policy'], roles.frozen, 0, prompts
     )
     assessed = rollout.assess(
-      trainable.get('value'), roles.frozen, self._samples
+      trainable['value'] if self._asks_value else None,
+      roles.frozen,
+      self._samples,
     )
     self._experience = assessed.replace(scores=self._scoring(assessed))
 
   def calls(self) -> Mapping[str, timing.Call]:
     """Returns the parts that the algorithm has, and the others."""
-    models = self._roles.models
-    reward = self._assessment(reference=None, value=None)
+    reward = self._assessment(reference=None)
     calls = {
       'sampling': self._sampler(early_stop=True),
       'reward': lambda repeat: self._scoring(reward(repeat)),
-      'reference': self._assessment(value=None, rewards=()),
+      'reference': self._assessment(rewards=()),
       'learning': self._learn,
       'rl_iteration': self._iterate,
       'sampling_to_the_end': self._sampler(early_stop=False),
     }
-    if models.value is not None:
-      calls['value'] = self._assessment(reference=None, rewards=())
+    if self._asks_value:
+      calls['value'] = self._assessment(
+        with_value=True, reference=None, rewards=()
+      )
     return calls
 
   def figures(
@@ -168,16 +174,14 @@ class PolicyPrograms:
 
     return call
 
-  def _assessment(self, **left_out) -> timing.Call:
+  def _assessment(self, *, with_value=False, **left_out) -> timing.Call:
     """Returns what `step.assess` does without some of the models."""
     models = dataclasses.replace(self._roles.models, **left_out)
     rollout = step_lib.Rollout(models, self._sampling, self._seed, self._mesh)
 
     def call(repeat):
       del repeat
-      value = None
-      if models.value is not None:
-        value = self._state.trainable['value']
+      value = self._state.trainable['value'] if with_value else None
       return rollout.assess(value, self._roles.frozen, self._samples)
 
     return call

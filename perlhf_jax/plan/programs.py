@@ -225,6 +225,8 @@ def _policy_programs(setting, mesh) -> Iterator[Program]:
   )
 
   samples = _split_by_rows(sampling.out_info[0], mesh)
+  if settings.has_one_update:
+    value = None
   assessment = step.rollout.assessment.lower(value, roles.frozen, samples)
   yield Program(
     SCORING,

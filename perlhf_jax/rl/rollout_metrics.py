@@ -43,10 +43,15 @@ def describe(
   }
 
 
-def explained_variance(
+def of_values(
   episodes: algorithm.Episodes, targets: algorithm.Targets
-) -> Float[jax.Array, '']:
-  """Returns the share of the returns' variance that the values explain."""
+) -> dict[str, jax.Array]:
+  """Returns the share of the returns' variance that the values explain.
+
+  It is the metric `explained_variance`; there is none without a value model.
+  """
+  if targets.returns is None:
+    return {}
   mask = episodes.mask
   error = targets.returns - episodes.values
   mean = masking.masked_mean(targets.returns, mask)
@@ -54,4 +59,4 @@ def explained_variance(
     jnp.square(error - masking.masked_mean(error, mask)), mask
   )
   total = masking.masked_mean(jnp.square(targets.returns - mean), mask)
-  return 1 - residual / jnp.maximum(total, 1e-8)
+  return {'explained_variance': 1 - residual / jnp.maximum(total, 1e-8)}

@@ -36,3 +36,12 @@ class Settings:
   def updates(self) -> int:
     """Updates that are made from a rollout."""
     return self.algorithm.epochs * self.algorithm.minibatches
+
+  @property
+  def has_one_update(self) -> bool:
+    """Whether the whole rollout is differentiated at once.
+
+    The values that the update computes are then those of the rollout, and no
+    pass of the value model comes before.
+    """
+    return self.updates * self.accumulation_steps == 1

@@ -92,6 +92,7 @@ class Step:
     )
     self.rollout = Rollout(models, settings.sampling, settings.seed, mesh)
     self.scoring = scoring
+    self._settings = settings
     self.learning = compiled_step.CompiledStep(
       functools.partial(learn, models, settings, optimizer, schedule),
       mesh,
@@ -117,6 +118,8 @@ class Step:
       DataError: a reward function failed; the state is as it was.
     """
     policy, value = (state.trainable.get(role) for role in ('policy', 'value'))
+    if self._settings.has_one_update:
+      value = None  # It says in the update what it would say here.
     experience = self.rollout.sample(policy, frozen, state.step, batch)
     experience = self.rollout.assess(value, frozen, experience)
     experience = experience.replace(scores=self.scoring(experience))
@@ -357,7 +360,8 @@ def learn(
     schedule: of the policy's learning rate, for reporting.
     state: before.
     frozen: `params`, the backbone.
-    experience: assessed and scored.
+    experience: assessed and scored. It has no values where the one update
+      computes them.
 
   Returns:
     The state after, and scalar metrics.
@@ -370,8 +374,9 @@ def learn(
   )
   experience = experience.replace(scores=shaped)
   episodes = experience.episodes()
-  targets = algorithm.targets(episodes, kl_beta)
-  experience = experience.replace(targets=targets)
+  if not settings.has_one_update:
+    targets = algorithm.targets(episodes, kl_beta)
+    experience = experience.replace(targets=targets)
   update = train_step.make_train_step(
     functools.partial(_loss, models, settings, kl_beta),
     optimizer,
@@ -399,10 +404,8 @@ def learn(
   metrics |= rollout_metrics.describe(
     episodes, scores, has_eos, algorithm.kl_estimator, kl_beta
   )
-  if targets.returns is not None:
-    metrics['explained_variance'] = rollout_metrics.explained_variance(
-      episodes, targets
-    )
+  if experience.targets is not None:
+    metrics |= rollout_metrics.of_values(episodes, experience.targets)
   was_skipped = metrics.pop('skipped') > 0
   skipped_in_a_row = jnp.where(was_skipped, state.skipped_in_a_row + 1, 0)
   skipped = state.skipped + was_skipped.astype(jnp.int32)
@@ -450,9 +453,21 @@ def _loss(
       prompts,
       tokens,
     )
-  return settings.algorithm.loss(
+  algorithm, outputs = (
+    settings.algorithm,
     algorithm_lib.Outputs(logprobs, values),
-    experience.episodes(),
-    experience.targets,
-    kl_beta,
   )
+  episodes, targets = experience.episodes(), experience.targets
+  if targets is not None:
+    return algorithm.loss(outputs, episodes, targets, kl_beta)
+  # The one update of a rollout, and no part of it: what is constant in it may
+  # be computed of what is differentiated.
+  episodes = episodes._replace(values=jax.lax.stop_gradient(values))
+  targets = algorithm.targets(episodes, kl_beta)
+  output = algorithm.loss(outputs, episodes, targets, kl_beta)
+  # To be divided by the weight again.
+  described = {
+    name: value * output.weight_sum
+    for name, value in rollout_metrics.of_values(episodes, targets).items()
+  }
+  return output._replace(metric_sums={**output.metric_sums, **described})

@@ -27,6 +27,14 @@ NORMALIZE = rewards.RewardShaping(normalize=True)
 
 SETTINGS = {
   'reinforce': (reinforce.Reinforce(), {}),
+  'reinforce, whitened': (
+    reinforce.Reinforce(normalize_advantages=True, value_coefficient=0.3),
+    {},
+  ),
+  'reinforce, accumulated': (
+    reinforce.Reinforce(normalize_advantages=True, value_coefficient=0.3),
+    {'accumulation_steps': 2},
+  ),
   'rloo': (rloo.Rloo(), {}),
   'grpo': (grpo.Grpo(epochs=2, minibatches=2), {'controller': CONTROLLER}),
   'ppo': (
@@ -72,18 +80,11 @@ def setups(roles):
 
   def setup(name):
     if name not in made:
-      algorithm, options = SETTINGS[name]
+      settings = _settings(name)
       trainable = dict(everything)
-      if not algorithm.needs_value:
+      if not settings.algorithm.needs_value:
         del trainable['value']
       optimizer = _optimizer(trainable)
-      settings = settings_lib.Settings(
-        algorithm,
-        tiny_roles.SAMPLING,
-        BETA,
-        seed=tiny_roles.SEED,
-        **options,
-      )
       learn = functools.partial(
         step.learn, models, settings, optimizer, lambda _: jnp.float32(RATE)
       )
@@ -94,8 +95,16 @@ def setups(roles):
   return setup
 
 
+def _settings(name):
+  algorithm, options = SETTINGS[name]
+  return settings_lib.Settings(
+    algorithm, tiny_roles.SAMPLING, BETA, seed=tiny_roles.SEED, **options
+  )
+
+
 def _samples_of(name, samples):
-  if SETTINGS[name][0].needs_value:
+  settings = _settings(name)
+  if settings.algorithm.needs_value and not settings.has_one_update:
     return samples
   return samples.replace(values=None)
 
@@ -185,7 +194,9 @@ def _update_by_hand(name, roles, samples):
   return weights, np.mean(history)
 
 
-@pytest.mark.parametrize('name', ['rloo', 'ppo', 'ppo, accumulated'])
+@pytest.mark.parametrize(
+  'name', ['reinforce, whitened', 'rloo', 'ppo', 'ppo, accumulated']
+)
 def test_an_update_equals_one_made_by_hand(name, setups, roles, samples):
   state, metrics = _learn(name, setups, roles, samples)
   weights, loss = _update_by_hand(name, roles, samples)
@@ -204,6 +215,62 @@ def test_an_update_equals_one_made_by_hand(name, setups, roles, samples):
     )
     assert min(jax.tree.leaves(moved)) > 2e-5, role
   assert int(state.step) == 1
+
+
+def test_one_update_has_the_values_of_a_pass_before_it(setups, roles, samples):
+  ways = 'reinforce, whitened', 'reinforce, accumulated'
+  one, before = (_samples_of(name, samples) for name in ways)
+  assert one.values is None and before.values is not None
+  (state, metrics), (wanted, wanted_metrics) = (
+    _learn(name, setups, roles, samples) for name in ways
+  )
+  assert set(metrics) == set(wanted_metrics)
+  assert {'explained_variance', 'value_loss'} < set(metrics)
+  for name, value in wanted_metrics.items():
+    np.testing.assert_allclose(
+      metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name
+    )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, wanted
+  )
+
+
+class _Probed(reinforce.Reinforce):
+  """Reports random sums of the targets that its loss is given."""
+
+  def loss(self, outputs, episodes, targets, kl_beta):
+    output = super().loss(outputs, episodes, targets, kl_beta)
+    sums = {**output.metric_sums, **_probe(targets, output.weight_sum)}
+    return output._replace(metric_sums=sums)
+
+
+def _probe(targets, weight):
+  rng = np.random.default_rng(0)
+  return {
+    f'{name}_{number}': weight * jnp.sum(x * rng.normal(size=x.shape))
+    for name, x in targets._asdict().items()
+    for number in range(3)
+  }
+
+
+def test_one_update_has_the_targets_of_a_pass_before_it(roles, samples):
+  models, trainable, frozen = roles
+  optimizer = _optimizer(trainable)
+  learn = functools.partial(
+    step.learn,
+    models,
+    settings_lib.Settings(_Probed(), tiny_roles.SAMPLING, BETA),
+    optimizer,
+    lambda _: jnp.float32(RATE),
+  )
+  _, metrics = jax.jit(learn)(
+    state_lib.create(trainable, optimizer, BETA),
+    {'params': frozen['params']},
+    samples.replace(values=None),
+  )
+  wanted = reinforce.Reinforce().targets(samples.episodes(), BETA)
+  for name, value in _probe(wanted, 1.0).items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
 
 
 def test_orders_are_permutations_of_a_stream_of_their_own():
