@@ -31,6 +31,8 @@ CONFIG = dataclasses.replace(
   num_decoder_layers=1,
 )
 LORA = lora.LoraConfig(rank=2)
+# As gin/lora/decoder.gin has it.
+DECODER_LORA = lora.LoraConfig(rank=2, target_modules=('decoder/layers.*',))
 BATCH, RESPONSES, LENGTH = 4, 2, 6
 SAMPLING = sampler.SamplingConfig(
   max_length=LENGTH, temperature=0.8, num_samples=RESPONSES
@@ -50,25 +52,26 @@ def head(seed):
   return {'kernel': 0.5 * kernel, 'bias': np.array([0.25], np.float32)}
 
 
-def reward_role(seed, own_params=False):
+def reward_role(seed, own_params=False, lora_config=LORA):
   """A reward model and its variables, with a backbone of its own or not."""
   if own_params:
     params = tiny_models.params(CONFIG, seed)
     variables = {'params': params, 'heads': {'score': head(seed)}}
     return reward_model.RewardModel(t5.T5(CONFIG)), _device(variables)
-  model, adapters = tiny_models.adapted(LORA, CONFIG, seed)
+  model, adapters = tiny_models.adapted(lora_config, CONFIG, seed)
   variables = {'lora': adapters, 'heads': {'score': head(seed)}}
   return reward_model.RewardModel(model), _device(variables)
 
 
-def make(rewards=()):
+def make(rewards=(), lora_config=LORA):
   """Roles with LoRA; returns models, `trainable` and `frozen`.
 
   Args:
     rewards: of `reward_role`.
+    lora_config: of policy and value model.
   """
-  model, adapters = tiny_models.adapted(LORA, CONFIG, 1)
-  _, value_adapters = tiny_models.adapted(LORA, CONFIG, 2)
+  model, adapters = tiny_models.adapted(lora_config, CONFIG, 1)
+  _, value_adapters = tiny_models.adapted(lora_config, CONFIG, 2)
   models = shared_backbone.Models(
     policy=model,
     value=policy.ValueModel(model),

@@ -228,15 +228,19 @@ def _policy_programs(setting, mesh) -> Iterator[Program]:
   if settings.has_one_update:
     value = None
   assessment = step.rollout.assessment.lower(value, roles.frozen, samples)
+  read, read_samples = backbone, samples
+  if samples.encoding is not None:  # All roles share it, tuned alike.
+    read_backbone, read = map(_decoder_alone, (read_backbone, read))
+    read_samples = samples.replace(prompts=None)
   yield Program(
     SCORING,
     lambda: assessment,
     device_bytes(
       (
         _without_output_layer(value),
-        backbone,
+        read,
         _without_output_layer(roles.frozen['rewards']),
-        samples,
+        read_samples,
       )
     ),
     held + device_bytes(samples),
@@ -249,7 +253,13 @@ def _policy_programs(setting, mesh) -> Iterator[Program]:
   yield Program(
     UPDATE,
     lambda: step.learning.lower(state, backbone, experience),
-    device_bytes((state, read_backbone, experience)),
+    device_bytes(
+      (
+        state,
+        read_backbone,
+        experience.replace(prompts=read_samples.prompts),
+      )
+    ),
     held + device_bytes(experience),
   )
 
@@ -290,6 +300,13 @@ def _rest(backbone: Mapping[str, Any], role: Mapping[str, Any]) -> Any:
   own = tree_paths.flatten(role)
   flat = tree_paths.flatten(backbone)
   return {path: leaf for path, leaf in flat.items() if path not in own}
+
+
+def _decoder_alone(backbone: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what of a backbone is read once prompts are encoded."""
+  flat = tree_paths.flatten(backbone)
+  parts = 'params/decoder/', 'params/token_embedder/'
+  return {path: leaf for path, leaf in flat.items() if path.startswith(parts)}
 
 
 def _abstract_batch(setting, batch, mesh) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Experience:
     response_tokens: int32 `[batch, responses, length]`.
     response_mask: bool, of that shape, true up to and including EOS.
     logprobs: float32, of that shape, of the policy that sampled, in nats.
+    encoding: `Encoded` prompts, of the bare backbone, if the policy shares it.
     ref_logprobs: the same of the reference.
     values: float32, of that shape, before each token is chosen.
     model_scores: float32 `[batch, responses, models]`, of each reward model.
@@ -36,6 +37,7 @@ class Experience:
   response_tokens: typing.PyTree
   response_mask: typing.PyTree
   logprobs: typing.PyTree
+  encoding: typing.PyTree = None
   ref_logprobs: typing.PyTree = None
   values: typing.PyTree = None
   model_scores: typing.PyTree = None

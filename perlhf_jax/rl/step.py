@@ -273,10 +273,11 @@ def sample(
     keys = jax.vmap(lambda row: jax.random.fold_in(rng, row))(rows)
   else:
     keys = jax.random.split(rng, len(prompts))
+  source = shared_backbone.PromptSource(frozen, prompts)
   samples = sampler.sample(
     models.policy,
     shared_backbone.role_variables(frozen, policy),
-    prompts,
+    source.of(models.policy, policy),
     keys,
     config,
   )
@@ -286,6 +287,7 @@ def sample(
     response_tokens=samples.tokens,
     response_mask=samples.mask,
     logprobs=samples.logprobs,
+    encoding=source.encoding,
   )
 
 
@@ -306,26 +308,33 @@ def assess(
     frozen: see `shared_backbone.Models`.
     experience: of `sample`.
   """
-  prompts, tokens = experience.prompts, experience.response_tokens
+  tokens = experience.response_tokens
+  source = shared_backbone.PromptSource(
+    frozen, experience.prompts, experience.encoding
+  )
   ref_logprobs = values = model_scores = None
   if models.reference is not None:
     ref_logprobs = policy_lib.response_logprobs(
       models.reference,
       shared_backbone.role_variables(frozen, {}),
-      prompts,
+      source.of(models.reference, {}),
       tokens,
       temperature=_temperature(config),
     )
   if value is not None:
     values = models.value.values(
-      shared_backbone.role_variables(frozen, value), prompts, tokens
+      shared_backbone.role_variables(frozen, value),
+      source.of(models.value.backbone, value),
+      tokens,
     )
   if models.rewards:
     ended = experience_lib.end_with_eos(tokens, experience.response_mask)
     model_scores = jnp.stack(
       [
         model.scores(
-          shared_backbone.role_variables(frozen, variables), prompts, *ended
+          shared_backbone.role_variables(frozen, variables),
+          source.of(model.backbone, variables),
+          *ended,
         )
         for model, variables in zip(
           models.rewards, frozen['rewards'], strict=True
@@ -438,11 +447,14 @@ def _loss(
 ) -> train_step.LossOutput:
   """Computes the loss of a part of a rollout."""
   del rng  # No dropout: the first ratio is 1.
-  prompts, tokens = experience.prompts, experience.response_tokens
+  tokens = experience.response_tokens
+  source = shared_backbone.PromptSource(
+    frozen, experience.prompts, experience.encoding
+  )
   logprobs = policy_lib.response_logprobs(
     models.policy,
     shared_backbone.role_variables(frozen, trainable['policy']),
-    prompts,
+    source.of(models.policy, trainable['policy']),
     tokens,
     temperature=_temperature(settings.sampling),
   )
@@ -450,7 +462,7 @@ def _loss(
   if 'value' in trainable:
     values = models.value.values(
       shared_backbone.role_variables(frozen, trainable['value']),
-      prompts,
+      source.of(models.value.backbone, trainable['value']),
       tokens,
     )
   algorithm, outputs = (
