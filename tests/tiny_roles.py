@@ -14,13 +14,12 @@ import tiny_models
 from perlhf_jax.core import masking
 from perlhf_jax.models import lora
 from perlhf_jax.models import policy
-from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5
 from perlhf_jax.objectives import losses
 from perlhf_jax.rl import algorithm
-from perlhf_jax.rl import programs
-from perlhf_jax.rl import rollout
+from perlhf_jax.rl import shared_backbone
+from perlhf_jax.rl import step
 from perlhf_jax.sampling import sampler
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
@@ -32,6 +31,8 @@ CONFIG = dataclasses.replace(
   num_decoder_layers=1,
 )
 LORA = lora.LoraConfig(rank=2)
+# As gin/lora/decoder.gin has it.
+DECODER_LORA = lora.LoraConfig(rank=2, target_modules=('decoder/layers.*',))
 BATCH, RESPONSES, LENGTH = 4, 2, 6
 SAMPLING = sampler.SamplingConfig(
   max_length=LENGTH, temperature=0.8, num_samples=RESPONSES
@@ -51,26 +52,27 @@ def head(seed):
   return {'kernel': 0.5 * kernel, 'bias': np.array([0.25], np.float32)}
 
 
-def reward_role(seed, own_params=False):
+def reward_role(seed, own_params=False, lora_config=LORA):
   """A reward model and its variables, with a backbone of its own or not."""
   if own_params:
     params = tiny_models.params(CONFIG, seed)
     variables = {'params': params, 'heads': {'score': head(seed)}}
     return reward_model.RewardModel(t5.T5(CONFIG)), _device(variables)
-  model, adapters = tiny_models.adapted(LORA, CONFIG, seed)
+  model, adapters = tiny_models.adapted(lora_config, CONFIG, seed)
   variables = {'lora': adapters, 'heads': {'score': head(seed)}}
   return reward_model.RewardModel(model), _device(variables)
 
 
-def make(rewards=()):
+def make(rewards=(), lora_config=LORA):
   """Roles with LoRA; returns models, `trainable` and `frozen`.
 
   Args:
     rewards: of `reward_role`.
+    lora_config: of policy and value model.
   """
-  model, adapters = tiny_models.adapted(LORA, CONFIG, 1)
-  _, value_adapters = tiny_models.adapted(LORA, CONFIG, 2)
-  models = rollout.Models(
+  model, adapters = tiny_models.adapted(lora_config, CONFIG, 1)
+  _, value_adapters = tiny_models.adapted(lora_config, CONFIG, 2)
+  models = shared_backbone.Models(
     policy=model,
     value=policy.ValueModel(model),
     reference=t5.T5(CONFIG),
@@ -87,11 +89,9 @@ def make(rewards=()):
   return models, _device(trainable), frozen
 
 
-def make_programs(models, sampling=SAMPLING, seed=SEED):
+def make_rollout(models, sampling=SAMPLING, seed=SEED):
   """The compiled programs of a rollout."""
-  return programs.RolloutPrograms(
-    models, partitioning.make_mesh(), sampling, seed
-  )
+  return step.Rollout(models, sampling, seed, partitioning.make_mesh())
 
 
 def prompts(seed=0, batch=BATCH):
@@ -112,10 +112,10 @@ def decode(tokens):
 
 def outputs(models, frozen, trainable, samples):
   """What the models say, one response a row, its prompt beside it."""
-  tokens = samples['response_tokens']
+  tokens = samples.response_tokens
   count, length = tokens.shape[1:]
   prompts = jax.tree.map(
-    lambda x: jnp.repeat(x, count, axis=0), prompts_lib.of_batch(samples)
+    lambda x: jnp.repeat(x, count, axis=0), samples.prompts
   )
   targets = tokens.reshape(-1, length)
   inputs = masking.shift_right(targets)

@@ -14,17 +14,18 @@ from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
 from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.rl import algorithm as algorithm_lib
-from perlhf_jax.rl import programs
-from perlhf_jax.rl import rollout
+from perlhf_jax.rl import settings as settings_lib
+from perlhf_jax.rl import shared_backbone
+from perlhf_jax.rl import step as step_lib
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import backbones
-from perlhf_jax.stages import policy_steps
 from perlhf_jax.stages import reward_sources
 from perlhf_jax.stages import roles as roles_lib
 from perlhf_jax.stages import starts
 from perlhf_jax.training import compiled_step
 
-# The parts of an iteration, in their order.
+# The parts of an iteration, in their order. There is no part `value` where a
+# rollout has one update, which then computes the values.
 PARTS = ('sampling', 'reward', 'reference', 'value', 'learning')
 
 # How long a step takes does not depend on it.
@@ -67,43 +68,46 @@ class PolicyPrograms:
     self._scoring = reward_sources.RewardSources().scoring(
       start.vocabulary, mesh
     )
-    steps = policy_steps.make_steps(
-      roles,
+    settings = settings_lib.Settings(algorithm, sampling, _KL_BETA, seed=seed)
+    self._asks_value = algorithm.needs_value and not settings.has_one_update
+    self._step = step_lib.Step(
+      roles.models,
       self._scoring,
+      settings,
       mesh,
-      algorithm=algorithm,
+      trainable=roles.trainable,
+      trainable_shardings=roles.trainable_shardings,
       optimizer_configs=dict.fromkeys(roles.trainable, setting.optimizer),
-      sampling=sampling,
       train_steps=setting_lib.TRAIN_STEPS,
-      kl_beta=_KL_BETA,
-      seed=seed,
     )
-    self._state = steps.create(roles.trainable)
-    self._iteration = steps.iterate
+    self._state = self._step.create(roles.trainable)
     self._held_bytes = tree_paths.count_bytes((self._state, roles.frozen))
-    self._samples = self._iteration.rollout.draw(
-      self._state.trainable, self._backbone, 0, prompts
+    rollout, trainable = self._step.rollout, self._state.trainable
+    self._samples = rollout.sample(
+      trainable['policy'], roles.frozen, 0, prompts
     )
-    assess = self._iteration.rollout.assess
-    self._assessed = assess(
-      self._state.trainable.get('value'), roles.frozen, self._samples
+    assessed = rollout.assess(
+      trainable['value'] if self._asks_value else None,
+      roles.frozen,
+      self._samples,
     )
-    self._assessed['scores'] = self._scoring(self._assessed)
+    self._experience = assessed.replace(scores=self._scoring(assessed))
 
   def calls(self) -> Mapping[str, timing.Call]:
     """Returns the parts that the algorithm has, and the others."""
-    models = self._roles.models
-    reward = self._assessment(reference=None, value=None)
+    reward = self._assessment(reference=None)
     calls = {
       'sampling': self._sampler(early_stop=True),
       'reward': lambda repeat: self._scoring(reward(repeat)),
-      'reference': self._assessment(value=None, rewards=()),
+      'reference': self._assessment(rewards=()),
       'learning': self._learn,
       'rl_iteration': self._iterate,
       'sampling_to_the_end': self._sampler(early_stop=False),
     }
-    if models.value is not None:
-      calls['value'] = self._assessment(reference=None, rewards=())
+    if self._asks_value:
+      calls['value'] = self._assessment(
+        with_value=True, reference=None, rewards=()
+      )
     return calls
 
   def figures(
@@ -123,7 +127,7 @@ class PolicyPrograms:
     return {
       'rl_iteration': {
         'seconds': timing.median_seconds(timings['rl_iteration']),
-        'step_memory_bytes': self._iteration.memory_bytes,
+        'step_memory_bytes': self._step.memory_bytes,
         'held_bytes': self._held_bytes,
         'trainable_fraction': self._roles.trainable_fraction,
         'parts': {
@@ -139,10 +143,10 @@ class PolicyPrograms:
 
   @property
   def _backbone(self):
-    return {'params': self._roles.frozen['params']}
+    return shared_backbone.backbone_of(self._roles.frozen)
 
   def _sampler(self, *, early_stop: bool) -> timing.Call:
-    """Returns what `rollout.sample` does, with the number of steps."""
+    """Returns what `step.sample` does, with the number of steps."""
     model = self._roles.models.policy
 
     def sample(policy, backbone, number, batch):
@@ -150,7 +154,7 @@ class PolicyPrograms:
       rng = jax.random.fold_in(jax.random.key(self._seed), number)
       return sampler.sample(
         model,
-        rollout.role_variables(backbone, policy),
+        shared_backbone.role_variables(backbone, policy),
         prompts,
         jax.random.split(rng, len(prompts)),
         self._sampling,
@@ -170,32 +174,28 @@ class PolicyPrograms:
 
     return call
 
-  def _assessment(self, **left_out) -> timing.Call:
-    """Returns what `rollout.assess` does without some of the models."""
+  def _assessment(self, *, with_value=False, **left_out) -> timing.Call:
+    """Returns what `step.assess` does without some of the models."""
     models = dataclasses.replace(self._roles.models, **left_out)
-    assess = programs.RolloutPrograms(
-      models, self._mesh, self._sampling, self._seed
-    ).assess
+    rollout = step_lib.Rollout(models, self._sampling, self._seed, self._mesh)
 
     def call(repeat):
       del repeat
-      value = None
-      if models.value is not None:
-        value = self._state.trainable['value']
-      return assess(value, self._roles.frozen, self._samples)
+      value = self._state.trainable['value'] if with_value else None
+      return rollout.assess(value, self._roles.frozen, self._samples)
 
     return call
 
   def _learn(self, repeat):
     del repeat
-    self._state, metrics = self._iteration.learn(
-      self._state, self._backbone, self._assessed
+    self._state, metrics = self._step.learning(
+      self._state, self._backbone, self._experience
     )
     return metrics
 
   def _iterate(self, repeat):
     del repeat
-    self._state, metrics = self._iteration(
+    self._state, metrics = self._step(
       self._state, self._roles.frozen, self._prompts
     )
     return metrics

@@ -27,7 +27,7 @@ Variables = Mapping[str, Any]
 def _hidden_states(
   model: t5.T5,
   variables: Variables,
-  prompts: prompts_lib.Prompts,
+  prompts: prompts_lib.MaybeEncoded,
   response_tokens: Int[typing.Array, 'batch responses length'],
   read,
 ) -> jax.Array:
@@ -45,7 +45,7 @@ def _hidden_states(
 def response_logprobs(
   model: t5.T5,
   variables: Variables,
-  prompts: prompts_lib.Prompts,
+  prompts: prompts_lib.MaybeEncoded,
   response_tokens: Int[typing.Array, 'batch responses length'],
   *,
   temperature: float = 1.0,
@@ -55,7 +55,7 @@ def response_logprobs(
   Args:
     model: the policy, or the bare backbone for the reference.
     variables: its `params`, and `lora` if it is adapted.
-    prompts: the prompts.
+    prompts: the prompts, or their encoding.
     response_tokens: int32 `[batch, responses, length]`.
     temperature: of the distribution that responses are sampled from; the
       policy that is trained is the one that acts.
@@ -101,14 +101,14 @@ class ValueModel:
   def values(
     self,
     variables: Variables,
-    prompts: prompts_lib.Prompts,
+    prompts: prompts_lib.MaybeEncoded,
     response_tokens: Int[typing.Array, 'batch responses length'],
   ) -> Float[jax.Array, 'batch responses length']:
     """Gives V(X_t), where X_t is the prompt and the response before token t.
 
     Args:
       variables: as in the class docstring.
-      prompts: the prompts.
+      prompts: the prompts, or their encoding.
       response_tokens: int32 `[batch, responses, length]`.
 
     Returns:

@@ -39,6 +39,13 @@ class Encoded:
   states: typing.PyTree
   mask: typing.PyTree
 
+  def __len__(self) -> int:
+    return self.states.shape[0]
+
+
+# What every model reads: an encoder leaves alone what is encoded already.
+MaybeEncoded = Prompts | Encoded
+
 
 # What of a batch makes its prompts.
 FEATURES = ('prompt_tokens', 'prompt_mask', 'images', 'image_mask')

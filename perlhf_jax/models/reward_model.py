@@ -46,7 +46,7 @@ class RewardModel:
   def scores(
     self,
     variables: Variables,
-    prompts: prompts_lib.Prompts,
+    prompts: prompts_lib.MaybeEncoded,
     response_tokens: Int[typing.Array, 'batch responses response_length'],
     response_mask: Bool[typing.Array, 'batch responses response_length'],
     *,
@@ -59,7 +59,7 @@ class RewardModel:
 
     Args:
       variables: as in the class docstring.
-      prompts: the prompts.
+      prompts: the prompts, or their encoding.
       response_tokens: int32 `[batch, responses, response_length]`, each
         ending with EOS.
       response_mask: bool, of the same shape.
@@ -91,7 +91,7 @@ class RewardModel:
   def score(
     self,
     variables: Variables,
-    prompts: prompts_lib.Prompts,
+    prompts: prompts_lib.MaybeEncoded,
     response_tokens: Int[typing.Array, 'batch response_length'],
     response_mask: Bool[typing.Array, 'batch response_length'],
     *,

@@ -196,12 +196,12 @@ class T5(nn.Module):
     self.decoder = Stack(config, is_decoder=True, adapters=self.adapters)
 
   def encode(
-    self, prompts: prompts_lib.Prompts, *, deterministic: bool = True
+    self, prompts: prompts_lib.MaybeEncoded, *, deterministic: bool = True
   ) -> prompts_lib.Encoded:
-    """Encodes prompts.
+    """Encodes prompts, unless they are encoded already.
 
     Args:
-      prompts: the prompts.
+      prompts: the prompts; what is encoded is returned as it is.
       deterministic: whether dropout is off.
 
     Returns:
@@ -210,6 +210,8 @@ class T5(nn.Module):
     Raises:
       ValueError: there are images, and this is a T5.
     """
+    if isinstance(prompts, prompts_lib.Encoded):
+      return prompts
     embedded, mask = self.embed_prompts(prompts, deterministic=deterministic)
     states = self.encoder(
       embedded,
@@ -304,7 +306,7 @@ class T5(nn.Module):
 
   def __call__(
     self,
-    prompts: prompts_lib.Prompts,
+    prompts: prompts_lib.MaybeEncoded,
     decoder_input_tokens: Int[typing.Array, 'rows response_length'],
     *,
     deterministic: bool = True,
@@ -312,7 +314,7 @@ class T5(nn.Module):
     """Returns logits of the next token at each response position.
 
     Args:
-      prompts: the prompts.
+      prompts: the prompts, or their encoding.
       decoder_input_tokens: int32 `[batch * responses, response_length]`.
       deterministic: whether dropout is off.
 

@@ -15,9 +15,10 @@ from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5_config
 from perlhf_jax.rl import algorithm as algorithm_lib
+from perlhf_jax.rl import settings as settings_lib
+from perlhf_jax.rl import step as step_lib
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import model_variables
-from perlhf_jax.stages import policy_steps
 from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import reward_sources
 from perlhf_jax.stages import roles as roles_lib
@@ -178,23 +179,28 @@ def _policy_programs(setting, mesh) -> Iterator[Program]:
     mesh,
   )
   lengths = setting.task_feature_lengths
-  steps = policy_steps.make_steps(
-    roles,
-    reward_sources.RewardSources().scoring(None, mesh),
-    mesh,
+  settings = settings_lib.Settings(
     algorithm=setting.algorithm,
-    optimizer_configs=dict.fromkeys(roles.trainable, setting.optimizer),
     sampling=sampler.SamplingConfig(
       max_length=lengths['targets'],
       temperature=setting.temperature,
       num_samples=setting.num_samples,
     ),
-    train_steps=_TRAIN_STEPS,
     kl_beta=_KL_BETA,
     seed=_SEED,
     accumulation_steps=setting.accumulation_steps,
   )
-  state = _created(steps, roles.trainable)
+  step = step_lib.Step(
+    roles.models,
+    reward_sources.RewardSources().scoring(None, mesh),
+    settings,
+    mesh,
+    trainable=roles.trainable,
+    trainable_shardings=roles.trainable_shardings,
+    optimizer_configs=dict.fromkeys(roles.trainable, setting.optimizer),
+    train_steps=_TRAIN_STEPS,
+  )
+  state = _created(step, roles.trainable)
   policy, value = (state.trainable.get(role) for role in ('policy', 'value'))
   prompts = _abstract_batch(
     setting,
@@ -206,42 +212,54 @@ def _policy_programs(setting, mesh) -> Iterator[Program]:
   backbone = {'params': roles.frozen['params']}
   read_backbone = _rest(backbone, policy)
   held = device_bytes((state, roles.frozen))
-  rollout, iterate = steps.iterate.rollout, steps.iterate
 
   number = jax.ShapeDtypeStruct(
     (), np.int32, sharding=partitioning.replicated(mesh)
   )
-  sample = rollout.sample.lower(policy, backbone, number, prompts)
+  sampling = step.rollout.sampling.lower(policy, backbone, number, prompts)
   yield Program(
     ROLLOUT,
-    lambda: sample,
+    lambda: sampling,
     device_bytes((policy, read_backbone, prompts)),
     held + device_bytes(prompts),
   )
 
-  samples = _split_by_rows(sample.out_info[0], mesh)
-  assess = rollout.assess.lower(value, roles.frozen, samples)
+  samples = _split_by_rows(sampling.out_info[0], mesh)
+  if settings.has_one_update:
+    value = None
+  assessment = step.rollout.assessment.lower(value, roles.frozen, samples)
+  read, read_samples = backbone, samples
+  if samples.encoding is not None:  # All roles share it, tuned alike.
+    read_backbone, read = map(_decoder_alone, (read_backbone, read))
+    read_samples = samples.replace(prompts=None)
   yield Program(
     SCORING,
-    lambda: assess,
+    lambda: assessment,
     device_bytes(
       (
         _without_output_layer(value),
-        backbone,
+        read,
         _without_output_layer(roles.frozen['rewards']),
-        samples,
+        read_samples,
       )
     ),
     held + device_bytes(samples),
   )
 
-  experience = _split_by_rows(assess.out_info, mesh)
-  scores = {'scores': jax.eval_shape(iterate.scoring, experience)}
-  experience |= _split_by_rows(scores, mesh)
+  opinions = _split_by_rows(assessment.out_info, mesh)
+  experience = samples.replace(**opinions._asdict())
+  scores = jax.eval_shape(step.scoring, experience)
+  experience = experience.replace(scores=_split_by_rows(scores, mesh))
   yield Program(
     UPDATE,
-    lambda: iterate.learn.lower(state, backbone, experience),
-    device_bytes((state, read_backbone, experience)),
+    lambda: step.learning.lower(state, backbone, experience),
+    device_bytes(
+      (
+        state,
+        read_backbone,
+        experience.replace(prompts=read_samples.prompts),
+      )
+    ),
     held + device_bytes(experience),
   )
 
@@ -284,6 +302,13 @@ def _rest(backbone: Mapping[str, Any], role: Mapping[str, Any]) -> Any:
   return {path: leaf for path, leaf in flat.items() if path not in own}
 
 
+def _decoder_alone(backbone: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what of a backbone is read once prompts are encoded."""
+  flat = tree_paths.flatten(backbone)
+  parts = 'params/decoder/', 'params/token_embedder/'
+  return {path: leaf for path, leaf in flat.items() if path.startswith(parts)}
+
+
 def _abstract_batch(setting, batch, mesh) -> dict[str, Any]:
   """Returns the shapes of a batch like a given one, images included."""
   sharding, rows = partitioning.batch_sharding(mesh), setting.batch_size
@@ -302,10 +327,12 @@ def _abstract_batch(setting, batch, mesh) -> dict[str, Any]:
   }
 
 
-def _split_by_rows(shapes: Mapping[str, Any], mesh) -> dict[str, Any]:
+def _split_by_rows(shapes: Any, mesh) -> Any:
   """Returns shapes of samples as they lie on the mesh."""
-  shardings = dict.fromkeys(shapes, partitioning.batch_sharding(mesh))
-  return partitioning.abstract_arrays(dict(shapes), shardings)
+  rows = partitioning.batch_sharding(mesh)
+  return partitioning.abstract_arrays(
+    shapes, jax.tree.map(lambda _: rows, shapes)
+  )
 
 
 def _without_output_layer(tree: Any) -> Any:

@@ -9,6 +9,8 @@ import optax
 
 from perlhf_jax.core import typing
 from perlhf_jax.rl import rewards
+from perlhf_jax.training import partitioning
+from perlhf_jax.training import train_state
 
 
 @struct.dataclass
@@ -53,4 +55,35 @@ def create(
     reward_moments=rewards.initial_moments(),
     skipped=jnp.zeros((), jnp.int32),
     skipped_in_a_row=jnp.zeros((), jnp.int32),
+  )
+
+
+def shardings(
+  trainable: Mapping[str, Any],
+  trainable_shardings: Mapping[str, Any],
+  by_role: Mapping[str, optax.GradientTransformation],
+  mesh: partitioning.LogicalMesh,
+) -> PolicyState:
+  """Returns the sharding of every leaf of the state.
+
+  Args:
+    trainable: arrays or shapes, of each role.
+    trainable_shardings: of them.
+    by_role: the optimizer of each role.
+    mesh: the mesh.
+  """
+  whole = partitioning.replicated(mesh)
+  return PolicyState(
+    step=whole,
+    trainable=trainable_shardings,
+    opt_state={
+      role: train_state.state_shardings(
+        trainable_shardings[role], trainable[role], optimizer, mesh
+      ).opt_state
+      for role, optimizer in by_role.items()
+    },
+    kl_beta=whole,
+    reward_moments=rewards.Moments(whole, whole, whole),
+    skipped=whole,
+    skipped_in_a_row=whole,
   )

@@ -94,7 +94,7 @@ def _draw(keys, index, logprobs):
 def sample(
   model: t5.T5,
   variables: decoding.Variables,
-  prompts: prompts_lib.Prompts,
+  prompts: prompts_lib.MaybeEncoded,
   keys: Key[jax.Array, ' batch'],
   config: SamplingConfig,
   *,
@@ -110,7 +110,7 @@ def sample(
   Args:
     model: the policy.
     variables: its `params`, and `lora` if adapted.
-    prompts: the prompts.
+    prompts: the prompts, or their encoding by the policy.
     keys: random keys, one a prompt.
     config: how to draw.
     early_stop: whether to stop once every response has ended. The samples are

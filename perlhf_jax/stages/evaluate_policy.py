@@ -10,8 +10,8 @@ from perlhf_jax.core import errors
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.models import encoder_decoder
 from perlhf_jax.objectives import text_metrics
-from perlhf_jax.rl import programs
-from perlhf_jax.rl import rollout
+from perlhf_jax.rl import shared_backbone
+from perlhf_jax.rl import step as step_lib
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import backbones
 from perlhf_jax.stages import policy_evaluation
@@ -257,7 +257,7 @@ def _answer(
   )
   for held in (backbone, shared):
     held.release()
-  models = rollout.Models(
+  models = shared_backbone.Models(
     policy=model,
     value=None,
     reference=None
@@ -266,7 +266,7 @@ def _answer(
     rewards=modules,
   )
   return policy_evaluation.answer(
-    programs.RolloutPrograms(models, mesh, sampling, config.seed),
+    step_lib.Rollout(models, sampling, config.seed, mesh),
     scoring if has_score else None,
     {'policy': policy},
     frozen,

@@ -11,10 +11,10 @@ from perlhf_jax.core import errors
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import input_pipeline
-from perlhf_jax.rl import iteration
-from perlhf_jax.rl import programs
+from perlhf_jax.rl import experience as experience_lib
 from perlhf_jax.rl import reward_functions
-from perlhf_jax.rl import rollout as rollout_lib
+from perlhf_jax.rl import scoring as scoring_lib
+from perlhf_jax.rl import step as step_lib
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
@@ -70,8 +70,8 @@ class Answers:
 
 
 def answer(
-  rollout: programs.RolloutPrograms,
-  scoring: iteration.Scoring | None,
+  rollout: step_lib.Rollout,
+  scoring: scoring_lib.Scoring | None,
   trainable: Mapping[str, Any],
   frozen: Mapping[str, Any],
   examples: examples_lib.Examples,
@@ -79,7 +79,7 @@ def answer(
   batch_size: int,
   mesh: partitioning.LogicalMesh,
   judge: Callable[..., Any] | None = None,
-  decode: iteration.Decode,
+  decode: scoring_lib.Decode,
 ) -> Answers:
   """Samples a response to every prompt and assesses it.
 
@@ -90,7 +90,7 @@ def answer(
     rollout: programs of the policy.
     scoring: scores responses; None to leave scores out.
     trainable: `policy`; a `value` is left out.
-    frozen: see `rollout.Models`.
+    frozen: see `shared_backbone.Models`.
     examples: of any kind; their prompts are answered.
     batch_size: prompts at once.
     mesh: the mesh.
@@ -105,8 +105,8 @@ def answer(
   policy = {'policy': trainable['policy']}
   for batch in input_pipeline.eval_batches(examples.prompts(), batch_size):
     samples = rollout(policy, frozen, 0, placement.put_batch(batch, mesh))
-    text = iteration.texts(samples, decode)
-    num_responses = samples['response_tokens'].shape[1]
+    text = scoring_lib.texts(samples, decode)
+    num_responses = samples.response_tokens.shape[1]
     valid, numbers = (
       np.repeat(batch[name], num_responses)
       for name in ('example_mask', feature_converters.EXAMPLE_ROWS)
@@ -132,25 +132,20 @@ def answer(
   return Answers(prompts, responses, references, columns)
 
 
-def _columns(samples: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-  host = {
-    name: placement.to_host(samples[name])
-    for name in (
-      'response_tokens',
-      'response_mask',
-      'logprobs',
-      'ref_logprobs',
-    )
-    if name in samples
-  }
-  mask = host['response_mask']
-  ended = np.asarray(rollout_lib.has_eos(host['response_tokens'], mask))
+def _columns(samples: experience_lib.Experience) -> dict[str, np.ndarray]:
+  tokens, mask = map(
+    placement.to_host, (samples.response_tokens, samples.response_mask)
+  )
+  ended = np.asarray(experience_lib.has_eos(tokens, mask))
   columns = {
     'response_length': mask.sum(axis=-1).reshape(-1),
     'truncated': 1.0 - ended.reshape(-1),
   }
-  if 'ref_logprobs' in host:
-    difference = host['logprobs'].astype(np.float64) - host['ref_logprobs']
+  if samples.ref_logprobs is not None:
+    logprobs, ref_logprobs = map(
+      placement.to_host, (samples.logprobs, samples.ref_logprobs)
+    )
+    difference = logprobs.astype(np.float64) - ref_logprobs
     kl = np.where(mask, difference, 0.0).sum(axis=-1)
     columns = {'kl': kl.reshape(-1), **columns}
   return columns

@@ -9,9 +9,9 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import operative_config
 from perlhf_jax.core import user_code
 from perlhf_jax.data import examples as examples_lib
-from perlhf_jax.rl import iteration
 from perlhf_jax.rl import reward_functions
 from perlhf_jax.rl import rewards
+from perlhf_jax.rl import scoring as scoring_lib
 from perlhf_jax.training import partitioning
 
 # (prompts, responses), two lists of strings -> one number for each. A judge may
@@ -80,9 +80,9 @@ class RewardSources:
 
   def scoring(
     self, vocabulary: Any, mesh: partitioning.LogicalMesh
-  ) -> iteration.Scoring:
+  ) -> scoring_lib.Scoring:
     """Returns what combines the scores of samples that lie on a mesh."""
-    return iteration.Scoring(
+    return scoring_lib.Scoring(
       reduce=self.reduce,
       model_weight=self.model_weight,
       functions=tuple(zip(self.functions, self.function_weights, strict=True)),
@@ -109,7 +109,7 @@ def _check_signature(function: RewardFunction) -> None:
   )
 
 
-def decoder(vocabulary: Any) -> iteration.Decode:
+def decoder(vocabulary: Any) -> scoring_lib.Decode:
   """Returns a function from tokens, EOS at their end or not, to text."""
 
   def decode(tokens):

@@ -20,7 +20,7 @@ from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import policy as policy_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import tuned_params
-from perlhf_jax.rl import rollout
+from perlhf_jax.rl import shared_backbone
 from perlhf_jax.stages import backbones
 from perlhf_jax.stages import model_variables
 from perlhf_jax.stages import starts
@@ -40,7 +40,7 @@ class Roles:
     trainable_fraction: trainable parameters over all that are held.
   """
 
-  models: rollout.Models
+  models: shared_backbone.Models
   trainable: Mapping[str, Any]
   frozen: Mapping[str, Any]
   trainable_shardings: Mapping[str, Any]
@@ -104,7 +104,7 @@ def init_roles(
   seed: int,
   *,
   needs_value: bool,
-) -> tuple[rollout.Models, dict[str, Any]]:
+) -> tuple[shared_backbone.Models, dict[str, Any]]:
   """Initialises policy, reference and value.
 
   To be traced: `jax.eval_shape` gives the shapes of everything that is held.
@@ -253,9 +253,9 @@ def place_reward_models(
   return tuple(modules), tuple(variables)
 
 
-def _make_models(start, adapters, *, needs_value) -> rollout.Models:
+def _make_models(start, adapters, *, needs_value) -> shared_backbone.Models:
   """Returns policy, value model and reference, without their weights."""
   policy = encoder_decoder.make_model(start.config, adapters)
   value = policy_lib.ValueModel(policy) if needs_value else None
   reference = encoder_decoder.make_model(start.config)
-  return rollout.Models(policy, value, reference, ())
+  return shared_backbone.Models(policy, value, reference, ())

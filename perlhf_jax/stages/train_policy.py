@@ -19,13 +19,13 @@ from perlhf_jax.models import tuned_params
 from perlhf_jax.rl import alarms as alarms_lib
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.rl import kl_controller
-from perlhf_jax.rl import programs
 from perlhf_jax.rl import rewards as rewards_lib
+from perlhf_jax.rl import settings as settings_lib
 from perlhf_jax.rl import state as state_lib
+from perlhf_jax.rl import step as step_lib
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import model_dirs
 from perlhf_jax.stages import policy_evaluation
-from perlhf_jax.stages import policy_steps
 from perlhf_jax.stages import reward_sources
 from perlhf_jax.stages import roles as roles_lib
 from perlhf_jax.stages import run_metadata
@@ -158,32 +158,37 @@ def train_policy(
   )
 
   scoring = rewards.scoring(start.vocabulary, mesh)
-  steps = policy_steps.make_steps(
-    roles,
-    scoring,
-    mesh,
+  settings = settings_lib.Settings(
     algorithm=algorithm,
-    optimizer_configs={'policy': policy_optimizer, 'value': value_optimizer},
     sampling=sampling,
-    train_steps=loop.train_steps,
     kl_beta=kl_beta,
-    shaping=shaping,
+    shaping=shaping or rewards_lib.RewardShaping(),
     controller=controller,
     seed=loop.seed,
     accumulation_steps=loop.accumulation_steps,
+  )
+  step = step_lib.Step(
+    roles.models,
+    scoring,
+    settings,
+    mesh,
+    trainable=roles.trainable,
+    trainable_shardings=roles.trainable_shardings,
+    optimizer_configs={'policy': policy_optimizer, 'value': value_optimizer},
+    train_steps=loop.train_steps,
   )
   start.backbone.release()
   manager = checkpoints.CheckpointManager(
     directory.path, run_metadata.to_json(metadata), keep_best=loop.keep_best
   )
   state = directory.resume(
-    manager, steps.create(roles.trainable), steps.shardings, metadata
+    manager, step.create(roles.trainable), step.shardings, metadata
   )
   return train_loop.train(
     loop,
     model_dir=directory.path,
     manager=manager,
-    step=steps.iterate,
+    step=step,
     state=state,
     frozen=roles.frozen,
     batches=setup_run.train_batches(examples, mesh),
@@ -260,8 +265,8 @@ def _evaluation(
   roles, scoring, examples, *, sampling, batch_size, mesh, seed, judge, log
 ):
   """Returns a function from a state to metrics, which logs samples."""
-  rollout = programs.RolloutPrograms(
-    roles.models, mesh, dataclasses.replace(sampling, num_samples=1), seed + 1
+  rollout = step_lib.Rollout(
+    roles.models, dataclasses.replace(sampling, num_samples=1), seed + 1, mesh
   )
 
   def evaluate(state):

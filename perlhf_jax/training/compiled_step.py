@@ -37,7 +37,8 @@ class CompiledStep:
     """Wraps a function.
 
     Args:
-      function: of pytrees of arrays; its last argument is the batch.
+      function: of pytrees of arrays; its last argument is the batch, by whose
+        shapes programs are told apart.
       mesh: the mesh to trace under.
       name: for the log.
       donate_argnums: arguments whose memory the outputs may take.
@@ -58,8 +59,7 @@ class CompiledStep:
       NotEnoughMemoryError: the program for these shapes needs more than is
         free; on all hosts.
     """
-    batch = arguments[-1]
-    shapes = tuple((name, x.shape) for name, x in sorted(batch.items()))
+    shapes = tuple((name, x.shape) for name, x in _named(arguments[-1]))
     self.newly_compiled = shapes not in self._programs
     if self.newly_compiled:
       self._programs[shapes] = self._compile(arguments)
@@ -93,11 +93,19 @@ class CompiledStep:
     return program
 
 
+def _named(batch) -> list[tuple[str, Any]]:
+  """Returns the arrays of a batch with their names."""
+  return [
+    (jax.tree_util.keystr(path, simple=True, separator='_'), x)
+    for path, x in jax.tree_util.tree_leaves_with_path(batch)
+  ]
+
+
 def _tokens(batch) -> str:
   """Says for what shape a program is, by the tokens that its batch has."""
   shapes = [
     f'{name} {"x".join(map(str, x.shape))}'
-    for name, x in batch.items()
+    for name, x in _named(batch)
     if name.endswith('_tokens')
   ]
   return f', for {", ".join(shapes)}' if shapes else ''

@@ -27,11 +27,11 @@ class LossOutput(NamedTuple):
 
 # (trainable, frozen, batch, dropout rng or None) -> LossOutput
 LossFn = Callable[
-  [Mapping[str, Any], Mapping[str, Any], typing.Batch, jax.Array | None],
+  [Mapping[str, Any], Mapping[str, Any], typing.PyTree, jax.Array | None],
   LossOutput,
 ]
 TrainStep = Callable[
-  [train_state_lib.TrainState, Mapping[str, Any], typing.Batch],
+  [train_state_lib.TrainState, Mapping[str, Any], typing.PyTree],
   tuple[train_state_lib.TrainState, dict[str, jax.Array]],
 ]
 
@@ -49,7 +49,8 @@ def make_train_step(
 
   Only `state.trainable` is differentiated: no gradient of a frozen weight
   exists, not even for a norm. With `accumulation_steps` parts the update is
-  that of the whole batch, whatever the weight of each part.
+  that of the whole batch, whatever the weight of each part. A batch is a pytree
+  of arrays `[batch, …]`.
 
   Args:
     loss_fn: the loss of a batch, as sums.
@@ -84,7 +85,7 @@ def make_train_step(
         jnp.add, total, sums(trainable, frozen, part, part_rng)
       ), None
 
-    parts = jax.tree.map(split, dict(batch))
+    parts = jax.tree.map(split, batch)
     rngs = jax.random.split(rng, accumulation_steps)
     first = jax.tree.map(lambda x: x[0], (parts, rngs))
     zeros = jax.tree.map(

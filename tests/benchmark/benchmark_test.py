@@ -47,6 +47,8 @@ _SMALL = (
 )
 _REINFORCE = '--gin_file=gin/rl/reinforce.gin'
 _RLOO = '--gin_file=gin/rl/rloo.gin'
+# Several updates of a rollout, hence with a pass of the value model before.
+_PPO = '--gin_file=gin/rl/ppo.gin'
 _TUNINGS = ('lora', 'full')
 
 
@@ -64,7 +66,7 @@ def _measure(folder, *arguments):
 @pytest.fixture(scope='module')
 def measured(tmp_path_factory):
   return _measure(
-    tmp_path_factory.mktemp('benchmark'), *_MODEL, *_FEW_TOKENS, _REINFORCE
+    tmp_path_factory.mktemp('benchmark'), *_MODEL, *_FEW_TOKENS, _PPO
   )
 
 
@@ -172,7 +174,7 @@ def test_ratios(figures):
 def test_printed_table(measured):
   figures, table = measured
   lines = table.splitlines()
-  assert 'LoRA of rank 2' in lines[0] and 'Reinforce' in lines[0]
+  assert 'LoRA of rank 2' in lines[0] and 'Ppo' in lines[0]
   (heading,) = (line for line in lines if 'LoRA / full' in line)
   assert heading.split() == ['LoRA', 'full', 'LoRA', '/', 'full']
   for name in ('reward', 'learning'):

@@ -123,13 +123,11 @@ def _weights_and_batch(tuning, program):
   if program == 'rl_rollout':
     return 4 * trained + prompts + (frozen if tuning == 'lora' else 0)
   if program == 'rl_scoring':
-    if tuning == 'lora':
-      value, reward = 4 * trained, 4 * trained
-    else:
-      value, reward = 4 * (trained - n['output']), read_by_a_head
-    return frozen + value + reward + 2 * 4 * n['head'] + samples
+    # The values come from the one update of REINFORCE.
+    reward = 4 * trained if tuning == 'lora' else read_by_a_head
+    return frozen + reward + 4 * n['head'] + samples
   state = with_adam * (2 * trained + n['head'])
-  experience = samples + responses * 4 * 2 + 2 * 4 * BATCH
+  experience = samples + responses * 4 + 2 * 4 * BATCH
   return state + experience + (frozen if tuning == 'lora' else 0)
 
 

@@ -1,15 +1,17 @@
 """REINFORCE's mean update is the gradient of the expected reward."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tiny_roles
 
-from perlhf_jax.rl import learner as learner_lib
 from perlhf_jax.rl import reinforce
-from perlhf_jax.rl import rewards
+from perlhf_jax.rl import settings as settings_lib
 from perlhf_jax.rl import state as state_lib
+from perlhf_jax.rl import step
 from perlhf_jax.sampling import sampler
 from perlhf_jax.training import optimizers
 
@@ -24,19 +26,19 @@ def test_a_constant_reward_moves_reinforce_by_chance_alone():
   sampling = sampler.SamplingConfig(
     tiny_roles.LENGTH, tiny_roles.SAMPLING.temperature, num_samples=RESPONSES
   )
-  programs = tiny_roles.make_programs(models, sampling)
+  rollout = tiny_roles.make_rollout(models, sampling)
   optimizer = optimizers.by_name(
     {'policy': optax.sgd(1.0), 'value': optax.set_to_zero()}
   )
-  learner = learner_lib.Learner(
-    models=models,
-    algorithm=reinforce.Reinforce(),
-    optimizer=optimizer,
-    schedule=lambda step: jnp.float32(1),
-    shaping=rewards.RewardShaping(),
-    temperature=tiny_roles.SAMPLING.temperature,
+  learn = jax.jit(
+    functools.partial(
+      step.learn,
+      models,
+      settings_lib.Settings(reinforce.Reinforce(), sampling, kl_beta=0.0),
+      optimizer,
+      lambda step: jnp.float32(1),
+    )
   )
-  learn = jax.jit(learner.learn)
   state = state_lib.create(trainable, optimizer, 0.0)
   policy = trainable['policy']
   rng = np.random.default_rng(0)
@@ -52,20 +54,20 @@ def test_a_constant_reward_moves_reinforce_by_chance_alone():
       outputs = tiny_roles.outputs(
         models, {'params': frozen['params']}, {'policy': policy}, samples
       )
-      return jnp.sum(outputs.logprobs * samples['response_mask'], axis=-1)
+      return jnp.sum(outputs.logprobs * samples.response_mask, axis=-1)
 
     return jax.jvp(logprobs, (policy,), (direction,))[1]
 
   constant, biased = [], []
   for number in range(ROLLOUTS):
-    samples = programs(trainable, frozen, number, tiny_roles.prompts())
+    samples = rollout(trainable, frozen, number, tiny_roles.prompts())
     slope = np.asarray(slopes(samples))
     for scores, collected in (
       (np.ones(slope.shape), constant),
       (slope > 0, biased),
     ):
-      samples['scores'] = jnp.asarray(scores, jnp.float32)
-      after, _ = learn(state, {'params': frozen['params']}, samples)
+      scored = samples.replace(scores=jnp.asarray(scores, jnp.float32))
+      after, _ = learn(state, {'params': frozen['params']}, scored)
       moved = jax.tree.map(
         lambda new, old, u: float(jnp.sum((new - old) * u)),
         after.trainable['policy'],

@@ -149,10 +149,10 @@ def test_evaluation_by_length_gives_the_scores_in_order(objective, reward_role):
 
 def test_answers_come_in_order_and_do_not_depend_on_batches():
   models, trainable, frozen = tiny_roles.make()
-  programs = tiny_roles.make_programs(models)
+  rollout = tiny_roles.make_rollout(models)
   answers = [
     policy_evaluation.answer(
-      programs,
+      rollout,
       None,
       jax.tree.map(jnp.asarray, trainable),
       frozen,

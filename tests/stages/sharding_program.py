@@ -25,8 +25,9 @@ from perlhf_jax.models import prompts
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5
 from perlhf_jax.rl import reinforce
+from perlhf_jax.rl import settings
+from perlhf_jax.rl import step as step_lib
 from perlhf_jax.sampling import sampler
-from perlhf_jax.stages import policy_steps
 from perlhf_jax.stages import reward_sources
 from perlhf_jax.stages import roles as roles_lib
 from perlhf_jax.stages import setup_run
@@ -78,18 +79,18 @@ def policy_state(mesh, lora, optimizer):
     needs_value=True,
     only_shapes=True,
   )
-  steps = policy_steps.make_steps(
-    roles,
+  step = step_lib.Step(
+    roles.models,
     reward_sources.RewardSources().scoring(None, mesh),
+    settings.Settings(reinforce.Reinforce(), sampler.SamplingConfig(8), 0.1),
     mesh,
-    algorithm=reinforce.Reinforce(),
+    trainable=roles.trainable,
+    trainable_shardings=roles.trainable_shardings,
     optimizer_configs=dict.fromkeys(roles.trainable, optimizer),
-    sampling=sampler.SamplingConfig(8),
     train_steps=10,
-    kl_beta=0.1,
   )
-  state = jax.eval_shape(steps.create, roles.trainable)
-  state = partitioning.abstract_arrays(state, steps.shardings)
+  state = jax.eval_shape(step.create, roles.trainable)
+  state = partitioning.abstract_arrays(state, step.shardings)
   return leaves({'state': state, 'frozen': roles.frozen})
 
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,22 +10,31 @@ import tiny_roles
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.rl import grpo
 from perlhf_jax.rl import kl_controller
-from perlhf_jax.rl import learner as learner_lib
+from perlhf_jax.rl import minibatches
 from perlhf_jax.rl import ppo
 from perlhf_jax.rl import reinforce
 from perlhf_jax.rl import rewards
 from perlhf_jax.rl import rloo
+from perlhf_jax.rl import settings as settings_lib
 from perlhf_jax.rl import state as state_lib
+from perlhf_jax.rl import step
 from perlhf_jax.training import optimizers
 
 BETA = 0.2
 RATE, MOMENTUM, CLIP = 0.1, 0.9, 0.3
-TEMPERATURE = tiny_roles.SAMPLING.temperature
 CONTROLLER = kl_controller.AdaptiveKl(target=0.05, horizon=20)
 NORMALIZE = rewards.RewardShaping(normalize=True)
 
 SETTINGS = {
   'reinforce': (reinforce.Reinforce(), {}),
+  'reinforce, whitened': (
+    reinforce.Reinforce(normalize_advantages=True, value_coefficient=0.3),
+    {},
+  ),
+  'reinforce, accumulated': (
+    reinforce.Reinforce(normalize_advantages=True, value_coefficient=0.3),
+    {'accumulation_steps': 2},
+  ),
   'rloo': (rloo.Rloo(), {}),
   'grpo': (grpo.Grpo(epochs=2, minibatches=2), {'controller': CONTROLLER}),
   'ppo': (
@@ -46,13 +57,12 @@ def roles():
 def samples(roles):
   """Assessed samples on the host, with random scores."""
   models, trainable, frozen = roles
-  programs = tiny_roles.make_programs(models)
-  samples = programs(trainable, frozen, 0, tiny_roles.prompts())
+  rollout = tiny_roles.make_rollout(models)
+  samples = rollout(trainable, frozen, 0, tiny_roles.prompts())
   samples = jax.tree.map(np.asarray, samples)
   rng = np.random.default_rng(1)
-  shape = samples['response_tokens'].shape[:2]
-  samples['scores'] = rng.normal(size=shape).astype(np.float32)
-  return samples
+  shape = samples.response_tokens.shape[:2]
+  return samples.replace(scores=rng.normal(size=shape).astype(np.float32))
 
 
 def _optimizer(trainable, clip=CLIP, rate=RATE):
@@ -70,36 +80,38 @@ def setups(roles):
 
   def setup(name):
     if name not in made:
-      algorithm, options = SETTINGS[name]
+      settings = _settings(name)
       trainable = dict(everything)
-      if not algorithm.needs_value:
+      if not settings.algorithm.needs_value:
         del trainable['value']
       optimizer = _optimizer(trainable)
-      learner = learner_lib.Learner(
-        models=models,
-        algorithm=algorithm,
-        optimizer=optimizer,
-        schedule=lambda step: jnp.float32(RATE),
-        temperature=TEMPERATURE,
-        seed=tiny_roles.SEED,
-        **{'shaping': rewards.RewardShaping(), **options},
+      learn = functools.partial(
+        step.learn, models, settings, optimizer, lambda _: jnp.float32(RATE)
       )
       state = state_lib.create(trainable, optimizer, BETA)
-      made[name] = jax.jit(learner.learn), state
+      made[name] = jax.jit(learn), state
     return made[name]
 
   return setup
 
 
+def _settings(name):
+  algorithm, options = SETTINGS[name]
+  return settings_lib.Settings(
+    algorithm, tiny_roles.SAMPLING, BETA, seed=tiny_roles.SEED, **options
+  )
+
+
 def _samples_of(name, samples):
-  if SETTINGS[name][0].needs_value:
+  settings = _settings(name)
+  if settings.algorithm.needs_value and not settings.has_one_update:
     return samples
-  return {k: v for k, v in samples.items() if k != 'values'}
+  return samples.replace(values=None)
 
 
 def _learn(name, setups, roles, samples, state=None, **changes):
   learn, first = setups(name)
-  samples = {**_samples_of(name, samples), **changes}
+  samples = _samples_of(name, samples).replace(**changes)
   state = first if state is None else state
   return learn(state, {'params': roles[2]['params']}, samples)
 
@@ -116,7 +128,7 @@ def test_the_first_ratio_is_1(name, setups, roles, samples):
   # Only the first minibatch of a rollout sees the policy that sampled.
   _, again = _learn(name, setups, roles, samples, state)
   assert again['ratio_deviation'] > 1e-3
-  off = samples['logprobs'] - 0.01
+  off = samples.logprobs - 0.01
   _, wrong = _learn(name, setups, roles, samples, logprobs=off)
   np.testing.assert_allclose(
     wrong['ratio_deviation'], np.expm1(0.01), rtol=1e-3
@@ -128,14 +140,14 @@ def _update_by_hand(name, roles, samples):
   algorithm, options = SETTINGS[name]
   models, trainable, frozen = roles
   frozen = {'params': frozen['params']}
-  scores = samples['scores']
+  scores = samples.scores
   if options.get('shaping') is NORMALIZE:
     scores = (scores - scores.mean()) / scores.std()
   episodes = algorithm_lib.Episodes(
-    mask=samples['response_mask'],
-    logprobs=samples['logprobs'],
-    ref_logprobs=samples['ref_logprobs'],
-    values=samples['values'] if algorithm.needs_value else None,
+    mask=samples.response_mask,
+    logprobs=samples.logprobs,
+    ref_logprobs=samples.ref_logprobs,
+    values=samples.values if algorithm.needs_value else None,
     scores=scores,
   )
   targets = algorithm.targets(episodes, BETA)
@@ -154,21 +166,16 @@ def _update_by_hand(name, roles, samples):
   batch = len(scores)
   orders = [np.arange(batch)]
   if algorithm.epochs > 1:
-    rng = jax.random.fold_in(jax.random.key(tiny_roles.SEED), 0)
-    orders = [
-      np.asarray(jax.random.permutation(key, batch))
-      for key in jax.random.split(rng, algorithm.epochs)
-    ]
+    orders = np.asarray(
+      minibatches.orders(tiny_roles.SEED, 0, algorithm.epochs, batch)
+    )
   weights = jax.tree.map(np.float64, trainable)
   speeds = jax.tree.map(np.zeros_like, weights)
   history = []
   for order in orders:
     for rows in np.split(order, algorithm.minibatches):
       part = jax.tree.map(lambda x, rows=rows: x[rows], (episodes, targets))
-      inputs = {
-        k: samples[k][rows]
-        for k in ('prompt_tokens', 'prompt_mask', 'response_tokens')
-      }
+      inputs = jax.tree.map(lambda x, rows=rows: x[rows], samples)
       loss, gradient = loss_and_gradient(
         jax.tree.map(np.float32, weights), inputs, *part
       )
@@ -187,7 +194,9 @@ def _update_by_hand(name, roles, samples):
   return weights, np.mean(history)
 
 
-@pytest.mark.parametrize('name', ['rloo', 'ppo', 'ppo, accumulated'])
+@pytest.mark.parametrize(
+  'name', ['reinforce, whitened', 'rloo', 'ppo', 'ppo, accumulated']
+)
 def test_an_update_equals_one_made_by_hand(name, setups, roles, samples):
   state, metrics = _learn(name, setups, roles, samples)
   weights, loss = _update_by_hand(name, roles, samples)
@@ -208,8 +217,76 @@ def test_an_update_equals_one_made_by_hand(name, setups, roles, samples):
   assert int(state.step) == 1
 
 
-def test_every_epoch_has_an_order_of_its_own(setups, roles, samples):
-  # Another step, another order: the same rollout ends elsewhere.
+def test_one_update_has_the_values_of_a_pass_before_it(setups, roles, samples):
+  ways = 'reinforce, whitened', 'reinforce, accumulated'
+  one, before = (_samples_of(name, samples) for name in ways)
+  assert one.values is None and before.values is not None
+  (state, metrics), (wanted, wanted_metrics) = (
+    _learn(name, setups, roles, samples) for name in ways
+  )
+  assert set(metrics) == set(wanted_metrics)
+  assert {'explained_variance', 'value_loss'} < set(metrics)
+  for name, value in wanted_metrics.items():
+    np.testing.assert_allclose(
+      metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name
+    )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, wanted
+  )
+
+
+class _Probed(reinforce.Reinforce):
+  """Reports random sums of the targets that its loss is given."""
+
+  def loss(self, outputs, episodes, targets, kl_beta):
+    output = super().loss(outputs, episodes, targets, kl_beta)
+    sums = {**output.metric_sums, **_probe(targets, output.weight_sum)}
+    return output._replace(metric_sums=sums)
+
+
+def _probe(targets, weight):
+  rng = np.random.default_rng(0)
+  return {
+    f'{name}_{number}': weight * jnp.sum(x * rng.normal(size=x.shape))
+    for name, x in targets._asdict().items()
+    for number in range(3)
+  }
+
+
+def test_one_update_has_the_targets_of_a_pass_before_it(roles, samples):
+  models, trainable, frozen = roles
+  optimizer = _optimizer(trainable)
+  learn = functools.partial(
+    step.learn,
+    models,
+    settings_lib.Settings(_Probed(), tiny_roles.SAMPLING, BETA),
+    optimizer,
+    lambda _: jnp.float32(RATE),
+  )
+  _, metrics = jax.jit(learn)(
+    state_lib.create(trainable, optimizer, BETA),
+    {'params': frozen['params']},
+    samples.replace(values=None),
+  )
+  wanted = reinforce.Reinforce().targets(samples.episodes(), BETA)
+  for name, value in _probe(wanted, 1.0).items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_orders_are_permutations_of_a_stream_of_their_own():
+  orders = np.asarray(minibatches.orders(3, 5, 2, 40))
+  np.testing.assert_array_equal(np.sort(orders), [range(40)] * 2)
+  assert (orders[0] != orders[1]).any()
+  for seed, number in (3, 6), (4, 5):
+    assert (minibatches.orders(seed, number, 2, 40) != orders).any()
+  # What sampling draws from at this step, and at no step does it draw this.
+  key = jax.random.fold_in(jax.random.key(3), 5)
+  same = [jax.random.permutation(k, 40) for k in jax.random.split(key, 2)]
+  assert (np.asarray(same) != orders).any(axis=1).all()
+
+
+def test_another_step_has_another_order(setups, roles, samples):
+  # The same rollout ends elsewhere.
   _, first = setups('ppo')
   one, _ = _learn('ppo', setups, roles, samples)
   later = first.replace(step=jnp.int32(1))
@@ -222,10 +299,10 @@ def test_every_epoch_has_an_order_of_its_own(setups, roles, samples):
 
 def test_metrics_describe_the_rollout(setups, roles, samples):
   _, metrics = _learn('reinforce', setups, roles, samples)
-  mask, scores = samples['response_mask'], samples['scores']
-  difference = samples['logprobs'] - samples['ref_logprobs']
+  mask, scores = samples.response_mask, samples.scores
+  difference = samples.logprobs - samples.ref_logprobs
   kl = np.where(mask, difference, 0).sum(axis=-1)
-  ended = (np.where(mask, samples['response_tokens'], 0) == 1).any(axis=-1)
+  ended = (np.where(mask, samples.response_tokens, 0) == 1).any(axis=-1)
   wanted = {
     'score': scores.mean(),
     'score_std': scores.std(),
@@ -233,7 +310,7 @@ def test_metrics_describe_the_rollout(setups, roles, samples):
     'kl_standard_error': kl.std(ddof=1) / np.sqrt(kl.size),
     'kl_beta': BETA,
     'objective': ((1 - BETA) * scores - BETA * kl).mean(),
-    'entropy': -samples['logprobs'][mask].mean(),
+    'entropy': -samples.logprobs[mask].mean(),
     'response_length': mask.sum() / scores.size,
     'truncated': 1 - ended.mean(),
     'skipped': 0,
@@ -249,7 +326,7 @@ def test_metrics_describe_the_rollout(setups, roles, samples):
   ends = np.take_along_axis(rewards, last, -1) + (1 - BETA) * scores[..., None]
   np.put_along_axis(rewards, last, ends, axis=-1)
   returns = np.flip(np.cumsum(np.flip(rewards, -1), -1), -1)[mask]
-  explained = 1 - np.var(returns - samples['values'][mask]) / np.var(returns)
+  explained = 1 - np.var(returns - samples.values[mask]) / np.var(returns)
   np.testing.assert_allclose(
     metrics['explained_variance'], explained, rtol=1e-4
   )
@@ -258,7 +335,7 @@ def test_metrics_describe_the_rollout(setups, roles, samples):
 def test_the_logged_kl_is_the_one_trained_on(setups, roles, samples):
   _, metrics = _learn('grpo', setups, roles, samples)
   x = np.where(
-    samples['response_mask'], samples['ref_logprobs'] - samples['logprobs'], 0
+    samples.response_mask, samples.ref_logprobs - samples.logprobs, 0
   )
   k3 = (np.exp(x) - 1 - x).sum(axis=-1)
   np.testing.assert_allclose(metrics['kl'], k3.mean(), rtol=1e-4)
@@ -268,7 +345,7 @@ def test_the_logged_kl_is_the_one_trained_on(setups, roles, samples):
 def test_a_step_that_is_not_finite_leaves_no_trace(
   name, setups, roles, samples
 ):
-  bad = samples['scores'].copy()
+  bad = samples.scores.copy()
   bad[1, 0] = np.nan
   good, _ = _learn(name, setups, roles, samples)
   state, metrics = _learn(name, setups, roles, samples, good, scores=bad)
@@ -287,7 +364,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace(
   )
   assert min(jax.tree.leaves(moved)) > 0
   if name == 'ppo':
-    assert state.reward_moments.count == 2 * samples['scores'].size
+    assert state.reward_moments.count == 2 * samples.scores.size
     assert state.kl_beta != good.kl_beta
 
 
@@ -295,7 +372,7 @@ def test_one_bad_minibatch_is_skipped_and_the_others_count(
   setups, roles, samples
 ):
   # GRPO's groups do not mix: one minibatch of each epoch can be learned from.
-  bad = samples['scores'].copy()
+  bad = samples.scores.copy()
   bad[1, 0] = np.inf
   _, first = setups('grpo')
   state, metrics = _learn('grpo', setups, roles, samples, scores=bad)
@@ -313,7 +390,7 @@ def test_a_constant_reward_moves_nothing_where_responses_are_compared(
 ):
   _, first = setups(name)
   first = first.replace(kl_beta=jnp.float32(0))
-  same = np.full_like(samples['scores'], 0.7)
+  same = np.full_like(samples.scores, 0.7)
   state, metrics = _learn(name, setups, roles, samples, first, scores=same)
   assert metrics['grad_norm'] == 0
   _assert_equal(state.trainable, first.trainable)

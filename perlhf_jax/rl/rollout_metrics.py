@@ -1,0 +1,62 @@
+"""What is reported of a rollout, beside its losses."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from perlhf_jax.core import masking
+from perlhf_jax.core import typing
+from perlhf_jax.objectives import kl as kl_lib
+from perlhf_jax.rl import algorithm
+
+
+def describe(
+  episodes: algorithm.Episodes,
+  scores: Float[typing.Array, 'batch responses'],
+  has_eos: Bool[typing.Array, 'batch responses'],
+  kl_estimator: str,
+  kl_beta: Float[typing.Array, ''] | float,
+) -> dict[str, jax.Array]:
+  """Returns scalar metrics.
+
+  Args:
+    episodes: with shaped scores.
+    scores: before they were shaped.
+    has_eos: which responses ended by themselves.
+    kl_estimator: the one that is trained on.
+    kl_beta: β of the objective.
+  """
+  mask = episodes.mask
+  kl = kl_lib.sequence_sums(algorithm.token_kl(kl_estimator, episodes), mask)
+  mean_kl, kl_error = kl_lib.mean_and_standard_error(
+    kl, algorithm.has_tokens(mask)
+  )
+  return {
+    'score': jnp.mean(scores),
+    'score_std': jnp.std(scores),
+    'kl': mean_kl,
+    'kl_standard_error': kl_error,
+    'objective': jnp.mean((1 - kl_beta) * episodes.scores - kl_beta * kl),
+    'entropy': -masking.masked_mean(episodes.logprobs, mask),
+    'response_length': jnp.mean(jnp.sum(mask, axis=-1, dtype=jnp.float32)),
+    'truncated': 1 - jnp.mean(has_eos, dtype=jnp.float32),
+  }
+
+
+def of_values(
+  episodes: algorithm.Episodes, targets: algorithm.Targets
+) -> dict[str, jax.Array]:
+  """Returns the share of the returns' variance that the values explain.
+
+  It is the metric `explained_variance`; there is none without a value model.
+  """
+  if targets.returns is None:
+    return {}
+  mask = episodes.mask
+  error = targets.returns - episodes.values
+  mean = masking.masked_mean(targets.returns, mask)
+  residual = masking.masked_mean(
+    jnp.square(error - masking.masked_mean(error, mask)), mask
+  )
+  total = masking.masked_mean(jnp.square(targets.returns - mean), mask)
+  return {'explained_variance': 1 - residual / jnp.maximum(total, 1e-8)}

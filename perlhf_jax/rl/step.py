@@ -1,0 +1,485 @@
+"""A step of reinforcement learning: sample, assess, score, learn.
+
+`Step` compiles and calls the three functions below, `sample`, `assess` and
+`learn`; `rl/scoring.py` scores in between, for Python's reward functions run on
+the host. What the roles are is in `rl/shared_backbone.py`. Every pass here is
+deterministic.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from perlhf_jax.core import typing
+from perlhf_jax.data import feature_converters
+from perlhf_jax.data import length_buckets
+from perlhf_jax.models import policy as policy_lib
+from perlhf_jax.models import prompts as prompts_lib
+from perlhf_jax.rl import algorithm as algorithm_lib
+from perlhf_jax.rl import experience as experience_lib
+from perlhf_jax.rl import minibatches
+from perlhf_jax.rl import rewards
+from perlhf_jax.rl import rollout_metrics
+from perlhf_jax.rl import scoring as scoring_lib
+from perlhf_jax.rl import settings as settings_lib
+from perlhf_jax.rl import shared_backbone
+from perlhf_jax.rl import state as state_lib
+from perlhf_jax.sampling import sampler
+from perlhf_jax.training import compiled_step
+from perlhf_jax.training import optimizers
+from perlhf_jax.training import partitioning
+from perlhf_jax.training import train_state
+from perlhf_jax.training import train_step
+
+Variables = shared_backbone.Variables
+Models = shared_backbone.Models
+
+
+class Step:
+  """Makes a step in three compiled programs.
+
+  Attributes:
+    create: compiled, from the weights that are trained, which it takes over,
+      to the state before the first step.
+    shardings: of the state.
+    rollout: samples and assesses.
+    scoring: scores samples.
+    learning: compiled program of `learn`.
+  """
+
+  def __init__(
+    self,
+    models: Models,
+    scoring: scoring_lib.Scoring,
+    settings: settings_lib.Settings,
+    mesh: partitioning.LogicalMesh,
+    *,
+    trainable: Mapping[str, Any],
+    trainable_shardings: Mapping[str, Any],
+    optimizer_configs: Mapping[str, optimizers.Optimizer],
+    train_steps: int,
+  ):
+    """Prepares the programs; they compile when they are first called.
+
+    Args:
+      models: the modules.
+      scoring: scores samples.
+      settings: how to sample and learn.
+      mesh: the mesh.
+      trainable: `{'policy': …, 'value': …}`, arrays or shapes.
+      trainable_shardings: of them.
+      optimizer_configs: of `policy`, and of `value` where there is one.
+      train_steps: steps of the run, the length of the schedules.
+    """
+    updates = train_steps * settings.updates
+    by_role = {
+      role: optimizers.make_optimizer(optimizer_configs[role], updates)
+      for role in trainable
+    }
+    optimizer = optimizers.by_name(by_role)
+    schedule = optimizers.make_schedule(optimizer_configs['policy'], updates)
+    self.shardings = state_lib.shardings(
+      trainable, trainable_shardings, by_role, mesh
+    )
+    self.create = jax.jit(
+      lambda weights: state_lib.create(weights, optimizer, settings.kl_beta),
+      donate_argnums=0,  # Or the caller would hold a second copy to the end.
+      out_shardings=self.shardings,
+    )
+    self.rollout = Rollout(models, settings.sampling, settings.seed, mesh)
+    self.scoring = scoring
+    self._settings = settings
+    self.learning = compiled_step.CompiledStep(
+      functools.partial(learn, models, settings, optimizer, schedule),
+      mesh,
+      name='the update',
+      donate_argnums=(0,),
+      out_shardings=(self.shardings, partitioning.replicated(mesh)),
+    )
+
+  def __call__(
+    self, state: state_lib.PolicyState, frozen: Variables, batch: typing.Batch
+  ) -> tuple[state_lib.PolicyState, dict[str, jax.Array]]:
+    """Makes one step.
+
+    Args:
+      state: before.
+      frozen: see `shared_backbone.Models`.
+      batch: prompts.
+
+    Returns:
+      The state after, and scalar metrics.
+
+    Raises:
+      DataError: a reward function failed; the state is as it was.
+    """
+    policy, value = (state.trainable.get(role) for role in ('policy', 'value'))
+    if self._settings.has_one_update:
+      value = None  # It says in the update what it would say here.
+    experience = self.rollout.sample(policy, frozen, state.step, batch)
+    experience = self.rollout.assess(value, frozen, experience)
+    experience = experience.replace(scores=self.scoring(experience))
+    return self.learning(state, shared_backbone.backbone_of(frozen), experience)
+
+  @property
+  def newly_compiled(self) -> bool:
+    """Whether the last call compiled."""
+    return self.rollout.newly_compiled or self.learning.newly_compiled
+
+  @property
+  def memory_bytes(self) -> int:
+    """What the largest of the programs needs on a device."""
+    return max(self.rollout.memory_bytes, self.learning.memory_bytes)
+
+
+class Rollout:
+  """Samples responses and has the other roles look at them.
+
+  Attributes:
+    sampling: compiled program of `sample`, which also gives the tokens of the
+      longest response.
+    assessment: compiled program of `assess`.
+  """
+
+  def __init__(
+    self,
+    models: Models,
+    config: sampler.SamplingConfig,
+    seed: int,
+    mesh: partitioning.LogicalMesh,
+  ):
+    """Prepares the programs; they compile when they are first called.
+
+    Args:
+      models: the modules.
+      config: how to sample.
+      seed: of the randomness.
+      mesh: the mesh.
+    """
+    rows, whole = (
+      partitioning.batch_sharding(mesh),
+      partitioning.replicated(mesh),
+    )
+
+    def sample_and_measure(policy, frozen, number, batch):
+      rng = jax.random.fold_in(jax.random.key(seed), number)
+      experience = sample(models, config, policy, frozen, rng, batch)
+      lengths = jnp.sum(experience.response_mask, axis=-1)
+      return experience, jnp.max(lengths)
+
+    self.sampling = compiled_step.CompiledStep(
+      sample_and_measure, mesh, name='sampling', out_shardings=(rows, whole)
+    )
+    self.assessment = compiled_step.CompiledStep(
+      functools.partial(assess, models, config),
+      mesh,
+      name='assessment',
+      out_shardings=rows,
+    )
+
+  def __call__(
+    self,
+    trainable: Mapping[str, Any],
+    frozen: Variables,
+    number: Any,
+    batch: typing.Batch,
+  ) -> experience_lib.Experience:
+    """Samples responses to a batch of prompts and assesses them.
+
+    Args:
+      trainable: `policy`, and `value` to ask the value model too.
+      frozen: see `shared_backbone.Models`.
+      number: as of `sample`.
+      batch: prompts.
+    """
+    experience = self.sample(trainable['policy'], frozen, number, batch)
+    return self.assess(trainable.get('value'), frozen, experience)
+
+  def sample(
+    self, policy: Variables, frozen: Variables, number: Any, batch: typing.Batch
+  ) -> experience_lib.Experience:
+    """Samples responses, and cuts padding that none of them needs.
+
+    Every later pass costs by the length. The one number that this brings to
+    the host is the length of the longest response.
+
+    Args:
+      policy: variables of the policy.
+      frozen: see `shared_backbone.Models`.
+      number: int32 scalar; batches of other numbers get other randomness.
+      batch: prompts. With EXAMPLE_ROWS, the randomness of a response depends on
+        its prompt's row, and not on its place in the batch.
+
+    Returns:
+      What the function `sample` returns, cut to a bucket of lengths.
+    """
+    number = jnp.asarray(number, jnp.int32)
+    experience, longest = self.sampling(
+      policy, shared_backbone.backbone_of(frozen), number, batch
+    )
+    limit = experience.response_tokens.shape[-1]
+    length = length_buckets.halved_length(int(longest), limit)
+    return experience.trimmed(length)
+
+  def assess(
+    self,
+    value: Variables | None,
+    frozen: Variables,
+    experience: experience_lib.Experience,
+  ) -> experience_lib.Experience:
+    """Adds to samples what the function `assess` says of them."""
+    assessment = self.assessment(value, frozen, experience)
+    return experience.replace(**assessment._asdict())
+
+  @property
+  def newly_compiled(self) -> bool:
+    """Whether the last call compiled."""
+    return self.sampling.newly_compiled or self.assessment.newly_compiled
+
+  @property
+  def memory_bytes(self) -> int:
+    """What the larger of the programs needs on a device."""
+    return max(self.sampling.memory_bytes, self.assessment.memory_bytes)
+
+
+def sample(
+  models: Models,
+  config: sampler.SamplingConfig,
+  policy: Variables,
+  frozen: Variables,
+  rng: jax.Array,
+  batch: typing.Batch,
+) -> experience_lib.Experience:
+  """Samples responses of the policy.
+
+  Args:
+    models: the modules.
+    config: how to sample.
+    policy: variables of the policy.
+    frozen: see `shared_backbone.Models`.
+    rng: the randomness of this batch.
+    batch: prompts; see `models.prompts.of_batch`.
+
+  Returns:
+    Prompts, responses and their log-probabilities.
+  """
+  prompts = prompts_lib.of_batch(batch)
+  rows = batch.get(feature_converters.EXAMPLE_ROWS)
+  if rows is not None:
+    keys = jax.vmap(lambda row: jax.random.fold_in(rng, row))(rows)
+  else:
+    keys = jax.random.split(rng, len(prompts))
+  source = shared_backbone.PromptSource(frozen, prompts)
+  samples = sampler.sample(
+    models.policy,
+    shared_backbone.role_variables(frozen, policy),
+    source.of(models.policy, policy),
+    keys,
+    config,
+  )
+  return experience_lib.Experience(
+    prompts=prompts,
+    example_mask=batch['example_mask'],
+    response_tokens=samples.tokens,
+    response_mask=samples.mask,
+    logprobs=samples.logprobs,
+    encoding=source.encoding,
+  )
+
+
+def assess(
+  models: Models,
+  config: sampler.SamplingConfig,
+  value: Variables | None,
+  frozen: Variables,
+  experience: experience_lib.Experience,
+) -> experience_lib.Assessment:
+  """Has reference, value model and reward models look at samples.
+
+  Args:
+    models: the modules.
+    config: of the sampling, whose temperature the reference shares: the KL is
+      that between what acts and what would have acted.
+    value: variables of the value model; None to leave values out.
+    frozen: see `shared_backbone.Models`.
+    experience: of `sample`.
+  """
+  tokens = experience.response_tokens
+  source = shared_backbone.PromptSource(
+    frozen, experience.prompts, experience.encoding
+  )
+  ref_logprobs = values = model_scores = None
+  if models.reference is not None:
+    ref_logprobs = policy_lib.response_logprobs(
+      models.reference,
+      shared_backbone.role_variables(frozen, {}),
+      source.of(models.reference, {}),
+      tokens,
+      temperature=_temperature(config),
+    )
+  if value is not None:
+    values = models.value.values(
+      shared_backbone.role_variables(frozen, value),
+      source.of(models.value.backbone, value),
+      tokens,
+    )
+  if models.rewards:
+    ended = experience_lib.end_with_eos(tokens, experience.response_mask)
+    model_scores = jnp.stack(
+      [
+        model.scores(
+          shared_backbone.role_variables(frozen, variables),
+          source.of(model.backbone, variables),
+          *ended,
+        )
+        for model, variables in zip(
+          models.rewards, frozen['rewards'], strict=True
+        )
+      ],
+      axis=-1,
+    )
+  return experience_lib.Assessment(ref_logprobs, values, model_scores)
+
+
+def _temperature(config) -> float:
+  # Which distribution greedy decoding would have sampled is a convention: the
+  # model's own.
+  return config.temperature or 1.0
+
+
+def learn(
+  models: Models,
+  settings: settings_lib.Settings,
+  optimizer: optax.GradientTransformation,
+  schedule: Callable[[Any], Any],
+  state: state_lib.PolicyState,
+  frozen: Variables,
+  experience: experience_lib.Experience,
+) -> tuple[state_lib.PolicyState, dict[str, jax.Array]]:
+  """Makes all updates that one rollout is good for, as a pure function.
+
+  Args:
+    models: the modules.
+    settings: how to learn.
+    optimizer: over `{'policy', 'value'}`.
+    schedule: of the policy's learning rate, for reporting.
+    state: before.
+    frozen: `params`, the backbone.
+    experience: assessed and scored. It has no values where the one update
+      computes them.
+
+  Returns:
+    The state after, and scalar metrics.
+  """
+  algorithm, kl_beta = settings.algorithm, state.kl_beta
+  scores, mask = experience.scores, experience.response_mask
+  has_eos = experience_lib.has_eos(experience.response_tokens, mask)
+  shaped, moments = rewards.shape_scores(
+    settings.shaping, scores, mask, has_eos, state.reward_moments
+  )
+  experience = experience.replace(scores=shaped)
+  episodes = experience.episodes()
+  if not settings.has_one_update:
+    targets = algorithm.targets(episodes, kl_beta)
+    experience = experience.replace(targets=targets)
+  update = train_step.make_train_step(
+    functools.partial(_loss, models, settings, kl_beta),
+    optimizer,
+    schedule,
+    seed=settings.seed,
+    accumulation_steps=settings.accumulation_steps,
+    skip_nonfinite=True,
+  )
+  trained = train_state.TrainState(
+    state.step * settings.updates, state.trainable, state.opt_state
+  )
+  if settings.updates == 1:
+    trained, metrics = update(trained, frozen, experience)
+  else:
+    orders = minibatches.orders(
+      settings.seed, state.step, algorithm.epochs, len(scores)
+    )
+    trained, metrics = minibatches.make_updates(
+      update,
+      trained,
+      frozen,
+      experience,
+      orders.reshape(settings.updates, -1),
+    )
+  metrics |= rollout_metrics.describe(
+    episodes, scores, has_eos, algorithm.kl_estimator, kl_beta
+  )
+  if experience.targets is not None:
+    metrics |= rollout_metrics.of_values(episodes, experience.targets)
+  was_skipped = metrics.pop('skipped') > 0
+  skipped_in_a_row = jnp.where(was_skipped, state.skipped_in_a_row + 1, 0)
+  skipped = state.skipped + was_skipped.astype(jnp.int32)
+  metrics.update(
+    kl_beta=kl_beta,
+    skipped=skipped.astype(jnp.float32),
+    skipped_in_a_row=skipped_in_a_row.astype(jnp.float32),
+  )
+  if settings.controller is not None:
+    kl_beta = settings.controller.update(kl_beta, metrics['kl'], scores.size)
+
+  def keep(new, old):
+    # What made a step unusable must not outlive it.
+    return jnp.where(was_skipped, old, new)
+
+  state = state_lib.PolicyState(
+    step=state.step + 1,
+    trainable=trained.trainable,
+    opt_state=trained.opt_state,
+    kl_beta=keep(kl_beta, state.kl_beta),
+    reward_moments=jax.tree.map(keep, moments, state.reward_moments),
+    skipped=skipped,
+    skipped_in_a_row=skipped_in_a_row,
+  )
+  return state, metrics
+
+
+def _loss(
+  models, settings, kl_beta, trainable, frozen, experience, rng
+) -> train_step.LossOutput:
+  """Computes the loss of a part of a rollout."""
+  del rng  # No dropout: the first ratio is 1.
+  tokens = experience.response_tokens
+  source = shared_backbone.PromptSource(
+    frozen, experience.prompts, experience.encoding
+  )
+  logprobs = policy_lib.response_logprobs(
+    models.policy,
+    shared_backbone.role_variables(frozen, trainable['policy']),
+    source.of(models.policy, trainable['policy']),
+    tokens,
+    temperature=_temperature(settings.sampling),
+  )
+  values = None
+  if 'value' in trainable:
+    values = models.value.values(
+      shared_backbone.role_variables(frozen, trainable['value']),
+      source.of(models.value.backbone, trainable['value']),
+      tokens,
+    )
+  algorithm, outputs = (
+    settings.algorithm,
+    algorithm_lib.Outputs(logprobs, values),
+  )
+  episodes, targets = experience.episodes(), experience.targets
+  if targets is not None:
+    return algorithm.loss(outputs, episodes, targets, kl_beta)
+  # The one update of a rollout, and no part of it: what is constant in it may
+  # be computed of what is differentiated.
+  episodes = episodes._replace(values=jax.lax.stop_gradient(values))
+  targets = algorithm.targets(episodes, kl_beta)
+  output = algorithm.loss(outputs, episodes, targets, kl_beta)
+  # To be divided by the weight again.
+  described = {
+    name: value * output.weight_sum
+    for name, value in rollout_metrics.of_values(episodes, targets).items()
+  }
+  return output._replace(metric_sums={**output.metric_sums, **described})
