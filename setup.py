@@ -52,6 +52,7 @@ setuptools.setup(
     'rouge-score',
     'safetensors',
     'scipy',
+    'sentencepiece>=0.2.2',  # Many texts to arrays in one call.
     'seqio',
     'tensorboard',  # clu's TensorBoard writer imports it and does not say so.
     'tensorflow',

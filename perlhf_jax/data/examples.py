@@ -20,36 +20,10 @@ from perlhf_jax.data import images as images_lib
 from perlhf_jax.data import length_buckets as length_buckets_lib
 from perlhf_jax.data import padding_lengths
 from perlhf_jax.data import row_checks
+from perlhf_jax.data import token_columns
 
 # Batches of which the share of padding is told at the start.
 _STEPS_DESCRIBED = 1000
-
-
-class TokenColumn:
-  """Token arrays of different lengths, end to end in one buffer.
-
-  Attributes:
-    values: all tokens, int32.
-    ends: where each row ends, int64.
-  """
-
-  def __init__(self, rows: Sequence[np.ndarray]):
-    self.ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
-    self.values = (
-      np.concatenate(rows).astype(np.int32) if rows else np.zeros(0, np.int32)
-    )
-
-  def __len__(self) -> int:
-    return len(self.ends)
-
-  @property
-  def lengths(self) -> np.ndarray:
-    """Tokens of each row, int64."""
-    return np.diff(self.ends, prepend=0)
-
-  def __getitem__(self, index: int) -> np.ndarray:
-    start = self.ends[index - 1] if index else 0
-    return self.values[start : self.ends[index]]
 
 
 class Examples:
@@ -59,7 +33,7 @@ class Examples:
     name: the task or mixture.
     split: its split.
     kind: sft, pairwise, pointwise or prompts.
-    columns: truncated tokens (`TokenColumn`) or numbers of each task feature.
+    columns: truncated tokens (`TokenColumn`) or numbers of each feature.
     origins: where each row came from, for messages and reports.
     converter: makes batches of them.
     order: the endless order of training.
@@ -79,7 +53,7 @@ class Examples:
     name: str,
     split: str,
     kind: str,
-    columns: dict[str, TokenColumn | np.ndarray],
+    columns: dict[str, token_columns.TokenColumn | np.ndarray],
     origins: Sequence[str],
     converter: feature_converters.Converter,
     order: example_order.ExampleOrder,
@@ -116,7 +90,7 @@ class Examples:
     responses = [
       column.lengths
       for name, column in self.columns.items()
-      if name != 'inputs' and isinstance(column, TokenColumn)
+      if name != 'inputs' and isinstance(column, token_columns.TokenColumn)
     ]
     prompts = self.columns['inputs'].lengths
     longest = np.max([np.zeros_like(prompts), *responses], axis=0)
@@ -149,7 +123,7 @@ class Examples:
   def texts(self, index: int) -> dict[str, Any]:
     """One row for people: decoded as the model sees it, after truncation."""
     return {
-      name: self.vocabulary.decode(strip_eos(value).tolist())
+      name: self.vocabulary.decode(feature_converters.strip_eos(value).tolist())
       if isinstance(value, np.ndarray)
       else float(value)
       for name, value in self.example(index).items()
@@ -283,9 +257,3 @@ class Examples:
       f' {self.padding_share(0, steps):.1%} of what is computed is padding;'
       f' at {shown(self._limits)} alone it would be {whole:.1%}.'
     )
-
-
-def strip_eos(tokens: np.ndarray) -> np.ndarray:
-  """Tokens without the EOS at their end, if there is one."""
-  ends = len(tokens) and tokens[-1] == feature_converters.EOS_ID
-  return tokens[:-1] if ends else tokens

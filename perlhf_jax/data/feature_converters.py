@@ -62,14 +62,15 @@ class TextVocabulary(Protocol):
     """Token ids of a text, without EOS."""
 
 
-def tokenize_prompt(vocabulary: TextVocabulary, text: str) -> np.ndarray:
-  """Tokens of a prompt with the EOS that T5 puts after inputs: [length]."""
+def tokenize(vocabulary: TextVocabulary, text: str) -> np.ndarray:
+  """Tokens of a prompt or a response with EOS, int32 `[length]`."""
   return np.asarray([*vocabulary.encode(text), EOS_ID], np.int32)
 
 
-def tokenize_response(vocabulary: TextVocabulary, text: str) -> np.ndarray:
-  """Tokens of a response with EOS, int32 [length]."""
-  return np.asarray([*vocabulary.encode(text), EOS_ID], np.int32)
+def strip_eos(tokens: np.ndarray) -> np.ndarray:
+  """Tokens without the EOS at their end, if there is one."""
+  ends = len(tokens) and tokens[-1] == EOS_ID
+  return tokens[:-1] if ends else tokens
 
 
 def truncate_prompt(

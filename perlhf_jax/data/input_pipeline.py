@@ -23,9 +23,11 @@ from perlhf_jax.data import example_order
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
+from perlhf_jax.data import read_report
 from perlhf_jax.data import row_checks
 from perlhf_jax.data import task_modules
 from perlhf_jax.data import task_reader
+from perlhf_jax.data import task_rows
 
 # What `load_examples` takes and returns.
 DatasetConfig = dataset_config.DatasetConfig
@@ -76,33 +78,36 @@ def load_examples(
   reader = task_reader.TaskReader(
     config, vocabulary, kind, converter, image_spec
   )
+  tasks = _tasks_with_rates(provider, config.split)
+  parts = [reader.read(task) for task, _ in tasks]
   sizes, rates = [], []
-  for task, rate in _tasks_with_rates(provider, config.split):
-    size = reader.read(task)
-    if size and rate:
-      sizes.append(size)
+  for part, (_, rate) in zip(parts, tasks, strict=True):
+    if len(part) and rate:
+      sizes.append(len(part))
       rates.append(rate)
-  if reader.origins and not sizes:
+  rows = task_rows.joined(parts)
+  if len(rows) and not sizes:
     raise errors.ConfigError(
       f'Mixture {config.mixture_or_task_name!r} draws nothing: each of its'
       ' tasks has the rate 0.'
     )
-  reader.report(sizes)
+  read_report.report(config, kind, [task for task, _ in tasks], rows, sizes)
+  pictures = rows.lists.get(row_checks.IMAGES)
   return Examples(
     name=config.mixture_or_task_name,
     split=config.split,
     kind=kind,
-    columns=reader.columns(),
-    origins=reader.origins,
+    columns={**rows.tokens, **rows.numbers},
+    origins=rows.origins,
     converter=converter,
     order=example_order.ExampleOrder(sizes, rates, config.seed, config.shuffle),
     batch_size=config.batch_size,
     vocabulary=vocabulary,
-    num_skipped=reader.reasons.total(),
-    num_truncated=dict(reader.truncated),
-    images=reader.image_column(),
+    num_skipped=rows.reasons.total(),
+    num_truncated=dict(rows.truncated),
+    images=None if pictures is None else images.ImageColumn(pictures),
     image_spec=image_spec,
-    references=reader.lists.get(row_checks.REFERENCES),
+    references=rows.lists.get(row_checks.REFERENCES),
     length_buckets=config.length_buckets,
     length_window=config.length_window,
   )

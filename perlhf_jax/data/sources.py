@@ -87,6 +87,8 @@ def split_by_hash(key: str, fractions: Mapping[str, float]) -> str:
   Depends on the key and the fractions alone: not on the other rows, their
   order, the machine or the Python process.
   """
+  if len(fractions) == 1:
+    return next(iter(fractions))
   digest = hashlib.sha256(key.encode('utf-8', 'surrogatepass')).digest()
   position = int.from_bytes(digest[:8], 'big') / 2**64 * sum(fractions.values())
   for split, fraction in fractions.items():

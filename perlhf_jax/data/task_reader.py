@@ -1,29 +1,46 @@
-"""Reads tasks row by row: checks, tokenises, truncates and collects."""
+"""Reads a task: checks, tokenises and truncates its rows, many at a time.
 
-from collections import Counter
-from collections.abc import Mapping
+While a thread tokenises some rows, the next ones are read. What happens to a
+row, and which mistake stops the reading, is as if they came one by one.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
+import itertools
 from typing import Any
 import zlib
 
-from absl import logging
 import numpy as np
 import seqio
 import tensorflow as tf
 
 from perlhf_jax.core import errors
-from perlhf_jax.data import cached_tasks
 from perlhf_jax.data import dataset_config
-from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
 from perlhf_jax.data import row_checks
-from perlhf_jax.data import sources
+from perlhf_jax.data import row_stream
+from perlhf_jax.data import task_rows
+from perlhf_jax.data import token_columns
+from perlhf_jax.data import tokenizing
 
-_REASONS_SHOWN = 5
+_CHUNK = 256  # Rows that are tokenised together.
+_AHEAD = 2  # Chunks that are read before the first of them is used.
+
+Row = Mapping[str, Any]
 
 
 class TaskReader:
-  """Collects the tokens of the tasks that are read into it."""
+  """Reads tasks as one run wants them.
+
+  Attributes:
+    config: what to read of a task.
+    vocabulary: the run's tokenizer.
+    kind: sft, pairwise, pointwise or prompts.
+    converter: knows how long texts may be.
+    image_spec: how many images an example may have; None for tasks without.
+  """
 
   def __init__(
     self,
@@ -33,213 +50,172 @@ class TaskReader:
     converter: feature_converters.Converter,
     image_spec: images.ImageSpec | None,
   ):
-    self._config = config
-    self._vocabulary = vocabulary
-    self._kind = kind
-    self._converter = converter
-    text = row_checks.TEXT_FEATURES[kind]
-    numbers = row_checks.NUMBER_FEATURES[kind]
-    self._image_spec = image_spec
-    self._tokens = {name: [] for name in text}
-    self.lists: dict[str, list[list]] = {}
-    self._numbers = {name: [] for name in numbers}
-    self.origins: list[str] = []
-    self.reasons = Counter()
-    self.truncated = Counter()
-    self._first_bad: dict[str, str] = {}
-    self._tasks: list[seqio.Task] = []
-    self._num_read = 0
+    self.config = config
+    self.vocabulary = vocabulary
+    self.kind = kind
+    self.converter = converter
+    self.image_spec = image_spec
+    self._text = tuple(row_checks.TEXT_FEATURES[kind])
+    self._numbers = tuple(row_checks.NUMBER_FEATURES[kind])
 
-  def read(self, task: seqio.Task) -> int:
-    """Adds the rows of a task; returns how many."""
-    config = self._config
-    self._tasks.append(task)
-    tokenised = self._check_features(task)
-    if config.use_cached:
-      rows = cached_tasks.read(task, config.split, config.seed)
-    else:
-      rows = task.get_dataset(
-        sequence_length=None,
-        split=config.split,
-        shuffle=False,
-        seed=config.seed,
-        num_epochs=1,
-        trim_output_features=False,
-      ).as_numpy_iterator()
-    for name in (row_checks.IMAGES, row_checks.REFERENCES):
-      if name in task.output_features:
-        self.lists.setdefault(name, [])
-    before = len(self.origins)
-    for index, row in enumerate(rows):
-      if len(self.origins) - before == config.max_examples:
+  def read(self, task: seqio.Task) -> task_rows.TaskRows:
+    """Reads a task.
+
+    Raises:
+      ConfigError: the task cannot be read as asked.
+      DataError: files that are missing, or a row that cannot be used.
+    """
+    encode = self._strip_eos if self._is_tokenised(task) else self._tokenise
+    lists = tuple(n for n in row_checks.LISTS if n in task.output_features)
+    parts = [self._empty(lists)]
+    rows = row_stream.read(task, self.config, self.kind)
+    for chunk, tokens in _ahead(_chunks(rows), encode):
+      done = sum(map(len, parts))
+      parts.append(self._part(chunk, tokens, lists, done))
+      if done + len(parts[-1]) == self.config.max_examples:
         break
-      origin = _decode(row.get('origin', f'{task.name}/{config.split}#{index}'))
-      example = self._tokenise(row) if tokenised else self._text(row, origin)
-      self._num_read += 1
-      if example is not None and self._is_in_part(example):
-        self._add(example | self._lists(row, origin), origin)
-    self._drop_bad_images(before)
-    return len(self.origins) - before
+    return self._without_bad_images(task_rows.joined(parts))
 
-  def columns(self) -> dict[str, examples_lib.TokenColumn | np.ndarray]:
-    """The rows read so far."""
-    return {
-      name: examples_lib.TokenColumn(rows)
-      for name, rows in self._tokens.items()
-    } | {
-      name: np.asarray(values, np.float32)
-      for name, values in self._numbers.items()
-    }
-
-  def image_column(self) -> images.ImageColumn | None:
-    """The images of the rows read so far; None if no task has any."""
-    rows = self.lists.get(row_checks.IMAGES)
-    return None if rows is None else images.ImageColumn(rows)
-
-  def report(self, sizes: list[int]):
-    """Logs what was read, cut and skipped; an empty split is an error."""
-    config, total = self._config, sum(sizes)
-    label = f'{config.mixture_or_task_name}/{config.split}'
-    if self.reasons:
-      logging.warning(
-        '%s: skipped %d unusable rows: %s',
-        *(label, self.reasons.total(), self._reasons_text()),
-      )
-    if not total:
-      raise errors.DataError(
-        f'Split {config.split!r} of {config.mixture_or_task_name!r} has no'
-        f' usable rows: {self._why_empty()}.'
-      )
-    logging.info('%s: %d examples (%s)', label, total, self._kind)
-    for name, count in self.truncated.items():
-      logging.info(
-        '%s: %s cut in %d of %d examples (%.1f%%)',
-        *(label, name, count, total, 100 * count / total),
-      )
-
-  def _why_empty(self) -> str:
-    """Says why no row was read."""
-    if self.reasons:
-      return f'{self.reasons.total()} were skipped: {self._reasons_text()}'
-    if self._config.part is not None and self._num_read:
-      return (
-        f'none of its {self._num_read} prompts belongs to the part'
-        f' {self._config.part}'
-      )
-    if self._config.use_cached:
-      return 'its cache holds none'
-    reasons = [
-      task.source.why_empty(self._config.split)
-      for task in self._tasks
-      if isinstance(task.source, sources.TextSource)
-    ]
-    return '; '.join(dict.fromkeys(reasons)) or 'its source has none'
-
-  def _reasons_text(self) -> str:
-    return '; '.join(
-      f'{count} x {reason} (first at {self._first_bad[reason]})'
-      for reason, count in self.reasons.most_common(_REASONS_SHOWN)
+  def _empty(self, lists: Sequence[str]) -> task_rows.TaskRows:
+    return task_rows.TaskRows(
+      tokens={name: token_columns.TokenColumn([]) for name in self._text},
+      numbers={name: np.zeros(0, np.float32) for name in self._numbers},
+      lists={name: [] for name in lists},
+      origins=[],
     )
 
-  def _text(self, row: Mapping[str, Any], origin: str) -> dict | None:
-    """Tokens of a text row, None if it is unusable and to be skipped."""
-    text = {name: _decode(row[name]) for name in self._tokens}
-    values = {name: row.get(name, 0.0) for name in self._numbers}
-    problem = _decode(row.get('problem', b''))
-    problem = problem or row_checks.find_problem(self._kind, text | values)
-    if problem:
-      self._skip_or_stop(origin, problem)
-      return None
-    tokens = {
-      name: feature_converters.tokenize_prompt(self._vocabulary, value)
-      if name == 'inputs'
-      else feature_converters.tokenize_response(self._vocabulary, value)
-      for name, value in text.items()
-    }
-    return tokens | values
+  def _part(
+    self,
+    chunk: '_Chunk',
+    tokens: Mapping[str, Sequence[np.ndarray]],
+    lists: Sequence[str],
+    done: int,
+  ) -> task_rows.TaskRows:
+    """Makes examples of rows.
 
-  def _tokenise(self, row: Mapping[str, Any]) -> dict:
-    """Normalises a row that SeqIO tokenised: each feature ends with EOS."""
+    Args:
+      chunk: rows, and perhaps the error that ended them.
+      tokens: of each text feature, those of the usable rows.
+      lists: names of the list features.
+      done: examples so far.
+    """
+    part = self._empty(lists)
+    texts = {name: [] for name in self._text}
+    numbers = {name: [] for name in self._numbers}
+    left = None
+    if self.config.max_examples is not None:
+      left = self.config.max_examples - done
+    encoded = zip(*tokens.values(), strict=True)
+    for row in chunk.rows:
+      if len(part) == left:
+        break
+      part.num_read += 1
+      origin = row['origin']
+      if row['problem']:
+        self._skip_or_stop(part, origin, row['problem'])
+        continue
+      example = dict(zip(self._text, next(encoded), strict=True))
+      if not self._is_in_part(example):
+        continue
+      cut = self._truncate(example, origin)
+      for name, rows in texts.items():
+        rows.append(cut[name])
+        if len(cut[name]) < len(example[name]):
+          part.truncated[name] += 1
+      for name, values in numbers.items():
+        values.append(row.get(name, 0.0))
+      for name, values in part.lists.items():
+        values.append(self._list(name, row))
+      part.origins.append(origin)
+    else:
+      if chunk.error is not None and len(part) != left:
+        raise chunk.error
+    part.tokens = {n: token_columns.TokenColumn(v) for n, v in texts.items()}
+    part.numbers = {n: np.asarray(v, np.float32) for n, v in numbers.items()}
+    return part
+
+  def _tokenise(self, chunk: '_Chunk') -> dict[str, list[np.ndarray]]:
+    rows = [row for row in chunk.rows if not row['problem']]
+    return {
+      name: tokenizing.encode_all(self.vocabulary, [row[name] for row in rows])
+      for name in self._text
+    }
+
+  def _strip_eos(self, chunk: '_Chunk') -> dict[str, list[np.ndarray]]:
+    """Normalises rows that SeqIO tokenised: each feature ends with one EOS."""
+    rows = [row for row in chunk.rows if not row['problem']]
     eos = np.int32(feature_converters.EOS_ID)
     return {
-      name: np.append(examples_lib.strip_eos(row[name]), eos)
-      for name in self._tokens
-    } | {name: row.get(name, 0.0) for name in self._numbers}
+      name: [
+        np.append(feature_converters.strip_eos(row[name]), eos) for row in rows
+      ]
+      for name in self._text
+    }
 
-  def _is_in_part(self, example: dict) -> bool:
-    if self._config.part is None:
+  def _is_in_part(self, example: Row) -> bool:
+    if self.config.part is None:
       return True
-    index, count = self._config.part
+    index, count = self.config.part
     return zlib.crc32(example['inputs'].tobytes()) % count == index
 
-  def _add(self, example: dict, origin: str):
-    cut = self._converter.truncate(example)
-    prompt, limit = len(example['inputs']), len(cut['inputs'])
-    if self._config.refuse_long_prompts and prompt > limit:
+  def _truncate(self, example: Row, origin: str) -> Row:
+    """Cuts what is too long of an example."""
+    converter = self.converter
+    prompt, limit = len(example['inputs']), converter.prompt_length
+    if prompt > limit and self.config.refuse_long_prompts:
       raise errors.DataError(
-        f'{self._config.mixture_or_task_name}, {origin}: the prompt has'
+        f'{self.config.mixture_or_task_name}, {origin}: the prompt has'
         f" {prompt} tokens, and TASK_FEATURE_LENGTHS['inputs'] is {limit}."
         ' Raise it, or set REFUSE_LONG_PROMPTS to False to have prompts cut.'
       )
-    for name, rows in self._tokens.items():
-      rows.append(cut[name])
-      if len(cut[name]) < len(example[name]):
-        self.truncated[name] += 1
-    for name, values in (self._numbers | self.lists).items():
-      values.append(cut[name])
-    self.origins.append(origin)
+    return converter.truncate(example)
 
-  def _lists(self, row: Mapping[str, Any], origin: str) -> dict[str, list]:
-    """The list features of a row."""
-    lists = {}
-    if row_checks.REFERENCES in self.lists:
-      lists[row_checks.REFERENCES] = list(
-        map(_decode, row[row_checks.REFERENCES])
+  def _list(self, name: str, row: Row) -> list:
+    """A list feature of a row."""
+    values = row[name]
+    if name != row_checks.IMAGES:
+      return list(values)
+    if len(values) > self.image_spec.count:
+      raise errors.DataError(
+        f'{row["origin"]}: the example has {len(values)} images, more than'
+        f" {self.image_spec.count}. Set TASK_FEATURE_LENGTHS['images'] to"
+        ' the most that an example has.'
       )
-    if row_checks.IMAGES in self.lists:
-      values = row[row_checks.IMAGES]
-      if len(values) > self._image_spec.count:
-        raise errors.DataError(
-          f'{origin}: the example has {len(values)} images, more than'
-          f" {self._image_spec.count}. Set TASK_FEATURE_LENGTHS['images'] to"
-          ' the most that an example has.'
-        )
-      lists[row_checks.IMAGES] = list(map(images.from_task, values))
-    return lists
+    return [
+      each if isinstance(each, str) else images.from_task(each)
+      for each in values
+    ]
 
-  def _drop_bad_images(self, start: int):
-    """Stops at, or leaves out, rows from `start` whose images are unusable."""
-    rows = self.lists.get(row_checks.IMAGES, [])[start:]
+  def _without_bad_images(self, rows: task_rows.TaskRows) -> task_rows.TaskRows:
+    """Stops at, or leaves out, rows whose images are unusable."""
+    column = rows.lists.get(row_checks.IMAGES, [])
     problems = images.find_problems(
-      list(dict.fromkeys(image for row in rows for image in row))
+      list(dict.fromkeys(image for row in column for image in row))
     )
     if not problems:
-      return
-    bad = set()
-    for index, row in enumerate(rows, start):
-      for image in row:
-        if image in problems and index not in bad:
-          self._skip_or_stop(self.origins[index], problems[image])
-          bad.add(index)
-    columns = [*(self._tokens | self._numbers | self.lists).values()]
-    for column in (*columns, self.origins):
-      column[:] = [x for i, x in enumerate(column) if i not in bad]
+      return rows
+    good = []
+    for index, row in enumerate(column):
+      bad = [image for image in row if image in problems]
+      if bad:
+        self._skip_or_stop(rows, rows.origins[index], problems[bad[0]])
+      else:
+        good.append(index)
+    return rows.only(good)
 
-  def _skip_or_stop(self, origin: str, problem: str):
-    if not self._config.skip_bad_rows:
+  def _skip_or_stop(self, rows: task_rows.TaskRows, origin: str, problem: str):
+    if not self.config.skip_bad_rows:
       raise errors.DataError(
         f'{origin}: {problem}. Fix or remove the row, or leave out all such'
         ' rows with --gin.SKIP_BAD_ROWS=True (DatasetConfig.skip_bad_rows),'
         ' which counts and reports them.'
       )
-    self.reasons[problem] += 1
-    self._first_bad.setdefault(problem, origin)
+    rows.skip(origin, problem)
 
-  def _check_features(self, task: seqio.Task) -> bool:
+  def _is_tokenised(self, task: seqio.Task) -> bool:
     """Whether a task is tokenised already, with the run's vocabulary."""
     dtypes = {
-      name: tf.as_dtype(task.output_features[name].dtype)
-      for name in self._tokens
+      name: tf.as_dtype(task.output_features[name].dtype) for name in self._text
     }
     if all(dtype == tf.string for dtype in dtypes.values()):
       return False
@@ -251,15 +227,49 @@ class TaskReader:
           ' must be text (tf.string), or tokens (tf.int32), as must all others'
           ' of the task.'
         )
-      if not self._vocabulary == feature.vocabulary:
+      if not self.vocabulary == feature.vocabulary:
         raise errors.DataError(
           f'Task {task.name!r} tokenises {name!r} with {feature.vocabulary},'
-          f' but the run has {self._vocabulary}. Give both the same'
+          f' but the run has {self.vocabulary}. Give both the same'
           ' vocabulary, or let the task yield text (tf.string), which serves'
           ' every vocabulary.'
         )
     return True
 
 
-def _decode(value: Any) -> str:
-  return value if isinstance(value, str) else value.decode('utf-8')
+class _Chunk:
+  """Rows that follow each other, and the error in the place of the next."""
+
+  def __init__(self):
+    self.rows: list[Row] = []
+    self.error: Exception | None = None
+
+
+def _chunks(rows: Iterator[Row]) -> Iterator[_Chunk]:
+  """Yields all rows; an error of theirs is raised when they have been used."""
+  while True:
+    chunk = _Chunk()
+    try:
+      for row in itertools.islice(rows, _CHUNK):
+        chunk.rows.append(row)
+    except Exception as error:
+      chunk.error = error
+    yield chunk
+    if chunk.error is not None or len(chunk.rows) < _CHUNK:
+      return
+
+
+def _ahead(chunks: Iterable[_Chunk], encode) -> Iterator[tuple[_Chunk, Any]]:
+  """Yields chunks with what `encode` makes of them in a thread."""
+  executor = futures.ThreadPoolExecutor(1, thread_name_prefix='tokens')
+  try:
+    queue = deque()
+    for chunk in chunks:
+      queue.append((chunk, executor.submit(encode, chunk)))
+      if len(queue) > _AHEAD:
+        chunk, tokens = queue.popleft()
+        yield chunk, tokens.result()
+    for chunk, tokens in queue:
+      yield chunk, tokens.result()
+  finally:
+    executor.shutdown(wait=False, cancel_futures=True)

@@ -116,8 +116,7 @@ def generate(
   image_rows, image_spec = line_images.read(loaded, rows, input_path)
   vocabulary = backbone.vocabulary
   prompts = [
-    feature_converters.tokenize_prompt(vocabulary, row['prompt'])
-    for row in rows
+    feature_converters.tokenize(vocabulary, row['prompt']) for row in rows
   ]
   lengths = [len(prompt) for prompt in prompts]
   line_files.report_cuts('prompt', lengths, prompt_length)

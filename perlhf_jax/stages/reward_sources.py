@@ -8,7 +8,7 @@ from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import operative_config
 from perlhf_jax.core import user_code
-from perlhf_jax.data import examples as examples_lib
+from perlhf_jax.data import feature_converters
 from perlhf_jax.rl import reward_functions
 from perlhf_jax.rl import rewards
 from perlhf_jax.rl import scoring as scoring_lib
@@ -113,6 +113,6 @@ def decoder(vocabulary: Any) -> scoring_lib.Decode:
   """Returns a function from tokens, EOS at their end or not, to text."""
 
   def decode(tokens):
-    return vocabulary.decode(examples_lib.strip_eos(tokens).tolist())
+    return vocabulary.decode(feature_converters.strip_eos(tokens).tolist())
 
   return decode

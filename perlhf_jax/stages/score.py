@@ -126,12 +126,8 @@ def score(
   ]
   examples = [
     {
-      'inputs': feature_converters.tokenize_prompt(
-        backbone.vocabulary, row['prompt']
-      ),
-      'targets': feature_converters.tokenize_response(
-        backbone.vocabulary, response
-      ),
+      'inputs': feature_converters.tokenize(backbone.vocabulary, row['prompt']),
+      'targets': feature_converters.tokenize(backbone.vocabulary, response),
       'label': 0.0,
     }
     for row in rows

@@ -5,6 +5,7 @@ import numpy as np
 from perlhf_jax.data import example_order
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import feature_converters
+from perlhf_jax.data import token_columns
 from perlhf_jax.data import vocabularies
 
 VOCABULARY = vocabularies.byte_vocabulary()
@@ -12,20 +13,19 @@ VOCABULARY = vocabularies.byte_vocabulary()
 
 def make(count, batch_size=4, **kwargs):
   prompts = [
-    feature_converters.tokenize_prompt(VOCABULARY, f'p{i}' * (i % 3))
+    feature_converters.tokenize(VOCABULARY, f'p{i}' * (i % 3))
     for i in range(count)
   ]
   responses = [
-    feature_converters.tokenize_response(VOCABULARY, f'r{i}')
-    for i in range(count)
+    feature_converters.tokenize(VOCABULARY, f'r{i}') for i in range(count)
   ]
   return examples_lib.Examples(
     name='toy',
     split='train',
     kind='pointwise',
     columns={
-      'inputs': examples_lib.TokenColumn(prompts),
-      'targets': examples_lib.TokenColumn(responses),
+      'inputs': token_columns.TokenColumn(prompts),
+      'targets': token_columns.TokenColumn(responses),
       'label': np.arange(count, dtype=np.float32) % 2,
     },
     origins=[f'toy#{i}' for i in range(count)],
@@ -42,7 +42,7 @@ def train_batch(examples, step, part=None):
 
 @hypothesis.given(st.lists(st.lists(st.integers(0, 99), max_size=5)))
 def test_token_columns_keep_rows(rows):
-  column = examples_lib.TokenColumn([np.array(r, np.int32) for r in rows])
+  column = token_columns.TokenColumn([np.array(r, np.int32) for r in rows])
   assert len(column) == len(rows)
   assert [column[i].tolist() for i in range(len(rows))] == rows
 
@@ -62,7 +62,7 @@ def test_a_host_gets_its_rows_of_the_global_batch(count, step, part):
 
 def test_prompts_are_padded_as_the_global_batch_needs():
   examples = make(10, shuffle=False)
-  examples.columns['inputs'] = examples_lib.TokenColumn(
+  examples.columns['inputs'] = token_columns.TokenColumn(
     [np.full(n, 5, np.int32) for n in (3, 40, 2, 2, 3, 3, 3, 3, 3, 3)]
   )
   examples.converter = feature_converters.PointwiseConverter(64, 6)
@@ -109,9 +109,3 @@ def test_evaluation_holds_every_row_once_and_pads():
 
 def test_texts_are_for_people():
   assert make(6).texts(5) == {'inputs': 'p5p5', 'targets': 'r5', 'label': 1.0}
-
-
-def test_strip_eos():
-  assert examples_lib.strip_eos(np.array([4, 1])).tolist() == [4]
-  assert examples_lib.strip_eos(np.array([4])).tolist() == [4]
-  assert examples_lib.strip_eos(np.array([], np.int32)).tolist() == []

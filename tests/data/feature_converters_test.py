@@ -192,6 +192,12 @@ def test_tokenize_appends_eos():
     def encode(self, s):
       return [ord(letter) for letter in s]
 
-  assert fc.tokenize_prompt(Letters(), 'ab').tolist() == [97, 98, 1]
-  assert fc.tokenize_response(Letters(), '').tolist() == [1]
-  assert fc.tokenize_response(Letters(), 'a').dtype == np.int32
+  assert fc.tokenize(Letters(), 'ab').tolist() == [97, 98, 1]
+  assert fc.tokenize(Letters(), '').tolist() == [1]
+  assert fc.tokenize(Letters(), 'a').dtype == np.int32
+
+
+def test_strip_eos():
+  assert fc.strip_eos(np.array([4, 1])).tolist() == [4]
+  assert fc.strip_eos(np.array([4])).tolist() == [4]
+  assert fc.strip_eos(np.array([], np.int32)).tolist() == []

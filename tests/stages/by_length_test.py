@@ -18,6 +18,7 @@ from perlhf_jax.data import example_order
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import input_pipeline
+from perlhf_jax.data import token_columns
 from perlhf_jax.data import vocabularies
 from perlhf_jax.models import t5
 from perlhf_jax.stages import policy_evaluation
@@ -36,7 +37,7 @@ def _column(rng, most):
     length = int(np.clip(rng.lognormal(2.5, 0.8), 2, most))
     tokens = rng.integers(2, tiny_roles.CONFIG.vocab_size, length)
     rows.append(np.append(tokens[:-1], 1).astype(np.int32))
-  return examples_lib.TokenColumn(rows)
+  return token_columns.TokenColumn(rows)
 
 
 def _examples(converter, length_buckets):

@@ -265,12 +265,10 @@ def test_evaluation_of_demonstrations(root):
 
 
 def _teacher_forced(model, variables, backbone, row):
-  prompt = feature_converters.tokenize_prompt(
-    backbone.vocabulary, row['prompt']
-  )[None]
-  response = feature_converters.tokenize_response(
-    backbone.vocabulary, row['response']
-  )[None, None]
+  prompt = feature_converters.tokenize(backbone.vocabulary, row['prompt'])[None]
+  response = feature_converters.tokenize(backbone.vocabulary, row['response'])[
+    None, None
+  ]
   logprobs = policy_lib.response_logprobs(
     model, variables, prompts_lib.of_tokens(prompt), response
   )
