@@ -11,7 +11,6 @@ import copy
 from typing import Any
 
 import numpy as np
-import seqio
 
 from perlhf_jax.data import batch_order
 from perlhf_jax.data import example_order
@@ -58,7 +57,7 @@ class Examples:
     converter: feature_converters.Converter,
     order: example_order.ExampleOrder,
     batch_size: int,
-    vocabulary: seqio.Vocabulary,
+    vocabulary: Any,
     num_skipped: int = 0,
     num_truncated: dict[str, int] | None = None,
     images: images_lib.ImageColumn | None = None,
