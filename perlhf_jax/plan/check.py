@@ -149,8 +149,13 @@ class _Check:
     dataset = self._get('dataset')
     size = self._get('batch_size') if dataset is None else dataset.batch_size
     partitioning.check_batch_size(size, self._mesh, *parts)
+    rollout_parts = self._get('rollout_parts') or 1
+    partitioning.check_parts(size, self._mesh, rollout_parts)
     if (eval_dataset := self._get('eval_dataset')) is not None:
       partitioning.check_batch_size(eval_dataset.batch_size, self._mesh)
+      partitioning.check_parts(
+        eval_dataset.batch_size, self._mesh, rollout_parts
+      )
     where = f' of {self._slice.name}' if self._slice is not None else ''
     self._report.ok(
       'mesh',

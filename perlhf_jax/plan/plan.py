@@ -41,6 +41,7 @@ def plan(
   batch_size: Annotated[int, checks.AtLeastOne],
   num_samples: Annotated[int, checks.AtLeastOne] = 1,
   accumulation_steps: Annotated[int, checks.AtLeastOne] = 1,
+  rollout_parts: Annotated[int, checks.AtLeastOne] = 1,
   temperature: Annotated[float, checks.Positive] = 1.0,
   model: t5_config.T5Config | None = None,
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
@@ -66,6 +67,7 @@ def plan(
     batch_size: prompts of an iteration, and pairs of a reward step.
     num_samples: responses of each prompt.
     accumulation_steps: parts in which an update is differentiated.
+    rollout_parts: parts in which a batch is sampled.
     temperature: of the sampling, above 0.
     model: architecture.
     partitioner: how the model and batches are split among devices.
@@ -105,6 +107,7 @@ def plan(
       batch_size,
       num_samples,
       accumulation_steps,
+      rollout_parts,
       temperature,
     )
     for tuning in sorted(tunings, key=lambda tuning: tuning != 'full')

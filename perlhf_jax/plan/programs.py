@@ -55,6 +55,7 @@ class Setting:
     batch_size: pairs of a reward step, and prompts of an iteration.
     num_samples: responses of each prompt.
     accumulation_steps: parts in which an update is differentiated.
+    rollout_parts: parts in which a batch is sampled.
     temperature: of the sampling.
   """
 
@@ -66,6 +67,7 @@ class Setting:
   batch_size: int
   num_samples: int = 1
   accumulation_steps: int = 1
+  rollout_parts: int = 1
   temperature: float = 1.0
 
   @property
@@ -74,15 +76,17 @@ class Setting:
     return 'full' if self.lora is None else 'lora'
 
   def check_batch_size(self, mesh: partitioning.LogicalMesh) -> None:
-    """Raises a ConfigError if the mesh does not divide the batch."""
+    """Raises a ConfigError if mesh and parts do not divide the batch."""
     partitioning.check_batch_size(
       self.batch_size, mesh, self.accumulation_steps, self.algorithm.minibatches
     )
+    partitioning.check_parts(self.batch_size, mesh, self.rollout_parts)
 
   def batch_multiple(self, mesh: partitioning.LogicalMesh) -> int:
     """Returns the number of which every batch size is a multiple."""
     shards = math.prod(mesh.shape[axis] for axis in partitioning.BATCH_AXES)
-    return shards * self.accumulation_steps * self.algorithm.minibatches
+    updates = self.accumulation_steps * self.algorithm.minibatches
+    return shards * math.lcm(updates, self.rollout_parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +189,7 @@ def _policy_programs(setting, mesh) -> Iterator[Program]:
       max_length=lengths['targets'],
       temperature=setting.temperature,
       num_samples=setting.num_samples,
+      parts=setting.rollout_parts,
     ),
     kl_beta=_KL_BETA,
     seed=_SEED,

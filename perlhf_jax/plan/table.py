@@ -37,7 +37,8 @@ class Table:
     return (
       f'{type(setting.algorithm).__name__}; prompts of {lengths["inputs"]} '
       f'tokens, {setting.num_samples} response(s) of {lengths["targets"]} '
-      f'each; updates in {setting.accumulation_steps} part(s).\n{_NOTE}'
+      f'each; rollouts in {setting.rollout_parts} and updates in '
+      f'{setting.accumulation_steps} part(s).\n{_NOTE}'
     )
 
   def add(self, row: compiling.Row) -> str:

@@ -465,10 +465,8 @@ def _loss(
       source.of(models.value.backbone, trainable['value']),
       tokens,
     )
-  algorithm, outputs = (
-    settings.algorithm,
-    algorithm_lib.Outputs(logprobs, values),
-  )
+  algorithm = settings.algorithm
+  outputs = algorithm_lib.Outputs(logprobs, values)
   episodes, targets = experience.episodes(), experience.targets
   if targets is not None:
     return algorithm.loss(outputs, episodes, targets, kl_beta)

@@ -33,6 +33,9 @@ class SamplingConfig:
     top_k: how many of the most probable tokens are kept; None keeps all.
     top_p: probability that the kept tokens must reach; 1 keeps all.
     num_samples: responses of each prompt.
+    parts: equal parts in which a batch is sampled, one after the other. There
+      is then room for the keys and values of one part alone; the samples are
+      the same.
   """
 
   max_length: Annotated[int, checks.AtLeastOne]
@@ -40,6 +43,7 @@ class SamplingConfig:
   top_k: Annotated[int | None, checks.AtLeastOne] = None
   top_p: Annotated[float, checks.Range(above=0, most=1)] = 1.0
   num_samples: Annotated[int, checks.AtLeastOne] = 1
+  parts: Annotated[int, checks.AtLeastOne] = 1
 
   def __post_init__(self):
     checks.check_fields(self)
@@ -56,7 +60,8 @@ class Samples:
     logprobs: float32 `[batch, responses, length]`, in nats, of each token in
       the distribution that it was drawn from; 0 after EOS. At temperature 0
       they are those of the model's own distribution, at temperature 1.
-    num_steps: int32 scalar, steps of the decoder that were run.
+    num_steps: int32 scalar, steps of the decoder that were run, those of all
+      parts.
   """
 
   tokens: typing.PyTree
@@ -112,13 +117,41 @@ def sample(
     variables: its `params`, and `lora` if adapted.
     prompts: the prompts, or their encoding by the policy.
     keys: random keys, one a prompt.
-    config: how to draw.
-    early_stop: whether to stop once every response has ended. The samples are
-      the same either way.
+    config: how to draw; `config.parts` divides the batch.
+    early_stop: whether to stop once every response of a part has ended. The
+      samples are the same either way.
 
   Returns:
     `config.num_samples` responses a prompt, `config.max_length` long.
   """
+  draw_part = functools.partial(
+    _sample_part, model, variables, config, early_stop=early_stop
+  )
+  if config.parts == 1:
+    return draw_part(prompts, keys)
+
+  def split(x):
+    # Every device keeps its own rows: part i takes rows i, i + parts, ….
+    return jnp.swapaxes(x.reshape(-1, config.parts, *x.shape[1:]), 0, 1)
+
+  def join(x):
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+
+  drawn = jax.lax.map(
+    lambda part: draw_part(*part), jax.tree.map(split, (prompts, keys))
+  )
+  return Samples(
+    tokens=join(drawn.tokens),
+    mask=join(drawn.mask),
+    logprobs=join(drawn.logprobs),
+    num_steps=jnp.sum(drawn.num_steps),
+  )
+
+
+def _sample_part(
+  model, variables, config, prompts, keys, *, early_stop
+) -> Samples:
+  """Draws the responses of a part of a batch."""
   batch, num_samples = len(prompts), config.num_samples
   rows, length = batch * num_samples, config.max_length
   encoded = model.apply(variables, prompts, method='encode')

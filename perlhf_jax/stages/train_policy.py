@@ -66,6 +66,7 @@ def train_policy(
   kl_beta: algorithm_lib.KlBeta,
   temperature: Temperature = 1.0,
   num_samples: Annotated[int, checks.AtLeastOne] = 1,
+  rollout_parts: Annotated[int, checks.AtLeastOne] = 1,
   model: t5_config.T5Config | None = None,
   vocabulary: Any = None,
   shaping: rewards_lib.RewardShaping | None = None,
@@ -96,6 +97,8 @@ def train_policy(
     temperature: of the sampling, above 0. The policy that is trained is the
       one that samples, temperature included.
     num_samples: responses of each prompt.
+    rollout_parts: equal parts in which a batch is sampled, one after the other,
+      so that the KV caches of one at a time are held.
     model: architecture; that of the initial checkpoint if None.
     vocabulary: tokenizer; that of the initial checkpoint if None.
     shaping: normalisation, clipping and penalties of scores.
@@ -117,11 +120,18 @@ def train_policy(
   algorithm_lib.check_algorithm(algorithm, num_samples)
   rewards.check_any()
   reward_sources.check_judge(judge)
-  sampling = _sampling(dataset, temperature, num_samples)
+  sampling = sampler.SamplingConfig(
+    max_length=policy_evaluation.response_length(dataset.task_feature_lengths),
+    temperature=temperature,
+    num_samples=num_samples,
+    parts=rollout_parts,
+  )
   partitioning.check_batch_size(
     dataset.batch_size, mesh, loop.accumulation_steps, algorithm.minibatches
   )
   partitioning.check_batch_size(eval_dataset.batch_size, mesh)
+  for batch_size in dataset.batch_size, eval_dataset.batch_size:
+    partitioning.check_parts(batch_size, mesh, rollout_parts)
   directory = model_dirs.prepare(model_dir, loop.train_steps)
   dataset = directory.as_begun(dataset)
   start = _resolve_start(model, vocabulary, lora, initial_checkpoint_path, mesh)
@@ -211,14 +221,6 @@ def train_policy(
     summary={'trainable_fraction': roles.trainable_fraction},
     check=(alarms or alarms_lib.Alarms()).check,
     describe=setup_run.describe_batches(examples),
-  )
-
-
-def _sampling(dataset, temperature, num_samples) -> sampler.SamplingConfig:
-  return sampler.SamplingConfig(
-    max_length=policy_evaluation.response_length(dataset.task_feature_lengths),
-    temperature=temperature,
-    num_samples=num_samples,
   )
 
 

@@ -312,3 +312,24 @@ def check_batch_size(
       f'(data x fsdp of MESH_SHAPE) times {accumulation_steps} accumulation '
       f'step(s){times}; use a multiple of {factor}.'
     )
+
+
+def check_parts(batch_size: int, mesh: LogicalMesh, parts: int) -> None:
+  """Refuses parts in which not every device has the same number of rows.
+
+  Args:
+    batch_size: rows of a global batch.
+    mesh: the mesh.
+    parts: in which a batch is sampled.
+
+  Raises:
+    ConfigError: the parts do not divide a device's rows.
+  """
+  shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  if batch_size % (shards * parts):
+    raise errors.ConfigError(
+      f'ROLLOUT_PARTS {parts} does not divide BATCH_SIZE {batch_size} on '
+      f'{shards} batch shard(s) (data x fsdp of MESH_SHAPE): each holds '
+      f'{batch_size // shards} prompt(s). Make BATCH_SIZE a multiple of '
+      f'{shards * parts}, or ROLLOUT_PARTS smaller.'
+    )

@@ -374,6 +374,8 @@ def test_search_for_the_largest_batch(fitting):
   assert (topology, found.batch_size) == (large, 36)
   # Nothing fits: the smallest there is.
   assert fitting.with_largest_batch((small, setting))[1].batch_size == 6
+  in_parts = dataclasses.replace(setting, rollout_parts=4)
+  assert in_parts.batch_multiple(partitioning.make_mesh((1, -1, 1))) == 12
 
 
 def test_search_for_the_smallest_slice(fitting):
@@ -409,6 +411,10 @@ def test_what_does_not_fit_before_it_starts_is_not_compiled(monkeypatch):
     (("--gin.COMPILE_LEVEL='O3'",), "one of 'cheap', 'default'"),
     (('--gin.MESH_SHAPE=(1, 3, 1)',), 'MESH_SHAPE (1, 3, 1)'),
     (('--gin.ACCUMULATION_STEPS=4',), 'BATCH_SIZE 6 is not divisible by 1'),
+    (
+      ('--gin.ROLLOUT_PARTS=4',),
+      'ROLLOUT_PARTS 4 does not divide BATCH_SIZE 6',
+    ),
     (('--gin.BATCH_SIZE=0',), 'BATCH_SIZE is 0'),
     (('--gin.MODEL=None',), 'give a gin/models/'),
     (("--gin.TASK_FEATURE_LENGTHS={'inputs': 4}",), "has no 'targets'"),

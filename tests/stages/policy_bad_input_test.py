@@ -117,6 +117,12 @@ def _fails(capsys, arguments):
     ('ppo', ('--gin.Ppo.epochs=0',), ('Ppo.epochs is 0',)),
     (
       'reinforce',
+      ('--gin.ROLLOUT_PARTS=3',),
+      ('ROLLOUT_PARTS 3', 'BATCH_SIZE 8', 'a multiple of 3'),
+    ),
+    ('reinforce', ('--gin.ROLLOUT_PARTS=0',), ('ROLLOUT_PARTS is 0',)),
+    (
+      'reinforce',
       ("--gin.RewardSources.reduce='max'",),
       ("reduce is 'max'", "'mean', 'min'"),
     ),
