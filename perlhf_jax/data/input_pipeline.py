@@ -28,6 +28,7 @@ from perlhf_jax.data import row_checks
 from perlhf_jax.data import task_modules
 from perlhf_jax.data import task_reader
 from perlhf_jax.data import task_rows
+from perlhf_jax.data import token_cache
 
 # What `load_examples` takes and returns.
 DatasetConfig = dataset_config.DatasetConfig
@@ -79,7 +80,7 @@ def load_examples(
     config, vocabulary, kind, converter, image_spec
   )
   tasks = _tasks_with_rates(provider, config.split)
-  parts = [reader.read(task) for task, _ in tasks]
+  parts = [token_cache.read(reader, task) for task, _ in tasks]
   sizes, rates = [], []
   for part, (_, rate) in zip(parts, tasks, strict=True):
     if len(part) and rate:
