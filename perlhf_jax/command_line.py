@@ -112,6 +112,7 @@ class Command:
       None for a command that is not configured by gin.
     on_hosts: whether it can run on several hosts, and takes `HOST_FLAGS` and
       `CHECK_FLAGS`.
+    compiles_for_others: whether its programs are for chips that are not here.
   """
 
   help: str
@@ -121,6 +122,7 @@ class Command:
   flags: tuple[Flag, ...] = ()
   gin_file: str | None = None
   on_hosts: bool = False
+  compiles_for_others: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +203,10 @@ def overview(commands: Mapping[str, Command]) -> str:
       *lines,
       '',
       'perlhf COMMAND --help tells what a command takes.',
+      '',
+      'Of the environment: PERLHF_DATA_DIR is the folder of the data.',
+      'PERLHF_START_CACHE is the folder where tokens and compiled programs are',
+      'kept for the next start (~/.cache/perlhf_jax), or off.',
     ]
   )
 

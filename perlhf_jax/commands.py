@@ -236,6 +236,7 @@ COMMANDS: Mapping[str, Command] = {
       ),
     ),
     gin_file='gin/runs/plan.gin',
+    compiles_for_others=True,
   ),
   'tasks': Command(
     help='the registered tasks: source, licence, and where the files go',

@@ -19,6 +19,7 @@ from perlhf_jax import commands as commands_lib
 from perlhf_jax import gin_loading
 from perlhf_jax import hosts
 from perlhf_jax import logs
+from perlhf_jax import program_cache
 from perlhf_jax.command_line import Arguments
 from perlhf_jax.command_line import Command
 from perlhf_jax.core import errors
@@ -79,6 +80,10 @@ def _run(argv: Sequence[str], commands: Mapping[str, Command]) -> None:
     print(command_line.help_page(name, command, others))
     return
   arguments = command_line.parse(name, command, args)
+  if command.compiles_for_others or arguments.check is not None:
+    program_cache.forbid()
+  else:
+    program_cache.use()
   if arguments.hosts is None:
     call, _ = _load(command, arguments)
   else:

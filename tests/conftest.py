@@ -5,6 +5,8 @@ import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+# Nothing of a test is kept in the user's folder for the next start.
+os.environ['PERLHF_START_CACHE'] = 'off'
 # The suite compiles hundreds of tiny programs and runs each a few times.
 os.environ.setdefault(
   'XLA_FLAGS',

@@ -103,6 +103,11 @@ def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
   return function
 
 
+def is_own(path: str) -> bool:
+  """Whether a file is the user's: neither ours nor of anything installed."""
+  return not _is_ours(path) and not _is_installed(path)
+
+
 def _is_ours(path: str) -> bool:
   """Whether a file is of this package, or of Python itself."""
   is_frozen = path.startswith('<frozen')

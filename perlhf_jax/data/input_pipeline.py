@@ -24,6 +24,7 @@ from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
 from perlhf_jax.data import row_checks
 from perlhf_jax.data import task_rows
+from perlhf_jax.data import token_cache
 
 # Imported when the first task is read: they take seconds, and a machine that
 # reads none need not have them.
@@ -85,7 +86,7 @@ def load_examples(
     config, vocabulary, kind, converter, image_spec
   )
   tasks = _tasks_with_rates(provider, config.split)
-  parts = [reader.read(task) for task, _ in tasks]
+  parts = [token_cache.read(reader, task) for task, _ in tasks]
   sizes, rates = [], []
   for part, (_, rate) in zip(parts, tasks, strict=True):
     if len(part) and rate:

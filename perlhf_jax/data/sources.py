@@ -212,6 +212,7 @@ class FileSource(TextSource):
   Attributes:
     layouts: alternative sets of files. The first of them of which every
       group has a file is read; each is a sequence of `FileGroup`.
+    parse: makes examples of a record.
     base_dir: the data directory, local or `gs://`; by default what the
       environment variable PERLHF_DATA_DIR says when data is read.
     read: reads a file.
@@ -242,7 +243,7 @@ class FileSource(TextSource):
     self.base_dir = base_dir
     self.read = read
     self.find_splits = find_splits
-    self._parse = parse
+    self.parse = parse
 
   @property
   def location(self) -> str:
@@ -260,10 +261,16 @@ class FileSource(TextSource):
       DataError: there is no data directory or no file in it; when a shard is
         read, an array file is not JSON.
     """
+    groups = self.files(split)
+    by = 'the data set itself' if self.find_splits else 'a hash of the prompt'
+    for group, paths in groups:
+      logging.info(
+        'Reading %d file(s) from %s, split by %s: %s',
+        *(len(paths), paths[0], by, dict(group.splits)),
+      )
     found = [
       (path, self._file_rows(path, group.splits, split))
-      for group, paths in self._find_files()
-      if split in group.splits
+      for group, paths in groups
       for path in paths
     ]
     # SeqIO refuses to cache a task of which a split has no shard.
@@ -293,10 +300,10 @@ class FileSource(TextSource):
     """What decides the split of each example of a record, and the example."""
     several, problem = [{}], row.problem
     if not problem:
-      made, problem = own_functions.attempt(self._parse, row.record)
+      made, problem = own_functions.attempt(self.parse, row.record)
       if not problem:
         several = own_functions.examples_of(
-          self._parse, made, self.kind, self.lists, row
+          self.parse, made, self.kind, self.lists, row
         )
     for each in several:
       example = self._complete(each, row.origin, problem)
@@ -306,13 +313,12 @@ class FileSource(TextSource):
   def why_empty(self, split: str) -> str:
     """Says why a split has no row; reads the files once more."""
     paths, count, left_out = [], 0, 0
-    for group, found in self._find_files():
-      if split in group.splits:
-        paths += found
+    for _, found in self.files(split):
+      paths += found
     for path in paths:
       for row in self.read(path):
         count += 1
-        made = own_functions.attempt(self._parse, row.record)[0]
+        made = own_functions.attempt(self.parse, row.record)[0]
         left_out += made is None or made == []
     where = paths[0] if len(paths) == 1 else f'{len(paths)} files'
     where = f'{where} ({", ".join(paths[:3])}, …)' if len(paths) > 1 else where
@@ -320,7 +326,7 @@ class FileSource(TextSource):
       return 'none of the files that were found has rows of it'
     if not count:
       return f'there is no record in {where}'
-    parse = user_code.place_of(self._parse)
+    parse = user_code.place_of(self.parse)
     if left_out == count:
       return (
         f'{parse} left out all {count} records of {where}, since it returned'
@@ -331,8 +337,12 @@ class FileSource(TextSource):
       return f'{parse} left out {left_out} records of {where}, and {others}'
     return f'all {count} records of {where} belong to other splits'
 
-  def _find_files(self) -> list[tuple[FileGroup, list[str]]]:
-    """The files of each group of the first layout that is complete."""
+  def files(self, split: str) -> list[tuple[FileGroup, list[str]]]:
+    """The groups that a split is read from, with their files, in order.
+
+    Raises:
+      DataError: there is no data directory, or no layout is complete in it.
+    """
     if not self.base_dir and not os.environ.get(DATA_DIR_VARIABLE):
       raise errors.DataError(
         f'This task reads files ({self.location}), but {DATA_DIR_VARIABLE} is'
@@ -346,13 +356,8 @@ class FileSource(TextSource):
       self.location,
       self._origin(),
     )
-    by = 'the data set itself' if self.find_splits else 'a hash of the prompt'
-    for group, paths in zip(self.layouts[index], found, strict=True):
-      logging.info(
-        'Reading %d file(s) from %s, split by %s: %s',
-        *(len(paths), paths[0], by, dict(group.splits)),
-      )
-    return list(zip(self.layouts[index], found, strict=True))
+    groups = zip(self.layouts[index], found, strict=True)
+    return [each for each in groups if split in each[0].splits]
 
   def _origin(self) -> str:
     info = self.info
