@@ -71,8 +71,8 @@ def run(mesh, tuning):
     logits = model.apply(
       {**frozen, **trainable}, prompts.of_batch(batch), batch['inputs']
     )
-    output = losses.token_cross_entropy(
-      logits, batch['targets'], batch['weights']
+    output = losses.weighted_sums(
+      losses.token_losses(logits, batch['targets']), batch['weights']
     )
     return train_step.LossOutput(output.loss_sum, output.weight_sum, {})
 

@@ -7,12 +7,11 @@ needs up to three times as much. Beside weights; of one device.
 
 import math
 
+from perlhf_jax.models import attend
+from perlhf_jax.models import output_layer
 from perlhf_jax.models import t5_config
 
 _FLOAT32 = 4
-# Bytes of a position bias that NumPy holds while the program is traced, for
-# each pair of a query and a key. Measured.
-_TRACED = 28
 
 
 def scoring_bytes(
@@ -38,10 +37,11 @@ def scoring_bytes(
     Bytes.
   """
   states = batch * prompt_length * config.emb_dim * _itemsize(config)
-  decoder = _bias(config, response_length, tensor) + _weights(
+  decoder = _weights(
     config, batch, response_length, max(prompt_length, response_length), tensor
   )
-  logits = batch * response_length * config.vocab_size // tensor * _FLOAT32
+  position = batch * config.vocab_size // tensor * _FLOAT32
+  logits = position * output_layer.chunk_length(response_length, position)
   return max(
     _encoder(config, batch, prompt_length, tensor),
     states + decoder,
@@ -83,34 +83,18 @@ def decoding_bytes(
   )
 
 
-def tracing_bytes(*lengths: int) -> int:
-  """Bounds what the host needs to trace attention of sequences to themselves.
-
-  Args:
-    *lengths: of the sequences that are read as a whole.
-
-  Returns:
-    Bytes.
-  """
-  return max(length**2 for length in lengths) * _TRACED
-
-
 def _encoder(config, batch, length, tensor) -> int:
-  return _bias(config, length, tensor) + _weights(
-    config, batch, length, length, tensor
-  )
-
-
-def _bias(config, length, tensor) -> int:
-  """Of the relative positions of a sequence's tokens."""
-  return config.num_heads // tensor * length**2 * _FLOAT32
+  return _weights(config, batch, length, length, tensor)
 
 
 def _weights(config, batch, queries, keys, tensor) -> int:
-  """Of attention, in float32; in blocks of queries if it is computed so."""
-  if config.attention_block is not None:
-    queries = math.ceil(queries / math.ceil(queries / config.attention_block))
-  return batch * config.num_heads // tensor * queries * keys * _FLOAT32
+  """Of a block of queries, and of the bias by distance that all rows share."""
+  heads = config.num_heads // tensor
+  block = config.attention_block
+  if block is None:
+    block = attend.choose_block(batch, heads, queries, keys)
+  queries = math.ceil(queries / math.ceil(queries / block))
+  return (batch + 1) * heads * queries * keys * _FLOAT32
 
 
 def _itemsize(config) -> int:

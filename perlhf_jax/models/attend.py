@@ -1,6 +1,6 @@
 """Softmax attention, of all queries at once or of one block after another."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import math
 
 import jax
@@ -8,14 +8,24 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from perlhf_jax.core import typing
+from perlhf_jax.models import device_share
+
+# Of the weights of one layer on one device, in float32: up to here all queries
+# are taken at once, and beyond it blocks of about this size.
+WEIGHTS_BYTES = 128 * 2**20
+# Smaller blocks would make narrow matrix products.
+_LEAST_BLOCK = 64
+_FLOAT32 = 4
 
 
 def attend(
   query: Float[typing.Array, 'batch query_length heads head_dim'],
   key: Float[typing.Array, 'batch key_length heads head_dim'],
   value: Float[typing.Array, 'batch key_length heads head_dim'],
-  biases: Sequence[Float[typing.Array, '_ _ _ key_length']],
   drop: Callable[[jax.Array], jax.Array],
+  *,
+  mask_bias: Float[typing.Array, '_ _ _ key_length'] | None = None,
+  distance_bias: Float[typing.Array, 'heads distances'] | None = None,
   block: int | None = None,
 ) -> Float[jax.Array, 'batch query_length heads head_dim']:
   """Attends from each query to all keys.
@@ -29,50 +39,102 @@ def attend(
     query: `[batch, query_length, heads, head_dim]`.
     key: `[batch, key_length, heads, head_dim]`.
     value: likewise.
-    biases: float32, added to the logits in this order; each broadcastable to
-      `[batch, heads, query_length, key_length]`.
     drop: dropout of weights, the same for every query.
-    block: queries at a time at most; None for all of them.
+    mask_bias: float32, added to the logits; broadcastable to
+      `[batch, heads, query_length, key_length]`.
+    distance_bias: float32 `[heads, query_length + key_length - 1]`, added after
+      it: of a key as far behind the query as can be, and so on to the one that
+      is farthest ahead.
+    block: queries at a time at most; None to choose it from the shape.
 
   Returns:
     `[batch, query_length, heads, head_dim]`.
   """
+  batch, length, *head = query.shape
+  keys = key.shape[1]
 
-  def rows(query, biases):
+  def rows(query, mask_bias, distance_bias):
     logits = jnp.einsum(
       'bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32
     )
-    for bias in biases:
-      logits = logits + bias
+    if mask_bias is not None:
+      logits = logits + mask_bias
+    if distance_bias is not None:
+      logits = logits + by_query(distance_bias, query.shape[1])
     weights = drop(jax.nn.softmax(logits, axis=-1).astype(query.dtype))
     return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
 
-  batch, length, *head = query.shape
-  if block is None or length <= block:
-    return rows(query, biases)
+  if block is None:
+    shape = device_share.device_share((batch, head[0]), ('batch', 'heads'))
+    block = choose_block(*shape, length, keys)
+  if length <= block:
+    return rows(query, mask_bias, distance_bias)
   count = math.ceil(length / block)
   size = math.ceil(length / count)
+  added = count * size - length
 
-  def pad(x, axis):
+  def pad(x, axis, *, front=False):
     widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, count * size - length)
+    widths[axis] = (added, 0) if front else (0, added)
     return jnp.pad(x, widths)
 
   # A bias that all queries share is used by every block as it is.
-  biases = [pad(b, 2) if b.shape[2] > 1 else b for b in biases]
+  is_shared = mask_bias is None or mask_bias.shape[2] == 1
+  if not is_shared:
+    mask_bias = pad(mask_bias, 2)
+  if distance_bias is not None:
+    distance_bias = pad(distance_bias, 1, front=True)
 
   def one_block(inputs):
     number, query = inputs
-    return rows(
-      query,
-      [
-        jax.lax.dynamic_slice_in_dim(b, number * size, size, 2)
-        if b.shape[2] > 1
-        else b
-        for b in biases
-      ],
-    )
+    mask, distances = mask_bias, distance_bias
+    if not is_shared:
+      mask = jax.lax.dynamic_slice_in_dim(mask, number * size, size, 2)
+    if distances is not None:
+      start = (count - 1 - number) * size
+      distances = jax.lax.dynamic_slice_in_dim(
+        distances, start, size + keys - 1, 1
+      )
+    return rows(query, mask, distances)
 
   query = jnp.moveaxis(pad(query, 1).reshape(batch, count, size, *head), 1, 0)
   y = jax.lax.map(jax.checkpoint(one_block), (jnp.arange(count), query))
   return jnp.moveaxis(y, 0, 1).reshape(batch, -1, *head)[:, :length]
+
+
+def choose_block(batch: int, heads: int, queries: int, keys: int) -> int:
+  """Returns how many queries are taken at a time; `queries` for all of them.
+
+  Args:
+    batch: prompts on a device.
+    heads: on a device.
+    queries: of a prompt.
+    keys: of a prompt.
+  """
+  of_a_query = batch * heads * keys * _FLOAT32
+  return min(max(WEIGHTS_BYTES // of_a_query, _LEAST_BLOCK), queries)
+
+
+def by_query(
+  distance_bias: Float[typing.Array, 'heads distances'], queries: int
+) -> Float[jax.Array, '1 heads queries keys']:
+  """Lays out a bias by distance for every pair of a query and a key.
+
+  Args:
+    distance_bias: of `attend`.
+    queries: number of queries.
+
+  Returns:
+    `[1, heads, queries, keys]`: the row of a query is that of the query before
+    it, moved on by one key.
+  """
+  heads, distances = distance_bias.shape
+  keys = distances - queries + 1
+  # Copies of a row of one number more than is needed, read as rows of that
+  # many: each begins one number earlier in its copy. No gather is needed.
+  width = distances + 1
+  row = jnp.pad(distance_bias, ((0, 0), (0, 1)))
+  row = jnp.roll(row, 1 - queries, axis=1)
+  copies = jnp.broadcast_to(row[:, None], (heads, queries, width))
+  copies = copies.reshape(heads, -1)[:, : queries * (width - 1)]
+  return copies.reshape(heads, queries, width - 1)[None, :, :, :keys]

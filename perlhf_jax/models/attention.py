@@ -25,12 +25,12 @@ def mask_to_bias(
 
 
 def relative_position_bucket(
-  relative_position: Int[np.ndarray, 'query_length key_length'],
+  relative_position: Int[np.ndarray, '*shape'],
   *,
   bidirectional: bool,
   num_buckets: int,
   max_distance: int,
-) -> Int[np.ndarray, 'query_length key_length']:
+) -> Int[np.ndarray, '*shape']:
   """Maps key position minus query position to a bucket.
 
   Half of the buckets are exact distances; the others grow logarithmically up
@@ -38,7 +38,7 @@ def relative_position_bucket(
   al. 2020, arXiv:1910.10683, section 2.1).
 
   Args:
-    relative_position: int `[query_length, key_length]`.
+    relative_position: int, of any shape.
     bidirectional: whether keys after the query have buckets of their own.
     num_buckets: number of buckets.
     max_distance: where the last bucket begins.
@@ -70,6 +70,9 @@ def relative_position_bucket(
 class RelativePositionBias(nn.Module):
   """A learned bias per head and bucket of relative distance.
 
+  It is given by distance, and laid out for queries and keys where it is added:
+  for all pairs of a long prompt it would be larger than the states.
+
   Attributes:
     config: the model's configuration.
     bidirectional: True in the encoder, False in the decoder.
@@ -84,13 +87,17 @@ class RelativePositionBias(nn.Module):
     query_length: int,
     key_length: int,
     position: kv_cache.CachePosition | None = None,
-  ) -> Float[jax.Array, '1 heads {query_length} {key_length}']:
-    """Returns the bias `[1, heads, query_length, key_length]`, float32.
+  ) -> Float[jax.Array, 'heads {query_length}+{key_length}-1']:
+    """Returns the bias of each distance of a key from a query, in order.
 
     Args:
       query_length: number of queries, the first of them at position 0.
       key_length: number of keys.
       position: where the only query is, when decoding token by token.
+
+    Returns:
+      float32 `[heads, query_length + key_length - 1]`, from the farthest key
+      before a query to the farthest behind it; of one query, its row.
     """
     config = self.config
     table = self.param(
@@ -102,12 +109,9 @@ class RelativePositionBias(nn.Module):
       (config.num_heads, config.relative_attention_num_buckets),
       jnp.float32,
     )
-    if position is None:
-      queries = np.arange(query_length, dtype=np.int32)
-      relative = np.arange(key_length, dtype=np.int32) - queries[:, None]
-    else:
-      # Those of all queries; the row of any one is a slice.
-      relative = np.arange(1 - key_length, key_length, dtype=np.int32)[None]
+    # When decoding those of all queries; the row of any one is a slice.
+    queries = query_length if position is None else key_length
+    relative = np.arange(1 - queries, key_length, dtype=np.int32)
     buckets = relative_position_bucket(
       relative,
       bidirectional=self.bidirectional,
@@ -116,9 +120,9 @@ class RelativePositionBias(nn.Module):
     )
     if position is not None:
       buckets = jax.lax.dynamic_slice_in_dim(
-        buckets, key_length - 1 - position.index, key_length, axis=1
+        buckets, key_length - 1 - position.index, key_length
       )
-    return jnp.take(jnp.asarray(table, jnp.float32), buckets, axis=1)[None]
+    return jnp.take(jnp.asarray(table, jnp.float32), buckets, axis=1)
 
 
 class Attention(nn.Module):
@@ -139,8 +143,7 @@ class Attention(nn.Module):
     memory: Float[typing.Array, 'batch memory_length embed'],
     *,
     mask_bias: Float[typing.Array, '_ 1 _ key_length'],
-    position_bias: Float[typing.Array, '1 heads query_length key_length']
-    | None = None,
+    distance_bias: Float[typing.Array, 'heads distances'] | None = None,
     position: kv_cache.CachePosition | None = None,
     keep_memory: bool = False,
     deterministic: bool,
@@ -155,7 +158,7 @@ class Attention(nn.Module):
         (key_length = memory_length) but for `position`.
       mask_bias: float32, broadcastable to
         `[batch, heads, query_length, key_length]`.
-      position_bias: likewise, or None.
+      distance_bias: of `RelativePositionBias`, or None.
       position: where the one token of `memory` is, when decoding token by
         token: its key and value are appended to the cache, and the keys are
         those of the whole cache, key_length = position.length.
@@ -199,14 +202,14 @@ class Attention(nn.Module):
 
     key, value = cached('key'), cached('value')
 
-    biases = [b for b in (mask_bias, position_bias) if b is not None]
     y = attend.attend(
       query,
       key,
       value,
-      biases,
       self._make_dropout(query, key, deterministic=deterministic),
-      config.attention_block,
+      mask_bias=mask_bias,
+      distance_bias=distance_bias,
+      block=config.attention_block,
     )
     y = y.reshape(*y.shape[:2], width)
     y = layers.Dense(

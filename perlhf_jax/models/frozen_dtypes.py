@@ -3,7 +3,7 @@
 What trains is held in float32. What is frozen can be held as the forward pass
 reads it: kernels and embeddings are cast to the compute dtype before every
 product, so that holding them in it changes no output and halves their memory.
-Norms, position biases and the output layer are read in float32.
+Norms and position biases are read in float32.
 """
 
 from typing import Any
@@ -15,14 +15,12 @@ from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
 from perlhf_jax.models import t5_config
 
-_READ_IN_FLOAT32 = 'logits_dense/kernel'
 _CAST_BEFORE_USE = ('/kernel', '/embedding')
 
 
 def held_dtype(path: str, config: t5_config.T5Config) -> Any:
   """Returns the dtype in which a frozen parameter is held."""
-  is_cast = path.endswith(_CAST_BEFORE_USE)
-  if is_cast and not path.endswith(_READ_IN_FLOAT32):
+  if path.endswith(_CAST_BEFORE_USE):
     return config.compute_dtype
   return jnp.float32
 

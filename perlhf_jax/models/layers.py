@@ -34,7 +34,8 @@ class Dense(nn.Module):
   Attributes:
     features: output width.
     kernel_axes: logical axes of the kernel.
-    dtype: of what is multiplied, and of the output.
+    dtype: of what is multiplied.
+    output_dtype: of the output; `dtype` if None.
     kernel_init: initializer of the kernel.
     bias_init: initializer of a bias; None for no bias.
     adapters: resolved LoRA adapters of the whole model, or None.
@@ -43,6 +44,7 @@ class Dense(nn.Module):
   features: int
   kernel_axes: tuple[str, str | None]
   dtype: Any = jnp.float32
+  output_dtype: Any = None
   kernel_init: Initializer = DENSE_INIT
   bias_init: Initializer | None = None
   adapters: lora_lib.Adapters | None = None
@@ -76,7 +78,7 @@ class Dense(nn.Module):
         dtype=self.dtype,
         name='lora',
       )(x, deterministic=deterministic)
-    return products.rounded(y, self.dtype)
+    return products.rounded(y, self.output_dtype or self.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -140,15 +142,11 @@ class Embed(nn.Module):
   def attend(
     self, x: Float[typing.Array, '*shape embed']
   ) -> Float[jax.Array, '*shape vocab']:
-    """Maps `[..., embed]` to logits `[..., vocab]`, scaled by sqrt(embed)."""
+    """Maps `[..., embed]` to float32 logits, scaled by sqrt(embed)."""
     x = jnp.asarray(x, self.dtype) / jnp.sqrt(
       jnp.asarray(self.features, self.dtype)
     )
-    return jnp.dot(
-      x,
-      jnp.asarray(self.embedding, self.dtype).T,
-      preferred_element_type=jnp.float32,
-    )
+    return products.product(x, jnp.asarray(self.embedding, self.dtype).T)
 
 
 class Mlp(nn.Module):

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from perlhf_jax.core import masking
 from perlhf_jax.core import typing
 from perlhf_jax.models import heads
+from perlhf_jax.models import output_layer
 from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
@@ -29,17 +30,12 @@ def _hidden_states(
   variables: Variables,
   prompts: prompts_lib.MaybeEncoded,
   response_tokens: Int[typing.Array, 'batch responses length'],
-  read,
-) -> jax.Array:
-  """Applies `read(model, states)` to states [rows, length] before a token."""
+) -> Float[jax.Array, 'rows length embed']:
+  """Returns the state before each token; a response is a row."""
   inputs = masking.shift_right(
     response_tokens.reshape(-1, response_tokens.shape[-1])
   )
-
-  def states(model):
-    return read(model, model.decode(model.encode(prompts), inputs))
-
-  return model.apply(variables, method=states)
+  return model.apply(variables, prompts, inputs, method='hidden')
 
 
 def response_logprobs(
@@ -63,15 +59,13 @@ def response_logprobs(
   Returns:
     float32 `[batch, responses, length]`, in nats; unmasked.
   """
-  logits = _hidden_states(
-    model,
-    variables,
-    prompts,
-    response_tokens,
-    lambda model, states: model.logits(states),
-  )
+
+  def read(logits, targets):
+    return losses.token_logprobs(logits / temperature, targets), ()
+
+  states = _hidden_states(model, variables, prompts, response_tokens)
   targets = response_tokens.reshape(-1, response_tokens.shape[-1])
-  logprobs = losses.token_logprobs(logits / temperature, targets)
+  logprobs, _ = output_layer.per_token(model, variables, states, read, targets)
   return logprobs.reshape(response_tokens.shape)
 
 
@@ -119,7 +113,6 @@ class ValueModel:
       {k: v for k, v in variables.items() if k != 'heads'},
       prompts,
       response_tokens,
-      lambda model, states: states,
     )
     head = {'params': variables['heads']['value']}
     values = heads.ScalarHead().apply(head, states)

@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
-import numpy as np
 
 from perlhf_jax.core import typing
 from perlhf_jax.models import attention
@@ -41,7 +40,7 @@ class Layer(nn.Module):
     self,
     x: Float[jax.Array, 'rows length embed'],
     self_mask_bias: Float[jax.Array, '_ 1 _ key_length'],
-    position_bias: Float[jax.Array, '1 heads length key_length'] | None,
+    distance_bias: Float[jax.Array, 'heads distances'] | None,
     encoded: Float[jax.Array, 'batch prompt_length embed'] | None,
     encoded_mask_bias: Float[jax.Array, 'batch 1 1 prompt_length'] | None,
     deterministic: bool,
@@ -60,7 +59,7 @@ class Layer(nn.Module):
       return nn.with_logical_constraint(x + y, _ACTIVATION_AXES)
 
     if config.relpos_bias_per_layer:
-      position_bias = attention.RelativePositionBias(
+      distance_bias = attention.RelativePositionBias(
         config, bidirectional=not self.is_decoder, name='relpos_bias'
       )(x.shape[1], self_mask_bias.shape[-1], position)
     prefix = 'self_' if self.is_decoder else ''
@@ -69,7 +68,7 @@ class Layer(nn.Module):
       y,
       y,
       mask_bias=self_mask_bias,
-      position_bias=position_bias,
+      distance_bias=distance_bias,
       position=position,
       deterministic=deterministic,
     )
@@ -133,7 +132,8 @@ class Stack(nn.Module):
         self.logits_dense = layers.Dense(
           features=config.vocab_size,
           kernel_axes=('embed', 'vocab'),
-          dtype=jnp.float32,
+          dtype=config.compute_dtype,
+          output_dtype=jnp.float32,
           adapters=self.adapters,
         )
     else:
@@ -157,14 +157,14 @@ class Stack(nn.Module):
     x = nn.with_logical_constraint(
       x.astype(config.compute_dtype), _ACTIVATION_AXES
     )
-    position_bias = None
+    distance_bias = None
     if not config.relpos_bias_per_layer:
-      position_bias = self.relpos_bias(
+      distance_bias = self.relpos_bias(
         x.shape[1], mask_bias.shape[-1], position
       )
     rest = (
       mask_bias,
-      position_bias,
+      distance_bias,
       encoded,
       encoded_mask_bias,
       deterministic,
@@ -254,7 +254,7 @@ class T5(nn.Module):
       Final hidden states `[batch * responses, response_length, embed]`.
     """
     length = decoder_input_tokens.shape[1]
-    causal = np.tril(np.ones((1, 1, length, length), bool))
+    causal = jnp.tri(length, dtype=bool)[None, None]
     return self.decoder(
       self.token_embedder(decoder_input_tokens),
       attention.mask_to_bias(causal),
@@ -297,12 +297,26 @@ class T5(nn.Module):
   def logits(
     self, hidden: Float[typing.Array, '*shape embed']
   ) -> Float[jax.Array, '*shape vocab']:
-    """Maps hidden states `[..., embed]` to float32 logits `[..., vocab]`."""
+    """Maps hidden states `[..., embed]` to float32 logits `[..., vocab]`.
+
+    Losses read them through `output_layer`, which holds few of them at a time.
+    """
     if self.config.logits_via_embedding:
-      logits = self.token_embedder.attend(hidden)
-    else:
-      logits = self.decoder.logits_dense(hidden)
-    return jnp.asarray(logits, jnp.float32)
+      return self.token_embedder.attend(hidden)
+    return self.decoder.logits_dense(hidden)
+
+  def hidden(
+    self,
+    prompts: prompts_lib.Prompts,
+    decoder_input_tokens: Int[typing.Array, 'rows response_length'],
+    *,
+    deterministic: bool = True,
+  ) -> Float[jax.Array, 'rows response_length embed']:
+    """Returns final hidden states, of what `__call__` takes."""
+    encoded = self.encode(prompts, deterministic=deterministic)
+    return self.decode(
+      encoded, decoder_input_tokens, deterministic=deterministic
+    )
 
   def __call__(
     self,
@@ -321,8 +335,6 @@ class T5(nn.Module):
     Returns:
       float32 `[batch * responses, response_length, vocab]`.
     """
-    encoded = self.encode(prompts, deterministic=deterministic)
-    hidden = self.decode(
-      encoded, decoder_input_tokens, deterministic=deterministic
+    return self.logits(
+      self.hidden(prompts, decoder_input_tokens, deterministic=deterministic)
     )
-    return self.logits(hidden)

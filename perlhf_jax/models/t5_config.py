@@ -38,15 +38,16 @@ class T5Config:
       the last bucket.
     relpos_bias_per_layer: whether each layer has a position bias of its own
       (UMT5), not one per stack.
-    dtype: of activations and matrix products; norms, softmax, logits and
-      losses are in float32 whatever it is.
+    dtype: of activations and of what is multiplied; products are added up,
+      and norms, softmax, logits and losses computed, in float32 whatever it is.
     scan_layers: whether layers are stacked and run by `nn.scan` (one layer
       compiled, for deep models). Outputs are the same either way.
     remat_policy: what the backward pass recomputes: `none`, `minimal` (all
       but matrix products) or `full`.
     attention_block: queries whose attention weights, of all keys and heads,
-      are held at a time at most; the backward pass recomputes them. None for
-      all. Outputs are the same, and long prompts need less memory.
+      are held at a time at most; the backward pass recomputes them. None to
+      choose it from the shape: all of them where they are small. Outputs are
+      the same.
   """
 
   # What may differ between two runs of one model without changing its weights.

@@ -96,9 +96,8 @@ class SelfAttention(nn.Module):
       project('query') * head_dim**-0.5,
       project('key'),
       project('value'),
-      (),
       lambda weights: weights,
-      config.attention_block,
+      block=config.attention_block,
     )
     y = y.reshape(*y.shape[:2], vit.width)
     out = dense('out', ('joined_kv', 'embed'))

@@ -10,9 +10,23 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from perlhf_jax.core.typing import Array
+
+
+class TokenLosses(NamedTuple):
+  """What each token of a batch loses, unweighted; [batch, length].
+
+  Attributes:
+    loss: float32, cross-entropy in nats, smoothing and z-loss included.
+    z_loss: float32, the z-loss part of `loss`.
+    is_correct: bool, whether the target has the highest logit.
+  """
+
+  loss: Float[Array, 'batch length']
+  z_loss: Float[Array, 'batch length']
+  is_correct: Bool[Array, 'batch length']
 
 
 class TokenLoss(NamedTuple):
@@ -22,7 +36,7 @@ class TokenLoss(NamedTuple):
   added field by field.
 
   Attributes:
-    loss_sum: cross-entropy in nats, smoothing and z-loss included.
+    loss_sum: the sum of `TokenLosses.loss`.
     z_loss_sum: the z-loss part of `loss_sum`.
     correct_sum: tokens whose target has the highest logit.
     weight_sum: the sum of the weights.
@@ -52,14 +66,13 @@ def token_logprobs(
   return _pick(logits, targets) - log_z
 
 
-def token_cross_entropy(
+def token_losses(
   logits: Float[Array, 'batch length vocab'],
   targets: Int[Array, 'batch length'],
-  weights: Float[Array, 'batch length'],
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
-) -> TokenLoss:
-  """Computes T5X's weighted cross-entropy.
+) -> TokenLosses:
+  """Computes T5X's cross-entropy of each token.
 
   Of label smoothing `a`, the target token keeps 1 - a and the others share a
   evenly; the entropy of that distribution is subtracted, so that a perfect
@@ -69,12 +82,11 @@ def token_cross_entropy(
   Args:
     logits: [batch, length, vocab].
     targets: [batch, length] token ids.
-    weights: [batch, length] weight of each token's loss; 0 on padding.
     label_smoothing: a, in [0, 1).
     z_loss: coefficient of the z-loss; T5X pre-trains with 1e-4.
 
   Returns:
-    The sums over all tokens.
+    The losses of all tokens, of padding too.
   """
   logits = jnp.asarray(logits, jnp.float32)
   vocab_size = logits.shape[-1]
@@ -94,13 +106,27 @@ def token_cross_entropy(
     loss = -(on_target * target_logprobs + on_other * other_logprobs) - entropy
   z_losses = z_loss * jnp.square(log_z)
   correct = jnp.argmax(logits, axis=-1) == targets
+  return TokenLosses(loss + z_losses, z_losses, correct)
+
+
+def weighted_sums(
+  losses: TokenLosses, weights: Float[Array, 'batch length']
+) -> TokenLoss:
+  """Adds up the losses of a batch.
+
+  Args:
+    losses: of `token_losses`.
+    weights: [batch, length] weight of each token's loss; 0 on padding.
+
+  Returns:
+    The sums over all tokens.
+  """
   # A weight of 0 must silence even an infinite loss on padding.
   counts = weights != 0
-  total = jnp.where(counts, loss + z_losses, 0.0)
   return TokenLoss(
-    loss_sum=jnp.sum(total * weights),
-    z_loss_sum=jnp.sum(jnp.where(counts, z_losses, 0.0) * weights),
-    correct_sum=jnp.sum(correct * weights),
+    loss_sum=jnp.sum(jnp.where(counts, losses.loss, 0.0) * weights),
+    z_loss_sum=jnp.sum(jnp.where(counts, losses.z_loss, 0.0) * weights),
+    correct_sum=jnp.sum(losses.is_correct * weights),
     weight_sum=jnp.sum(jnp.asarray(weights, jnp.float32)),
   )
 

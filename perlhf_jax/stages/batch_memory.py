@@ -6,7 +6,6 @@ import dataclasses
 import math
 
 from perlhf_jax.core import errors
-from perlhf_jax.models import activation_bytes
 from perlhf_jax.training import memory
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
@@ -21,13 +20,11 @@ class Length:
     reason: what makes it so long, such as `in.jsonl:17 has a prompt of 25,013
       tokens`.
     remedy: what to give for a shorter one, `{}` being the tokens that fit.
-    is_traced: whether it is read as a whole, and not token by token.
   """
 
   tokens: int
   reason: str
   remedy: str
-  is_traced: bool = True
 
 
 # (rows of a device, parts of `tensor`, *lengths) -> bytes of a device, at least
@@ -79,17 +76,6 @@ class _LargestBatch:
     needed, free = self._bytes(), memory.device_free_bytes()
     if free is not None and needed > free:
       raise self.refusal(needed, free, 'at least ')
-    traced = [length for length in self.lengths if length.is_traced]
-    needed = activation_bytes.tracing_bytes(*(x.tokens for x in traced))
-    free = memory.host_free_bytes()
-    if needed > free:
-      longest = max(traced, key=lambda length: length.tokens)
-      raise errors.ConfigError(
-        f'{longest.reason}; to compile for it takes at least '
-        f'{memory.gibibytes(needed)} of memory on this machine, of which '
-        f'{memory.gibibytes(free)} are free. Give '
-        f'{longest.remedy.format(longest.tokens // 2)}.'
-      )
 
   def refusal(
     self, needed: int, free: int, at_least: str = ''

@@ -293,7 +293,6 @@ def _longest(
       max_length,
       f'Responses have up to {max_length:,} tokens (--max_length)',
       '--max_length={}',
-      is_traced=False,
     ),
   ]
 

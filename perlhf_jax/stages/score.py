@@ -14,6 +14,7 @@ from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
 from perlhf_jax.data import length_buckets
 from perlhf_jax.models import activation_bytes
+from perlhf_jax.models import output_layer
 from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
@@ -338,8 +339,17 @@ def token_logprobs(
   Returns:
     float32 `[batch, response_length]`, in nats.
   """
-  logits = model.apply(
-    variables, prompts.of_batch(batch), batch['decoder_input_tokens']
+
+  def read(logits, targets):
+    return losses.token_logprobs(logits, targets), ()
+
+  hidden = model.apply(
+    variables,
+    prompts.of_batch(batch),
+    batch['decoder_input_tokens'],
+    method='hidden',
   )
-  logprobs = losses.token_logprobs(logits, batch['decoder_target_tokens'])
+  logprobs, _ = output_layer.per_token(
+    model, variables, hidden, read, batch['decoder_target_tokens']
+  )
   return jnp.where(batch['decoder_loss_weights'] > 0, logprobs, 0.0)

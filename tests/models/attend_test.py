@@ -29,9 +29,8 @@ def arrays():
     'query': draw(BATCH, QUERIES, HEADS, HEAD_DIM),
     'key': draw(BATCH, KEYS, HEADS, HEAD_DIM),
     'value': draw(BATCH, KEYS, HEADS, HEAD_DIM),
-    # One for all queries of a row, and one of a position each.
     'mask': draw(BATCH, 1, 1, KEYS),
-    'position': draw(1, HEADS, QUERIES, KEYS),
+    'distance': draw(HEADS, QUERIES + KEYS - 1),
   }
 
 
@@ -43,9 +42,10 @@ def _attend(arrays, block, kept=None):
     arrays['query'],
     arrays['key'],
     arrays['value'],
-    [arrays['mask'], arrays['position']],
     drop,
-    block,
+    mask_bias=arrays['mask'],
+    distance_bias=arrays['distance'],
+    block=block,
   )
 
 
@@ -54,8 +54,8 @@ def _by_hand(arrays, kept):
   for b, q, h in np.ndindex(BATCH, QUERIES, HEADS):
     logits = [
       arrays['query'][b, q, h] @ arrays['key'][b, k, h]
-      + arrays['mask'][b, 0, 0, k]
-      + arrays['position'][0, h, q, k]
+      + arrays['mask'][b, 0, q % arrays['mask'].shape[2], k]
+      + arrays['distance'][h, k - q + QUERIES - 1]
       for k in range(KEYS)
     ]
     weights = np.exp(logits) / np.sum(np.exp(logits)) * kept[b, h, 0]
@@ -71,6 +71,25 @@ def test_any_block_gives_softmax_attention_with_the_same_dropout(arrays, block):
   )
 
 
+@pytest.mark.parametrize('block', [None, 4])
+def test_a_mask_may_be_of_each_query(arrays, block):
+  mask = np.random.default_rng(2).normal(size=(BATCH, 1, QUERIES, KEYS))
+  arrays = {**arrays, 'mask': mask.astype(np.float32)}
+  kept = np.ones((BATCH, HEADS, 1, KEYS))
+  np.testing.assert_allclose(
+    _attend(arrays, block), _by_hand(arrays, kept), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize(('queries', 'keys'), [(1, 4), (4, 1), (3, 5), (5, 3)])
+def test_a_bias_by_distance_is_laid_out_by_query(queries, keys):
+  bias = np.arange(2 * (queries + keys - 1), dtype=np.float32).reshape(2, -1)
+  laid_out = attend.by_query(bias, queries)
+  assert laid_out.shape == (1, 2, queries, keys)
+  for h, q, k in np.ndindex(2, queries, keys):
+    assert laid_out[0, h, q, k] == bias[h, k - q + queries - 1]
+
+
 @pytest.mark.parametrize('block', [3, 5])
 def test_gradients_do_not_depend_on_blocks(arrays, block):
   def loss(arrays, block):
@@ -83,22 +102,34 @@ def test_gradients_do_not_depend_on_blocks(arrays, block):
   )
 
 
-def test_no_weights_of_more_queries_than_a_block_exist(arrays):
-  def largest(block):
-    gradient = jax.grad(lambda x: jnp.sum(_attend(x, block)))
-    shapes = re.findall(
-      r'f32\[([\d,]+)\]', str(jax.make_jaxpr(gradient)(arrays))
-    )
-    sizes = [tuple(map(int, shape.split(','))) for shape in shapes]
-    # Those of the position bias have batch 1.
-    return max(
-      q
-      for b, h, q, k in {s for s in sizes if len(s) == 4}
-      if (b, h, k) == (BATCH, HEADS, KEYS)
-    )
+def _largest(arrays, block):
+  """Queries of the largest weights of a backward pass."""
+  gradient = jax.grad(lambda x: jnp.sum(_attend(x, block)))
+  shapes = re.findall(r'f32\[([\d,]+)\]', str(jax.make_jaxpr(gradient)(arrays)))
+  sizes = [tuple(map(int, shape.split(','))) for shape in shapes]
+  # Those of a bias by distance have batch 1.
+  return max(
+    q
+    for b, h, q, k in {s for s in sizes if len(s) == 4}
+    if (b, h, k) == (BATCH, HEADS, KEYS)
+  )
 
-  assert largest(None) == QUERIES
-  assert largest(4) == 4
+
+def test_no_weights_of_more_queries_than_a_block_exist(arrays):
+  assert _largest(arrays, QUERIES) == QUERIES
+  assert _largest(arrays, 4) == 4
+
+
+def test_blocks_are_chosen_from_the_shape(arrays, monkeypatch):
+  # Of T5 1.1 base: 48 MiB are no reason to take parts.
+  assert attend.choose_block(1, 12, 1024, 1024) == 1024
+  block = attend.choose_block(8, 12, 1024, 1024)
+  weights = 4 * 8 * 12 * block * 1024
+  assert attend.WEIGHTS_BYTES / 2 < weights <= attend.WEIGHTS_BYTES
+  # However long the prompt, products stay as wide as a block.
+  assert attend.choose_block(128, 64, 4096, 4096) == 64
+  monkeypatch.setattr(attend, 'choose_block', lambda *shape: 4)
+  assert _largest(arrays, None) == 4
 
 
 @pytest.mark.parametrize('scan_layers', [False, True])

@@ -59,8 +59,10 @@ def test_position_bias_looks_up_its_table(bidirectional):
   bias = attention.RelativePositionBias(CONFIG, bidirectional).apply(
     {'params': {'rel_embedding': table}}, 13, 13
   )
-  expected = t5_reference.position_bias(table, 13, bidirectional, CONFIG)
-  np.testing.assert_array_equal(bias[0], expected.astype(np.float32))
+  square = t5_reference.position_bias(table, 13, bidirectional, CONFIG)
+  # Down the first column of keys, and along the first row of queries.
+  expected = np.concatenate([square[:, ::-1, 0], square[:, 0, 1:]], axis=1)
+  np.testing.assert_array_equal(bias, expected.astype(np.float32))
 
 
 def _attention_inputs(queries=5, keys=7):
@@ -69,7 +71,7 @@ def _attention_inputs(queries=5, keys=7):
   x = rng.normal(size=(2, queries, CONFIG.emb_dim)).astype(np.float32)
   memory = rng.normal(size=(2, keys, CONFIG.emb_dim)).astype(np.float32)
   mask = np.array([[True] * 7, [True] * 4 + [False] * 3])
-  bias = rng.normal(size=(2, queries, keys)).astype(np.float32)
+  bias = rng.normal(size=(2, queries + keys - 1)).astype(np.float32)
   return params, x, memory, mask, bias
 
 
@@ -79,7 +81,7 @@ def _attend(params, x, memory, mask, bias=None, config=CONFIG):
     x,
     memory,
     mask_bias=attention.mask_to_bias(mask[:, None, None, :]),
-    position_bias=None if bias is None else bias[None],
+    distance_bias=bias,
     deterministic=True,
   )
 
@@ -89,6 +91,11 @@ def test_attention_matches_loops(with_bias):
   params, x, memory, mask, bias = _attention_inputs()
   bias = bias if with_bias else None
   actual = _attend(params, x, memory, mask, bias)
+  if with_bias:
+    square = np.zeros((2, 5, 7))
+    for q, k in np.ndindex(5, 7):
+      square[:, q, k] = bias[:, k - q + 4]
+    bias = square
   params = jax.tree.map(np.float64, params)
   for b in range(2):
     expected = t5_reference.attention(

@@ -50,7 +50,6 @@ def test_half_of_the_bytes_are_left():
   dtypes = {p: x.dtype for p, x in tree_paths.flatten(held).items()}
   for path, leaf in tree_paths.flatten(params).items():
     is_read_in_float32 = path.split('/')[-1] in ('scale', 'rel_embedding')
-    is_read_in_float32 |= 'logits_dense' in path
     wanted = leaf.dtype if is_read_in_float32 else jnp.bfloat16
     assert dtypes[path] == wanted, path
   assert set(dtypes.values()) == {jnp.dtype('float32'), jnp.dtype('bfloat16')}

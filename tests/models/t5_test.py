@@ -365,8 +365,9 @@ GOLDEN_LOSS = 76.877884
 def test_golden_loss(tokens, forward):
   targets, weights = tiny_models.ragged_tokens(1, 3, 7)
   logits = forward(tiny_models.params(), *tokens)
-  loss = losses.token_cross_entropy(
-    logits, targets, weights.astype(np.float32), z_loss=1e-4
+  loss = losses.weighted_sums(
+    losses.token_losses(logits, targets, z_loss=1e-4),
+    weights.astype(np.float32),
   )
   assert float(loss.weight_sum) == GOLDEN_TOKENS
   np.testing.assert_allclose(loss.loss_sum, GOLDEN_LOSS, rtol=1e-5)

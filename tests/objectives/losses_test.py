@@ -54,13 +54,17 @@ def _reference_loss(logits, targets, weights, label_smoothing, z_loss):
   return loss_sum, z_loss_sum, correct_sum, weight_sum
 
 
+def _cross_entropy(logits, targets, weights, label_smoothing=0.0, z_loss=0.0):
+  return losses.weighted_sums(
+    losses.token_losses(logits, targets, label_smoothing, z_loss), weights
+  )
+
+
 @pytest.mark.parametrize('label_smoothing', [0.0, 0.1, 0.5])
 @pytest.mark.parametrize('z_loss', [0.0, 1e-4, 0.3])
-def test_token_cross_entropy_matches_loops(label_smoothing, z_loss):
+def test_cross_entropy_matches_loops(label_smoothing, z_loss):
   logits, targets, weights = _tokens()
-  result = losses.token_cross_entropy(
-    logits, targets, weights, label_smoothing, z_loss
-  )
+  result = _cross_entropy(logits, targets, weights, label_smoothing, z_loss)
   expected = _reference_loss(logits, targets, weights, label_smoothing, z_loss)
   np.testing.assert_allclose(result, expected, rtol=1e-5)
   assert all(field.dtype == jnp.float32 for field in result)
@@ -72,19 +76,19 @@ def test_perfect_prediction_has_no_loss(label_smoothing):
   wanted = np.full((BATCH, LENGTH, VOCAB), label_smoothing / (VOCAB - 1))
   np.put_along_axis(wanted, targets[..., None], 1 - label_smoothing, axis=-1)
   logits = np.log(np.maximum(wanted, 1e-30)).astype(np.float32)
-  result = losses.token_cross_entropy(logits, targets, weights, label_smoothing)
+  result = _cross_entropy(logits, targets, weights, label_smoothing)
   assert result.loss_sum == pytest.approx(0, abs=1e-5)
   assert result.correct_sum == result.weight_sum
 
 
 def test_padding_content_is_ignored():
   logits, targets, weights = _tokens()
-  expected = losses.token_cross_entropy(logits, targets, weights, 0.1, 1e-2)
+  expected = _cross_entropy(logits, targets, weights, 0.1, 1e-2)
   is_padding = weights == 0
   for garbage in np.nan, np.inf, 1e20:
     dirty = logits.copy()
     dirty[is_padding] = garbage
-    actual = losses.token_cross_entropy(
+    actual = _cross_entropy(
       dirty, np.where(is_padding, 3, targets), weights, 0.1, 1e-2
     )
     np.testing.assert_array_equal(actual, expected)
@@ -93,10 +97,10 @@ def test_padding_content_is_ignored():
 def test_padding_length_is_ignored():
   logits, targets, weights = _tokens()
   pad = ((0, 1), (0, 4))
-  actual = losses.token_cross_entropy(
+  actual = _cross_entropy(
     np.pad(logits, (*pad, (0, 0))), np.pad(targets, pad), np.pad(weights, pad)
   )
-  expected = losses.token_cross_entropy(logits, targets, weights)
+  expected = _cross_entropy(logits, targets, weights)
   np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
@@ -104,10 +108,8 @@ def test_padding_length_is_ignored():
 def test_cross_entropy_ignores_a_shift_of_logits(shift):
   logits, targets, weights = _tokens()
   np.testing.assert_allclose(
-    losses.token_cross_entropy(
-      logits + np.float32(shift), targets, weights, 0.1
-    ),
-    losses.token_cross_entropy(logits, targets, weights, 0.1),
+    _cross_entropy(logits + np.float32(shift), targets, weights, 0.1),
+    _cross_entropy(logits, targets, weights, 0.1),
     rtol=1e-4,
   )
 
@@ -136,9 +138,9 @@ def test_token_logprobs_of_bfloat16_and_huge_logits():
 
 def test_cross_entropy_gradient_is_probability_less_target():
   logits, targets, weights = _tokens()
-  gradient = jax.grad(
-    lambda x: losses.token_cross_entropy(x, targets, weights).loss_sum
-  )(jnp.array(logits))
+  gradient = jax.grad(lambda x: _cross_entropy(x, targets, weights).loss_sum)(
+    jnp.array(logits)
+  )
   expected = np.array(
     [[_softmax(row) for row in rows] for rows in logits.astype(float)]
   )

@@ -240,8 +240,8 @@ def lora_run():
       deterministic=False,
       rngs={'dropout': rng},
     )
-    output = losses.token_cross_entropy(
-      logits, batch['targets'], batch['weights']
+    output = losses.weighted_sums(
+      losses.token_losses(logits, batch['targets']), batch['weights']
     )
     return train_step.LossOutput(output.loss_sum, output.weight_sum, {})
 
