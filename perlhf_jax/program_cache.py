@@ -4,14 +4,23 @@ JAX does it; here it is told where. The environment says so, since a command
 that compiles nothing need not import JAX to be told.
 """
 
+import glob
 import hashlib
 import os
 import pathlib
 import platform
+import re
+import warnings
+
+from absl import logging
 
 from perlhf_jax.core import start_cache
 
 _MOST_BYTES = 4 << 30
+# What JAX says, by a warning, of a program that it cannot read.
+_DAMAGED = re.compile(
+  r"Error reading persistent compilation cache entry for '(.+?)': (.*)", re.S
+)
 
 
 def use() -> None:
@@ -30,6 +39,7 @@ def use() -> None:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
   # Small programs are many.
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+  _remove_damaged(folder)
 
 
 def forbid() -> None:
@@ -38,6 +48,30 @@ def forbid() -> None:
   Programs for chips that are not here cannot be read back.
   """
   os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
+
+
+def _remove_damaged(folder: pathlib.Path) -> None:
+  """Has programs removed that cannot be read, such as one half written.
+
+  JAX compiles them again, but leaves them as they are, and so would warn of
+  them at every start.
+  """
+  show = warnings.showwarning
+
+  def show_or_remove(message, *arguments, **options):
+    damaged = _DAMAGED.match(str(message))
+    if damaged is None:
+      show(message, *arguments, **options)
+      return
+    name, reason = damaged.groups()
+    for path in folder.glob(f'{glob.escape(name)}-*'):
+      start_cache.remove(path)
+    logging.warning(
+      'The program %s in %s is damaged (%s); it is compiled again.',
+      *(name, folder, reason),
+    )
+
+  warnings.showwarning = show_or_remove
 
 
 def _machine() -> str:

@@ -106,6 +106,40 @@ def test_a_second_start_compiles_nothing_and_computes_the_same(
   assert 'feature' not in log and 'WARNING' not in log, log
 
 
+_PROGRAM = """
+from perlhf_jax import program_cache
+program_cache.use()
+import warnings
+import jax
+print(jax.jit(lambda x: x * 3 + 1)(2))
+warnings.warn('another one')
+"""
+
+
+def test_a_damaged_program_is_compiled_again(tmp_path):
+  def run():
+    return subprocess.run(
+      [sys.executable, '-c', _PROGRAM],
+      env={**os.environ, 'PYTHONPATH': str(ROOT)},
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+
+  assert run().stdout == '7\n'
+  (program,) = (tmp_path / 'cache').glob('*/*/jit__lambda-*')
+  whole = program.stat().st_size
+  program.write_bytes(program.read_bytes()[: whole // 2])
+  second = run()
+  assert second.stdout == '7\n'
+  assert 'jit__lambda' in second.stderr and 'damaged' in second.stderr
+  assert 'another one' in second.stderr
+  assert program.stat().st_size > whole // 2
+  third = run()
+  assert third.stdout == '7\n'
+  assert 'damaged' not in third.stderr
+
+
 def test_what_compiles_for_other_chips_does_not_read_programs(tmp_path):
   # JAX could not read them, and would say so for each.
   done = _perlhf('plan', '--topology=no-such-slice')

@@ -69,6 +69,8 @@ def joined(parts: Sequence[TaskRows]) -> TaskRows:
     parts: at least one, with the same features.
   """
   first = parts[0]
+  if len(parts) == 1:
+    return first  # Of a large task a copy takes seconds.
   whole = TaskRows(
     tokens={
       name: token_columns.TokenColumn.joined([p.tokens[name] for p in parts])
