@@ -17,7 +17,7 @@ from perlhf_jax.data import length_buckets
 _FINENESS = 16
 # A shape that saves less than this share of what is computed is not worth the
 # time to compile it.
-_LEAST_SAVING = 0.03
+_LEAST_SAVING = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
