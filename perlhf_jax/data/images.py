@@ -13,10 +13,15 @@ import os
 import time
 
 from absl import logging
+from etils import epy
 import numpy as np
-import tensorflow as tf
 
 from perlhf_jax.core import errors
+
+# Imported when the first image is decoded: it takes seconds, and a machine that
+# reads no task need not have it.
+with epy.lazy_imports():
+  import tensorflow as tf
 
 Image = bytes | str
 
@@ -210,7 +215,7 @@ def _chained(first, rest):
   yield from rest
 
 
-def _decode(value, is_path, size: int) -> tf.Tensor:
+def _decode(value, is_path, size: int) -> 'tf.Tensor':
   content = tf.cond(is_path, lambda: tf.io.read_file(value), lambda: value)
   pixels = tf.io.decode_image(content, channels=3, expand_animations=False)
   pixels.set_shape((None, None, 3))

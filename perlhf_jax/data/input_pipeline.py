@@ -12,9 +12,8 @@ import math
 from typing import Any
 
 from absl import logging
+from etils import epy
 import numpy as np
-import seqio
-import tensorflow as tf
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import user_code
@@ -24,8 +23,15 @@ from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
 from perlhf_jax.data import row_checks
-from perlhf_jax.data import task_modules
-from perlhf_jax.data import task_reader
+
+# Imported when the first task is read: they take seconds, and a machine that
+# reads none need not have them.
+with epy.lazy_imports():
+  import seqio
+  import tensorflow as tf
+
+  from perlhf_jax.data import task_modules
+  from perlhf_jax.data import task_reader
 
 # What `load_examples` takes and returns.
 DatasetConfig = dataset_config.DatasetConfig
@@ -36,7 +42,7 @@ _PREFETCH = 2
 
 def load_examples(
   config: DatasetConfig,
-  vocabulary: seqio.Vocabulary,
+  vocabulary: Any,
   image_size: int | None = None,
 ) -> Examples:
   """Reads, checks, tokenises and truncates one split.
@@ -210,7 +216,7 @@ def _make_converter(
 
 def _image_spec(
   config: DatasetConfig,
-  provider: seqio.Task | seqio.Mixture,
+  provider: 'seqio.Task | seqio.Mixture',
   image_size: int | None,
 ) -> images.ImageSpec | None:
   """How the task's images are decoded; None if it has none."""
@@ -238,8 +244,8 @@ def _image_spec(
 
 
 def _tasks_with_rates(
-  provider: seqio.Task | seqio.Mixture, split: str
-) -> list[tuple[seqio.Task, float]]:
+  provider: 'seqio.Task | seqio.Mixture', split: str
+) -> 'list[tuple[seqio.Task, float]]':
   """The tasks of a task or mixture that have a split, with their rates."""
   if split not in (provider.splits or ()):
     raise errors.ConfigError(

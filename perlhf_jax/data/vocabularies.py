@@ -12,10 +12,17 @@ import json
 import os
 from typing import Any
 
-import seqio
-import tensorflow as tf
+from etils import epy
 
 from perlhf_jax.core import errors
+
+# Imported when the first vocabulary is made: they take seconds, and a machine
+# that reads no text need not have them.
+with epy.lazy_imports():
+  import seqio
+  import tensorflow as tf
+
+  from perlhf_jax.data import seqio_vocabularies
 
 PAD_ID = 0
 EOS_ID = 1
@@ -25,37 +32,14 @@ _T5_EXTRA_IDS = 100
 _BYT5_EXTRA_IDS = 125
 
 
-class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
-  """A SeqIO SentencePiece vocabulary that is compared by content.
-
-  SeqIO compares paths, so that a vocabulary restored from a checkpoint would
-  differ from the file that it was made of.
-  """
-
-  def __eq__(self, other):
-    if not isinstance(other, seqio.SentencePieceVocabulary):
-      return NotImplemented
-    return (self.extra_ids, self.sp_model) == (other.extra_ids, other.sp_model)
-
-  def __hash__(self):
-    return hash((self.extra_ids, self.sp_model))
-
-
-class ByteVocabulary(seqio.ByteVocabulary):
-  """A SeqIO byte vocabulary that says in messages which one it is."""
-
-  def __str__(self):
-    return f'ByteVocabulary(extra_ids={self.extra_ids})'
-
-
-def byte_vocabulary(extra_ids: int = 0) -> ByteVocabulary:
+def byte_vocabulary(extra_ids: int = 0) -> 'seqio.ByteVocabulary':
   """UTF-8 bytes, shifted by the three special ids; ByT5 has 125 extra ids."""
-  return ByteVocabulary(extra_ids=extra_ids)
+  return seqio_vocabularies.ByteVocabulary(extra_ids=extra_ids)
 
 
 def sentencepiece_vocabulary(
   path: str, extra_ids: int = 0
-) -> SentencePieceVocabulary:
+) -> 'seqio.SentencePieceVocabulary':
   """A SentencePiece model file, local or `gs://`.
 
   Args:
@@ -73,7 +57,9 @@ def sentencepiece_vocabulary(
       ' spiece.model (a Hugging Face T5 directory has one) or use'
       ' byte_vocabulary, which needs no file.'
     )
-  vocabulary = SentencePieceVocabulary(path, extra_ids=extra_ids)
+  vocabulary = seqio_vocabularies.SentencePieceVocabulary(
+    path, extra_ids=extra_ids
+  )
   try:
     ids = vocabulary.tokenizer.pad_id(), vocabulary.eos_id
   # The parser of the model file has an exception class of its own.
@@ -91,7 +77,7 @@ def sentencepiece_vocabulary(
   return vocabulary
 
 
-def load_from_hf_directory(path: str) -> seqio.Vocabulary:
+def load_from_hf_directory(path: str) -> 'seqio.Vocabulary':
   """The vocabulary of a Hugging Face T5, mT5, UMT5 or ByT5 directory.
 
   Reads `spiece.model`, with the number of extra ids in
@@ -126,7 +112,7 @@ def load_from_hf_directory(path: str) -> seqio.Vocabulary:
   )
 
 
-def to_dict(vocabulary: seqio.Vocabulary) -> dict[str, Any]:
+def to_dict(vocabulary: Any) -> dict[str, Any]:
   """Everything needed to rebuild a vocabulary, as JSON values.
 
   Raises:
@@ -148,7 +134,7 @@ def to_dict(vocabulary: seqio.Vocabulary) -> dict[str, Any]:
   )
 
 
-def from_dict(fields: Mapping[str, Any]) -> seqio.Vocabulary:
+def from_dict(fields: Mapping[str, Any]) -> 'seqio.Vocabulary':
   """Rebuilds what `to_dict` described; the two compare equal.
 
   Raises:
@@ -166,7 +152,9 @@ def from_dict(fields: Mapping[str, Any]) -> seqio.Vocabulary:
     if not tf.io.gfile.exists(path):
       with tf.io.gfile.GFile(path, 'wb') as file:
         file.write(model)
-    return SentencePieceVocabulary(path, extra_ids=fields['extra_ids'])
+    return seqio_vocabularies.SentencePieceVocabulary(
+      path, extra_ids=fields['extra_ids']
+    )
   raise errors.ConfigError(
     f'Unknown vocabulary kind {kind!r}; known are byte and sentencepiece. The'
     ' checkpoint was probably written by a newer version.'

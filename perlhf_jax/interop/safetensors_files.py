@@ -6,12 +6,16 @@ import json
 import pathlib
 
 from etils import epath
+from etils import epy
 import ml_dtypes  # noqa: F401  Teaches numpy bfloat16, for safetensors.
 import numpy as np
-import safetensors
-from safetensors import numpy as safetensors_numpy
 
 from perlhf_jax.core import errors
+
+# A machine that reads no such file need not have it.
+with epy.lazy_imports():
+  import safetensors
+  from safetensors import numpy as safetensors_numpy
 
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'

@@ -6,10 +6,13 @@ import sys
 import time
 
 from absl import logging
+from etils import epy
 import jax
-import tqdm
 
 from perlhf_jax.training import metric_writer
+
+with epy.lazy_imports():
+  import tqdm  # A machine without a terminal need not have it.
 
 # Metrics beside the bar of a terminal, which has one line.
 _SHOWN_ON_BAR = 4
