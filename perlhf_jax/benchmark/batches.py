@@ -1,14 +1,12 @@
-"""What a benchmark computes on: prompts and responses of ragged lengths."""
+"""What a benchmark computes on without a task: tokens of ragged lengths."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import math
-from typing import Any
 
 import numpy as np
 
 from perlhf_jax.core import typing
 from perlhf_jax.data import feature_converters
-from perlhf_jax.data import input_pipeline
 from perlhf_jax.data import length_buckets
 
 # Random sequences have from this share of the limit to all of it.
@@ -38,38 +36,38 @@ def random_tokens(
   return sequences
 
 
-def task_prompts(
-  config: input_pipeline.DatasetConfig, vocabulary: Any
-) -> list[np.ndarray]:
-  """Reads prompts of a task, as many as a batch has."""
-  examples = input_pipeline.load_examples(config, vocabulary).prompts()
-  rows = examples.order.rows(0, config.batch_size)
-  return [examples.example(int(row))['inputs'] for row in rows]
-
-
-def prompt_batch(
-  prompts: Sequence[np.ndarray], prompt_length: int
+def random_prompts(
+  rng: np.random.Generator,
+  count: int,
+  task_feature_lengths: Mapping[str, int],
+  vocab_size: int,
+  image_size: int | None,
 ) -> typing.Batch:
-  """Makes a batch of prompts, cut to a bucket of lengths as in training."""
-  converter = feature_converters.PromptConverter(prompt_length)
+  """Makes a batch of prompts, cut to a bucket of lengths as in training.
+
+  Args:
+    rng: source of randomness.
+    count: how many.
+    task_feature_lengths: the limits.
+    vocab_size: ids below it occur.
+    image_size: pixels of a side, for models that read images; or None.
+  """
+  limit = task_feature_lengths['inputs']
+  prompts = random_tokens(rng, count, limit, vocab_size)
+  converter = feature_converters.PromptConverter(limit)
   batch = converter([{'inputs': prompt} for prompt in prompts])
-  return length_buckets.trim_prompts(batch, max(map(len, prompts)))
+  batch = length_buckets.trim_prompts(batch, max(map(len, prompts)))
+  num_images = task_feature_lengths.get('images', 1)
+  return _with_noise(rng, batch, image_size, num_images)
 
 
-def with_images(
+def _with_noise(
   rng: np.random.Generator,
   batch: typing.Batch,
   image_size: int | None,
   count: int,
 ) -> typing.Batch:
-  """Adds images of noise to a batch, for models that read any.
-
-  Args:
-    rng: source of randomness.
-    batch: of prompts.
-    image_size: pixels of a side; None leaves the batch as it is.
-    count: images of each prompt.
-  """
+  """Adds `count` images of noise a prompt, for models that read any."""
   if image_size is None:
     return batch
   rows = len(batch['prompt_tokens'])
@@ -83,21 +81,41 @@ def with_images(
 
 def pair_batch(
   rng: np.random.Generator,
-  prompts: Sequence[np.ndarray],
+  prompts: typing.Batch,
   task_feature_lengths: Mapping[str, int],
   vocab_size: int,
 ) -> typing.Batch:
-  """Makes a batch of pairs of random responses to prompts."""
+  """Makes a batch of pairs of random responses to prompts.
+
+  Args:
+    rng: source of randomness.
+    prompts: a batch of them, perhaps with images.
+    task_feature_lengths: to which the pairs are padded.
+    vocab_size: ids below it occur in responses.
+  """
   length = task_feature_lengths['targets']
+  texts = prompts_of(prompts)
   chosen, rejected = (
-    random_tokens(rng, len(prompts), length, vocab_size) for _ in range(2)
+    random_tokens(rng, len(texts), length, vocab_size) for _ in range(2)
   )
   converter = feature_converters.PairwiseConverter(
     task_feature_lengths['inputs'], length
   )
-  return converter(
+  pairs = converter(
     [
       {'inputs': prompt, 'chosen': good, 'rejected': bad}
-      for prompt, good, bad in zip(prompts, chosen, rejected, strict=True)
+      for prompt, good, bad in zip(texts, chosen, rejected, strict=True)
     ]
   )
+  images = ('images', 'image_mask')
+  return {**pairs, **{n: prompts[n] for n in images if n in prompts}}
+
+
+def prompts_of(batch: typing.Batch) -> list[np.ndarray]:
+  """Returns the prompts of a batch without padding, int32 `[length]` each."""
+  return [
+    tokens[mask]
+    for tokens, mask in zip(
+      batch['prompt_tokens'], batch['prompt_mask'], strict=True
+    )
+  ]

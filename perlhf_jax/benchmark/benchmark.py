@@ -1,10 +1,12 @@
 """LoRA against full tuning on this machine: time, memory, trained share.
 
 Needs no data: the weights of a model file are random unless a checkpoint is
-given, and so are prompts unless a task is. Nothing is written but the figures.
+given, and so are prompts unless a task is. Without either neither TensorFlow
+nor SeqIO is imported. Nothing is written but the figures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+import importlib.util
 from typing import Annotated, Any
 
 from etils import epath
@@ -12,10 +14,13 @@ import jax
 import numpy as np
 
 from perlhf_jax.benchmark import batches as batches_lib
+from perlhf_jax.benchmark import machine as machine_lib
 from perlhf_jax.benchmark import policy as policy_lib
+from perlhf_jax.benchmark import real_lengths
 from perlhf_jax.benchmark import reward as reward_lib
 from perlhf_jax.benchmark import setting as setting_lib
 from perlhf_jax.benchmark import table as table_lib
+from perlhf_jax.benchmark import task_batches as task_batches_lib
 from perlhf_jax.benchmark import timing
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
@@ -31,12 +36,15 @@ from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import backbones
 from perlhf_jax.stages import line_files
 from perlhf_jax.stages import model_variables
+from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import starts
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 
 _RANDOM = 'random'
+_READERS = ('seqio', 'tensorflow')
+_Tuning = Annotated[str, checks.OneOf('lora', 'full')]
 
 
 @checks.checked
@@ -49,12 +57,17 @@ def benchmark(
   batch_size: Annotated[int, checks.AtLeastOne],
   num_samples: Annotated[int, checks.AtLeastOne] = 1,
   temperature: Annotated[float, checks.Positive] = 1.0,
+  tunings: Sequence[_Tuning] = ('lora', 'full'),
   repeats: Annotated[int, checks.AtLeastOne] = 5,
   model: t5_config.T5Config | None = None,
-  vocabulary: Any = None,
+  make_vocabulary: Callable[[], Any] | None = None,
   initial_checkpoint_path: str | None = None,
   mixture_or_task_name: str | None = None,
   module: str | None = None,
+  skip_bad_rows: bool = False,
+  length_buckets: dataset_config.LengthBuckets = 8,
+  length_window: dataset_config.LengthWindow = 100,
+  task_batches: Annotated[int, checks.AtLeastOne] = 20,
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
   seed: int = 0,
   output: str | None = None,
@@ -67,9 +80,16 @@ def benchmark(
   without its early stop. Times are medians, without compilation. Memory is
   what the compiler says a device needs, arguments and results included.
 
+  Of each program the share of this machine's measured rate of matrix products
+  is told, and of the sampler that of its memory.
+
   Random prompts and responses have uniform lengths, from a quarter of the
   limit to all of it. Samples of random weights hardly ever end. Images, for
   models that read them, are noise.
+
+  A task gives its prompts and images. If it has pairs or judged responses, the
+  training step is that of its first batch, padded to the limits, and is timed
+  on consecutive batches by length as well, as training has them.
 
   Args:
     algorithm: Reinforce, Rloo, Grpo or Ppo.
@@ -79,105 +99,133 @@ def benchmark(
     batch_size: prompts of an iteration, and pairs of a reward step.
     num_samples: responses of each prompt.
     temperature: of the sampling, above 0.
+    tunings: `lora`, `full` or both.
     repeats: timed calls of each program.
     model: architecture; that of the initial checkpoint if None.
-    vocabulary: tokenizer; needed for a task on random weights only.
+    make_vocabulary: makes the tokenizer of the model file; called for a task or
+      a checkpoint only.
     initial_checkpoint_path: weights to use; None for random ones.
-    mixture_or_task_name: a task whose prompts to use; None for random ones.
+    mixture_or_task_name: a task whose examples to use; None for random ones.
     module: module that registers the task.
+    skip_bad_rows: leave out unusable rows of the task.
+    length_buckets: shapes of batches by length, at most; 0 for one shape.
+    length_window: batches among which examples are put together by length.
+    task_batches: consecutive batches of the task that are timed.
     partitioner: how the model and batches are split among devices.
     seed: of weights, prompts and samples.
     output: JSON file for the figures; None for none.
 
   Returns:
     What the file holds: `setting`; `lora`, `full` and `lora_over_full`, each
-    with `reward_step`, `rl_iteration` and `sampler`; and `seconds`, every
-    timed call by tuning and name.
+    with `reward_step`, `rl_iteration`, `sampler`, and perhaps `real_lengths`;
+    and `seconds`, every timed call by tuning and name.
 
   Raises:
     UserError: any input that cannot be used; raised before anything is timed.
   """
   mesh = partitioner.make_mesh()
   dataset_config.check_lengths(task_feature_lengths)
+  if not tunings:
+    raise errors.ConfigError(
+      "TUNINGS is empty: give 'lora', 'full' or both, ('lora', 'full')."
+    )
   algorithm_lib.check_algorithm(algorithm, num_samples)
   partitioning.check_batch_size(
     batch_size, mesh, minibatches=algorithm.minibatches
   )
   if output is not None:
     line_files.check_output(output)
+  if mixture_or_task_name is not None or initial_checkpoint_path is not None:
+    _check_can_read()
   start = _resolve_start(
-    model, vocabulary, initial_checkpoint_path, mixture_or_task_name, mesh
+    model, make_vocabulary, initial_checkpoint_path, mixture_or_task_name, mesh
   )
   rng = np.random.default_rng(seed)
   limits, vocab_size = task_feature_lengths, start.config.vocab_size
+  task = None
   if mixture_or_task_name is None:
-    prompts = batches_lib.random_tokens(
-      rng, batch_size, limits['inputs'], vocab_size
+    prompts = batches_lib.random_prompts(
+      rng, batch_size, limits, vocab_size, start.config.image_size
     )
   else:
     dataset = input_pipeline.DatasetConfig(
       mixture_or_task_name=mixture_or_task_name,
       task_feature_lengths=limits,
       batch_size=batch_size,
-      max_examples=batch_size,
       seed=seed,
       module=module,
+      skip_bad_rows=skip_bad_rows,
+      length_buckets=length_buckets,
+      length_window=length_window,
     )
-    prompts = batches_lib.task_prompts(dataset, start.vocabulary)
+    task = task_batches_lib.load(start, dataset)
+    prompts = task.prompts()
   if start.backbone is None:
     start = _with_random_weights(start, mesh, seed)
+  machine = machine_lib.measure(start.config.compute_dtype)
 
-  tunings = {
-    'lora': setting_lib.Setting(lora, optimizer, mesh, seed),
-    'full': setting_lib.Setting(None, optimizer, mesh, seed),
-  }
-  num_images = limits.get('images', 1)
-
-  def put(batch):
-    batch = batches_lib.with_images(
-      rng, batch, start.config.image_size, num_images
+  settings = {
+    tuning: setting_lib.Setting(
+      lora if tuning == 'lora' else None, optimizer, mesh, seed
     )
-    return placement.put_batch(batch, mesh)
-
-  batch = put(batches_lib.pair_batch(rng, prompts, limits, vocab_size))
-  programs = {
-    tuning: reward_lib.RewardPrograms(start, setting, batch)
-    for tuning, setting in tunings.items()
+    for tuning in dict.fromkeys(tunings)
   }
-  rewards = {tuning: each.checkpoint for tuning, each in programs.items()}
-  of_rewards = timing.measure(programs, repeats)
+  objective = None if task is None else task.objective
+  if objective is not None:
+    batch = task.rewards()
+  else:
+    batch = batches_lib.pair_batch(rng, prompts, limits, vocab_size)
+  programs = {
+    tuning: reward_lib.RewardPrograms(
+      start, setting, objective or reward_scoring.PAIRWISE, batch
+    )
+    for tuning, setting in settings.items()
+  }
+  of_rewards = timing.measure(programs, repeats, machine)
+  if objective is not None:
+    by_length = real_lengths.measure(
+      programs, task.by_length(task_batches), mesh, machine
+    )
+    for tuning, each in by_length.items():
+      of_rewards[0][tuning]['real_lengths'] = each
+  rewards = {tuning: each.trained() for tuning, each in programs.items()}
 
   sampling = sampler.SamplingConfig(
     max_length=limits['targets'],
     temperature=temperature,
     num_samples=num_samples,
   )
-  batch = put(batches_lib.prompt_batch(prompts, limits['inputs']))
-  programs = None  # Frees their weights.
+  lengths = [len(prompt) for prompt in batches_lib.prompts_of(prompts)]
+  prompts = placement.put_batch(prompts, mesh)
+  programs = None  # Frees their optimizers' states.
   programs = {
     tuning: policy_lib.PolicyPrograms(
-      start, setting, algorithm, sampling, rewards[tuning], batch
+      start, setting, algorithm, sampling, rewards[tuning], prompts
     )
-    for tuning, setting in tunings.items()
+    for tuning, setting in settings.items()
   }
-  of_policies = timing.measure(programs, repeats)
+  of_policies = timing.measure(programs, repeats, machine)
 
   figures, seconds = (
-    {t: {**of_reward[t], **of_policy[t]} for t in tunings}
+    {t: {**of_reward[t], **of_policy[t]} for t in settings}
     for of_reward, of_policy in zip(of_rewards, of_policies, strict=True)
   )
-  device, lengths = jax.devices()[0], [len(prompt) for prompt in prompts]
+  device = jax.devices()[0]
   result = {
     'setting': {
       'platform': device.platform,
       'device_kind': device.device_kind,
       'devices': jax.device_count(),
       'jax': jax.__version__,
+      'dtype': machine.dtype,
+      'matmul_flops_per_second': machine.matmul_flops,
+      'memory_bytes_per_second': machine.memory_bytes,
       'weights': initial_checkpoint_path or _RANDOM,
       'parameters': tree_paths.count_parameters(start.backbone.params),
       'lora_rank': lora.rank,
       'algorithm': type(algorithm).__name__,
       'prompts': mixture_or_task_name or _RANDOM,
+      'objective': objective or reward_scoring.PAIRWISE,
       'prompt_lengths': [min(lengths), float(np.mean(lengths)), max(lengths)],
       'task_feature_lengths': dict(limits),
       'batch_size': batch_size,
@@ -187,11 +235,15 @@ def benchmark(
       'seed': seed,
     },
     **figures,
-    'lora_over_full': jax.tree.map(
-      lambda lora, full: lora / full, figures['lora'], figures['full']
-    ),
     'seconds': seconds,
   }
+  if len(settings) > 1:
+    result['lora_over_full'] = jax.tree.map(
+      # Both may be 0, as padding.
+      lambda lora, full: 1.0 if lora == full else lora / full,
+      figures['lora'],
+      figures['full'],
+    )
   if jax.process_index() == 0:
     print(table_lib.make_table(result))
     if output is not None:
@@ -199,16 +251,34 @@ def benchmark(
   return result
 
 
-def _resolve_start(model, vocabulary, path, task, mesh) -> starts.Start:
-  if path is not None:
-    return starts.resolve_start(model, vocabulary, None, path, mesh)
-  if model is None:
+def given_vocabulary(vocabulary: Any) -> Any:
+  """Returns its argument, so that gin makes it when this is called."""
+  return vocabulary
+
+
+def _check_can_read() -> None:
+  """Raises a ConfigError where only the bare benchmark can run."""
+  missing = [m for m in _READERS if importlib.util.find_spec(m) is None]
+  if missing:
+    raise errors.ConfigError(
+      f'A task, or a checkpoint, needs {" and ".join(missing)}, which is not '
+      'installed. Install perlhf_jax with all that it asks for (pip install '
+      '-e . -c constraints.txt in its folder), or leave out '
+      'MIXTURE_OR_TASK_NAME and INITIAL_CHECKPOINT_PATH.'
+    )
+
+
+def _resolve_start(model, make_vocabulary, path, task, mesh) -> starts.Start:
+  if path is None and model is None:
     raise errors.ConfigError(
       'No model: give a gin/models/*.gin file, for random weights, or '
       'INITIAL_CHECKPOINT_PATH.'
     )
-  if task is None:
-    return starts.Start(model, vocabulary, None)
+  if path is None and task is None:
+    return starts.Start(model, None, None)
+  vocabulary = None if make_vocabulary is None else make_vocabulary()
+  if path is not None:
+    return starts.resolve_start(model, vocabulary, None, path, mesh)
   if vocabulary is None:
     raise errors.ConfigError(
       f'The prompts of {task} need a VOCABULARY to become tokens: put a file '
@@ -216,7 +286,8 @@ def _resolve_start(model, vocabulary, path, task, mesh) -> starts.Start:
       'INITIAL_CHECKPOINT_PATH, or leave out MIXTURE_OR_TASK_NAME for random '
       'prompts.'
     )
-  return starts.resolve_start(model, vocabulary, None, None, mesh)
+  starts.check_vocabulary(model, vocabulary)
+  return starts.Start(model, vocabulary, None)
 
 
 def _with_random_weights(start, mesh, seed) -> starts.Start:

@@ -1,6 +1,6 @@
 """An iteration of reinforcement learning, built as `train_policy` builds it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 import statistics
 from typing import Any
@@ -13,12 +13,12 @@ from perlhf_jax.benchmark import timing
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
 from perlhf_jax.models import prompts as prompts_lib
+from perlhf_jax.models import reward_model
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.rl import settings as settings_lib
 from perlhf_jax.rl import shared_backbone
 from perlhf_jax.rl import step as step_lib
 from perlhf_jax.sampling import sampler
-from perlhf_jax.stages import backbones
 from perlhf_jax.stages import reward_sources
 from perlhf_jax.stages import roles as roles_lib
 from perlhf_jax.stages import starts
@@ -41,7 +41,7 @@ class PolicyPrograms:
     setting: setting_lib.Setting,
     algorithm: algorithm_lib.Algorithm,
     sampling: sampler.SamplingConfig,
-    reward: backbones.Checkpoint,
+    reward: tuple[reward_model.RewardModel, Mapping[str, Any]],
     prompts: typing.Batch,
   ):
     """Prepares the programs, and makes the samples that some of them need.
@@ -51,20 +51,16 @@ class PolicyPrograms:
       setting: how it is tuned.
       algorithm: what is learned by.
       sampling: how to sample.
-      reward: the reward model.
+      reward: of `RewardPrograms.trained`.
       prompts: the batch, on the mesh.
     """
     mesh, seed = setting.mesh, setting.seed
     self._sampling, self._mesh, self._seed = sampling, mesh, seed
     self._prompts = prompts
-    self._roles = roles = roles_lib.make_roles(
-      start,
-      setting.lora,
-      mesh,
-      seed,
-      needs_value=algorithm.needs_value,
-      rewards=[reward],
+    roles = roles_lib.make_roles(
+      start, setting.lora, mesh, seed, needs_value=algorithm.needs_value
     )
+    self._roles = roles = _with_reward_model(roles, *reward)
     self._scoring = reward_sources.RewardSources().scoring(
       start.vocabulary, mesh
     )
@@ -110,34 +106,34 @@ class PolicyPrograms:
       )
     return calls
 
-  def figures(
-    self, timings: Mapping[str, Sequence[timing.Timing]]
-  ) -> dict[str, Any]:
+  def figures(self, measured: Mapping[str, timing.Measured]) -> dict[str, Any]:
     """Returns time, memory and trained share, and those of the sampler.
 
     The shares of the parts are of their sum. The whole iteration can take
     less: there one program asks all models.
     """
-    parts = {
-      name: timing.median_seconds(timings[name])
-      for name in PARTS
-      if name in timings
-    }
-    total = sum(parts.values())
+    parts = {name: measured[name] for name in PARTS if name in measured}
+    total = sum(part.seconds for part in parts.values())
+    iteration, turns = measured['rl_iteration'], _turns(measured['sampling'])
     return {
       'rl_iteration': {
-        'seconds': timing.median_seconds(timings['rl_iteration']),
+        'seconds': iteration.seconds,
+        **iteration.rates(turns),
         'step_memory_bytes': self._step.memory_bytes,
         'held_bytes': self._held_bytes,
         'trainable_fraction': self._roles.trainable_fraction,
         'parts': {
-          name: {'seconds': seconds, 'share': seconds / total}
-          for name, seconds in parts.items()
+          name: {
+            'seconds': part.seconds,
+            'share': part.seconds / total,
+            **part.rates(turns),
+          }
+          for name, part in parts.items()
         },
       },
       'sampler': {
-        'early_stop': _sampler_figures(timings['sampling']),
-        'no_early_stop': _sampler_figures(timings['sampling_to_the_end']),
+        'early_stop': _sampler_figures(measured['sampling']),
+        'no_early_stop': _sampler_figures(measured['sampling_to_the_end']),
       },
     }
 
@@ -201,18 +197,46 @@ class PolicyPrograms:
     return metrics
 
 
-def _sampler_figures(
-  timings: Sequence[timing.Timing],
-) -> dict[str, float]:
+def _with_reward_model(
+  roles: roles_lib.Roles,
+  model: reward_model.RewardModel,
+  variables: Mapping[str, Any],
+) -> roles_lib.Roles:
+  """Adds a reward model that no checkpoint has."""
+  frozen = {**roles.frozen, 'rewards': (variables,)}
+  trained = tree_paths.count_parameters(roles.trainable)
+  return dataclasses.replace(
+    roles,
+    models=dataclasses.replace(roles.models, rewards=(model,)),
+    frozen=frozen,
+    trainable_fraction=trained
+    / (trained + tree_paths.count_parameters(frozen)),
+  )
+
+
+def _turns(measured: timing.Measured) -> float:
+  """Returns how often the sampler's loop turned; the first step is before."""
+  steps = [int(each.result.num_steps) for each in measured.timings]
+  return statistics.median(steps) - 1
+
+
+def _sampler_figures(measured: timing.Measured) -> dict[str, float]:
   """Returns medians; real tokens are those up to EOS, EOS included."""
+  timings, turns = measured.timings, _turns(measured)
   tokens = [int(jnp.sum(t.result.mask)) for t in timings]
   responses = timings[0].result.mask[..., 0].size
+  read = measured.cost.bytes_per_turn
   return {
-    'seconds': timing.median_seconds(timings),
+    'seconds': measured.seconds,
     'tokens_per_second': statistics.median(
       count / timing.seconds
       for count, timing in zip(tokens, timings, strict=True)
     ),
-    'num_steps': statistics.median(int(t.result.num_steps) for t in timings),
+    'num_steps': turns + 1,
     'response_length': statistics.median(tokens) / responses,
+    **measured.rates(turns),
+    'bytes_per_step': read,
+    'memory_share': measured.machine.memory_share(
+      (turns + 1) * read, measured.seconds
+    ),
   }

@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 import statistics
 from typing import Any
 
-TUNINGS = ('lora', 'full')
+_TITLES = {'lora': 'LoRA', 'full': 'full'}
 
+_RATIO = 'lora_over_full'
+_MEMORY = 'step_memory_bytes'
 _LABEL_WIDTH = 36
 _COLUMN_WIDTH = 15
 
@@ -17,28 +19,50 @@ def make_table(figures: Mapping[str, Any]) -> str:
     figures: what `benchmark.benchmark` returns.
   """
   lines = _heading(figures['setting'])
+  tunings = [tuning for tuning in _TITLES if tuning in figures]
+  first = figures[tunings[0]]  # All have the same rows.
 
   def add(label, *cells):
     columns = ''.join(f'{cell:>{_COLUMN_WIDTH}}' for cell in cells)
     lines.append(f'{label:{_LABEL_WIDTH}}{columns}'.rstrip())
 
   def row(label: str, path: str, write: Callable[[Any], str], of: str = ''):
-    lora, full = (write(_pick(figures[name], path)) for name in TUNINGS)
-    ratio = _pick(figures['lora_over_full'], f'{path}/{of}'.rstrip('/'))
-    add(f'  {label}', lora, full, f'{ratio:.3f}')
+    cells = [write(_pick(figures[name], path)) for name in tunings]
+    if _RATIO in figures:
+      ratio = _pick(figures[_RATIO], f'{path}/{of}'.rstrip('/'))
+      cells.append(f'{ratio:.3f}')
+    add(f'  {label}', *cells)
 
   def group(title: str, path: str):
     add(title)
     row('time', f'{path}/seconds', _time)
-    row('memory of the largest program', f'{path}/step_memory_bytes', _bytes)
+    row('memory of the largest program', f'{path}/{_MEMORY}', _bytes)
     row('trained parameters', f'{path}/trainable_fraction', _percent)
 
-  add('', 'LoRA', 'full', 'LoRA / full')
+  def throughput(path: str):
+    row('examples per second', f'{path}/examples_per_second', _number)
+    row('tokens per second', f'{path}/tokens_per_second', _number)
+    add('  padding', *(_percent(figures[t][path]['padding']) for t in tunings))
+
+  ratio = ['LoRA / full'] if _RATIO in figures else []
+  add('', *(_TITLES[tuning] for tuning in tunings), *ratio)
   group('Training step of a reward model', 'reward_step')
+  throughput('reward_step')
+  if 'real_lengths' in first:
+    each = first['real_lengths']
+    add(f'On {each["batches"]} batches by length, of {each["shapes"]} shapes')
+    row('time of a batch, median', 'real_lengths/seconds', _time)
+    row('memory of the largest program', f'real_lengths/{_MEMORY}', _bytes)
+    throughput('real_lengths')
+    row(
+      'examples per second, median',
+      'real_lengths/examples_per_second_median',
+      _number,
+    )
   group('Iteration of the policy', 'rl_iteration')
   row('weights and optimizer, all roles', 'rl_iteration/held_bytes', _bytes)
   add('Its parts, each by itself, and their shares')
-  for part in figures['lora']['rl_iteration']['parts']:
+  for part in first['rl_iteration']['parts']:
     row(part, f'rl_iteration/parts/{part}', _time_and_share, 'seconds')
   for path, title in (
     ('sampler/early_stop', 'Sampler, until all responses ended'),
@@ -48,6 +72,14 @@ def make_table(figures: Mapping[str, Any]) -> str:
     row('tokens up to EOS per second', f'{path}/tokens_per_second', _number)
     row('steps of the decoder', f'{path}/num_steps', _number)
     row('tokens of a response, mean', f'{path}/response_length', _number)
+    row('share of the memory rate', f'{path}/memory_share', _percent)
+  add('Share of the rate of matrix products')
+  row('training step of a reward model', 'reward_step/matmul_share', _percent)
+  if 'real_lengths' in first:
+    row('on batches by length', 'real_lengths/matmul_share', _percent)
+  row('iteration of the policy', 'rl_iteration/matmul_share', _percent)
+  for part in first['rl_iteration']['parts']:
+    row(part, f'rl_iteration/parts/{part}/matmul_share', _percent)
   lines += ['', _noise(figures['seconds'])]
   return '\n'.join(lines)
 
@@ -60,6 +92,9 @@ def _heading(setting: Mapping[str, Any]) -> list[str]:
     f'{setting["algorithm"]}.',
     f'{setting["devices"]} x {setting["device_kind"]}, jax {setting["jax"]}; '
     f'medians of {setting["repeats"]} repeats.',
+    f'A device multiplies {setting["dtype"]} matrices at '
+    f'{setting["matmul_flops_per_second"] / 1e9:,.1f} GFLOP/s and moves '
+    f'{setting["memory_bytes_per_second"] / 1e9:,.1f} GB/s.',
     f'{setting["batch_size"]} prompts ({setting["prompts"]}) of {least} to '
     f'{most} tokens, mean {mean:.1f}; {setting["num_samples"]} response(s) to '
     f'each, of at most {setting["task_feature_lengths"]["targets"]} tokens.',

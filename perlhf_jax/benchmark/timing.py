@@ -1,12 +1,18 @@
 """Times the programs of several tunings in turn."""
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
 import statistics
 import time
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from absl import logging
 import jax
+
+from perlhf_jax.benchmark import costs as costs_lib
+from perlhf_jax.benchmark import machine as machine_lib
+from perlhf_jax.training import compiled_step
 
 # The number of the repeat -> arrays. The same number gives the same samples.
 Call = Callable[[int], Any]
@@ -19,6 +25,38 @@ class Timing(NamedTuple):
   result: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """A program that was measured.
+
+  Attributes:
+    timings: of each call.
+    cost: of a call.
+    machine: what it ran on.
+  """
+
+  timings: Sequence[Timing]
+  cost: costs_lib.Cost
+  machine: machine_lib.Machine
+
+  @property
+  def seconds(self) -> float:
+    """The median."""
+    return statistics.median(timing.seconds for timing in self.timings)
+
+  def rates(self, turns: float = 0.0) -> dict[str, float]:
+    """Returns what was computed, and how near that is to the machine's rate.
+
+    Args:
+      turns: of loops whose number of turns is known at run time only.
+    """
+    flops = self.cost.total_flops(turns)
+    return {
+      'flops': flops,
+      'matmul_share': self.machine.matmul_share(flops, self.seconds),
+    }
+
+
 @runtime_checkable
 class Programs(Protocol):
   """The programs of a tuning."""
@@ -27,13 +65,15 @@ class Programs(Protocol):
     """Returns what is to be timed; the names are those of every tuning."""
     ...
 
-  def figures(self, timings: Mapping[str, Sequence[Timing]]) -> dict[str, Any]:
-    """Returns the figures that come of the timings of all calls."""
+  def figures(self, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """Returns the figures that come of what was measured of all calls."""
     ...
 
 
 def measure(
-  programs: Mapping[str, Programs], repeats: int
+  programs: Mapping[str, Programs],
+  repeats: int,
+  machine: machine_lib.Machine,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Times the calls of all tunings in turn.
 
@@ -42,26 +82,35 @@ def measure(
   Args:
     programs: by tuning.
     repeats: timed calls of each, after one that is not timed and compiles.
+    machine: what they run on.
 
   Returns:
     Figures by tuning, and the seconds of every call by tuning and name.
   """
   calls = {tuning: each.calls() for tuning, each in programs.items()}
   names = list(next(iter(calls.values())))
+  costs = {tuning: {} for tuning in calls}
   for tuning, by_name in calls.items():
     logging.info('%s: compiling %s.', tuning, ', '.join(names))
     for name in names:
-      jax.block_until_ready(by_name[name](0))
+      costs[tuning][name] = first_call(functools.partial(by_name[name], 0))
   timings = {tuning: {name: [] for name in names} for tuning in calls}
   for repeat in range(1, repeats + 1):
     for name in names:
       for tuning, by_name in calls.items():
-        start = time.perf_counter()
-        result = jax.block_until_ready(by_name[name](repeat))
-        seconds = time.perf_counter() - start
-        timings[tuning][name].append(Timing(seconds, result))
+        timings[tuning][name].append(
+          timed(functools.partial(by_name[name], repeat))
+        )
     logging.info('Repeat %d of %d is done.', repeat, repeats)
-  figures = {t: each.figures(timings[t]) for t, each in programs.items()}
+  figures = {
+    tuning: each.figures(
+      {
+        name: Measured(runs, costs[tuning][name], machine)
+        for name, runs in timings[tuning].items()
+      }
+    )
+    for tuning, each in programs.items()
+  }
   seconds = {
     tuning: {name: [t.seconds for t in runs] for name, runs in by_name.items()}
     for tuning, by_name in timings.items()
@@ -69,6 +118,18 @@ def measure(
   return figures, seconds
 
 
-def median_seconds(timings: Sequence[Timing]) -> float:
-  """Returns the median of the seconds."""
-  return statistics.median(timing.seconds for timing in timings)
+def first_call(call: Callable[[], Any]) -> costs_lib.Cost:
+  """Makes a call, which compiles, and returns the cost of its programs."""
+  costs = [costs_lib.Cost()]
+  with compiled_step.watch(
+    lambda traced: costs.append(costs_lib.count(traced))
+  ):
+    jax.block_until_ready(call())
+  return sum(costs[1:], costs[0])
+
+
+def timed(call: Callable[[], Any]) -> Timing:
+  """Makes a call, and waits for what it computes."""
+  start = time.perf_counter()
+  result = jax.block_until_ready(call())
+  return Timing(time.perf_counter() - start, result)

@@ -43,6 +43,7 @@ class Examples:
     images: the images of each row; None for a task without.
     image_spec: how they are decoded.
     references: of prompts, the answers that a judge accepts; None without.
+    length_window: batches among which examples are put together by length.
     padding: the shapes of batches; None for one shape and examples in the
       order of the stream.
   """
@@ -80,8 +81,8 @@ class Examples:
     self.images = images
     self.image_spec = image_spec
     self.references = references
+    self.length_window = length_window
     self._length_buckets = length_buckets
-    self._length_window = length_window
     self._arrange()
 
   def _arrange(self):
@@ -105,7 +106,7 @@ class Examples:
     self._classes = self.padding.classes(self._lengths)
     if self.order.shuffle:
       self._batches = batch_order.BatchOrder(
-        self.order, self._classes, self.batch_size, self._length_window
+        self.order, self._classes, self.batch_size, self.length_window
       )
 
   @property
@@ -160,6 +161,13 @@ class Examples:
     )
     prompts._arrange()
     return prompts
+
+  def at_one_shape(self) -> 'Examples':
+    """The same rows, in the order of the stream and padded to the limits."""
+    examples = copy.copy(self)
+    examples._length_buckets = 0
+    examples._arrange()
+    return examples
 
   def train_rows(self, step: int) -> np.ndarray:
     """Rows of the global training batch of a step, int64 `[batch_size]`.

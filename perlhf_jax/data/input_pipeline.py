@@ -24,7 +24,6 @@ from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
 from perlhf_jax.data import row_checks
 from perlhf_jax.data import task_rows
-from perlhf_jax.data import token_cache
 
 # Imported when the first task is read: they take seconds, and a machine that
 # reads none need not have them.
@@ -35,6 +34,7 @@ with epy.lazy_imports():
   from perlhf_jax.data import read_report
   from perlhf_jax.data import task_modules
   from perlhf_jax.data import task_reader
+  from perlhf_jax.data import token_cache
 
 # What `load_examples` takes and returns.
 DatasetConfig = dataset_config.DatasetConfig

@@ -106,17 +106,24 @@ def check_from_scratch(
       'No model: give a gin/models/*.gin file to train from scratch, or '
       'INITIAL_CHECKPOINT_PATH.'
     )
-  # A token beyond the embedding would be NaN from the first step on.
-  if vocabulary.vocab_size > model.vocab_size:
-    raise errors.ConfigError(
-      f'VOCABULARY has {vocabulary.vocab_size} ids, but '
-      f'T5Config.vocab_size is {model.vocab_size}; make it at least as large.'
-    )
+  check_vocabulary(model, vocabulary)
   if getattr(model, 'train_vit', True) is False:
     raise errors.ConfigError(
       'A PaLI from random weights would keep a ViT that has seen nothing, '
       'because PaliConfig.train_vit is False. Set it to True, or give an '
       'INITIAL_CHECKPOINT_PATH.'
+    )
+
+
+def check_vocabulary(model: t5_config.T5Config, vocabulary: Any) -> None:
+  """Raises a ConfigError if a model does not know all tokens.
+
+  One beyond the embedding would be NaN from the first step on.
+  """
+  if vocabulary.vocab_size > model.vocab_size:
+    raise errors.ConfigError(
+      f'VOCABULARY has {vocabulary.vocab_size} ids, but '
+      f'T5Config.vocab_size is {model.vocab_size}; make it at least as large.'
     )
 
 

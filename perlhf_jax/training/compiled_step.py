@@ -4,7 +4,8 @@ Ahead-of-time compilation gives what the compiler knows of memory, and keeps
 compilation out of the measured throughput.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import time
 from typing import Any
 
@@ -14,6 +15,22 @@ import jax
 from perlhf_jax.training import memory as memory_lib
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
+
+_watchers: list[Callable[[jax.stages.Traced], None]] = []
+
+
+@contextlib.contextmanager
+def watch(watcher: Callable[[jax.stages.Traced], None]) -> Iterator[None]:
+  """Shows the programs that are called inside the block.
+
+  Args:
+    watcher: called before each of them, with what it was compiled from.
+  """
+  _watchers.append(watcher)
+  try:
+    yield
+  finally:
+    _watchers.remove(watcher)
 
 
 class CompiledStep:
@@ -63,12 +80,17 @@ class CompiledStep:
     self.newly_compiled = shapes not in self._programs
     if self.newly_compiled:
       self._programs[shapes] = self._compile(arguments)
+    for watcher in _watchers:
+      watcher(self._trace(*arguments))
     return self._programs[shapes](*arguments)
 
   def lower(self, *arguments: Any) -> jax.stages.Lowered:
     """Lowers the function on the mesh, for arrays or for their shapes."""
+    return self._trace(*arguments).lower()
+
+  def _trace(self, *arguments):
     with partitioning.use_mesh(self._mesh):
-      return self._jitted.lower(*arguments)
+      return self._jitted.trace(*arguments)
 
   def _compile(self, arguments):
     start = time.perf_counter()

@@ -15,17 +15,21 @@ import runs
 from perlhf_jax import main
 from perlhf_jax.benchmark import batches as batches_lib
 from perlhf_jax.benchmark import benchmark
+from perlhf_jax.benchmark import costs
 from perlhf_jax.benchmark import policy as policy_lib
+from perlhf_jax.benchmark import real_lengths
 from perlhf_jax.benchmark import reward as reward_lib
 from perlhf_jax.benchmark import setting as setting_lib
 from perlhf_jax.benchmark import timing
 from perlhf_jax.core import tree_paths
+from perlhf_jax.data import input_pipeline
+from perlhf_jax.data import vocabularies
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
 from perlhf_jax.stages import starts
+from perlhf_jax.stages import train_reward
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
-from perlhf_jax.training import placement
 
 _GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 _RUN = ('benchmark', '--gin_file=gin/runs/benchmark.gin')
@@ -76,21 +80,26 @@ def figures(measured):
 
 
 def _sampler_names(kind):
-  names = ('seconds', 'tokens_per_second', 'num_steps', 'response_length')
+  names = (
+    *('seconds', 'tokens_per_second', 'num_steps', 'response_length'),
+    *('flops', 'matmul_share', 'bytes_per_step', 'memory_share'),
+  )
   return {f'sampler/{kind}/{name}' for name in names}
 
 
 @pytest.mark.parametrize('name', [*_TUNINGS, 'lora_over_full'])
 def test_names_of_the_figures(figures, name):
-  group = {'seconds', 'step_memory_bytes', 'trainable_fraction'}
+  rates = {'flops', 'matmul_share'}
+  group = {'seconds', 'step_memory_bytes', 'trainable_fraction', *rates}
+  throughput = {'examples_per_second', 'tokens_per_second', 'padding'}
   assert set(tree_paths.flatten(figures[name])) == {
-    *(f'reward_step/{field}' for field in group),
+    *(f'reward_step/{field}' for field in {*group, *throughput}),
     *(f'rl_iteration/{field}' for field in group),
     'rl_iteration/held_bytes',
     *(
       f'rl_iteration/parts/{part}/{field}'
       for part in ('sampling', 'reward', 'reference', 'value', 'learning')
-      for field in ('seconds', 'share')
+      for field in ('seconds', 'share', *rates)
     ),
     *_sampler_names('early_stop'),
     *_sampler_names('no_early_stop'),
@@ -110,6 +119,40 @@ def test_figures_are_medians_of_the_repeats(figures, name):
     *((p, iteration['parts'][p]['seconds']) for p in iteration['parts']),
   ):
     assert got == statistics.median(seconds[label]), label
+
+
+@pytest.mark.parametrize('name', _TUNINGS)
+def test_shares_of_what_the_machine_reaches(figures, name):
+  setting, found = figures['setting'], figures[name]
+  assert setting['dtype'] == 'float32'
+  iteration, sampler = found['rl_iteration'], found['sampler']
+  parts = iteration['parts']
+  for each in (found['reward_step'], iteration, *parts.values()):
+    assert each['flops'] > 0
+    assert each['matmul_share'] == pytest.approx(
+      each['flops'] / each['seconds'] / setting['matmul_flops_per_second']
+    )
+  for each in sampler.values():
+    assert each['memory_share'] == pytest.approx(
+      each['bytes_per_step']
+      * each['num_steps']
+      / each['seconds']
+      / setting['memory_bytes_per_second']
+    )
+  # The encoder runs once, whatever the number of steps.
+  assert parts['sampling']['flops'] < sampler['no_early_stop']['flops']
+  # What an iteration runs is its parts; each of them encodes the prompts.
+  total = sum(part['flops'] for part in parts.values())
+  assert 0.5 * total < iteration['flops'] <= total
+
+
+def test_throughput_of_the_reward_step(figures):
+  step = figures['lora']['reward_step']
+  assert step['examples_per_second'] == pytest.approx(4 / step['seconds'])
+  # Of 4 prompts of 20 tokens and 8 responses of 24 at most.
+  places = step['tokens_per_second'] * step['seconds'] / (1 - step['padding'])
+  assert places == pytest.approx(4 * 20 + 8 * 24)
+  assert figures['full']['reward_step']['padding'] == step['padding']
 
 
 @pytest.mark.parametrize('name', _TUNINGS)
@@ -187,28 +230,39 @@ def test_printed_table(measured):
   assert max(map(len, lines)) < 100
 
 
-def test_weights_of_a_checkpoint_and_prompts_of_a_task(tmp_path, monkeypatch):
+@pytest.fixture
+def timed_by_rote(monkeypatch):
   # Calls that take 1 s, 2 s, … for LoRA, and ten times that for full tuning.
   mask = np.array([[[True, False, False]], [[True, True, False]]])
   result = types.SimpleNamespace(mask=mask, num_steps=2)
-  orders = {}
+  orders, batches = {}, {}
 
-  def measure(programs, repeats):
+  def measure(programs, repeats, machine):
     assert repeats == 2
     figures = {}
     for factor, (name, each) in zip((1, 10), programs.items(), strict=True):
       orders[name] = list(each.calls())
       figures[name] = each.figures(
         {
-          call: [timing.Timing(factor * second, result)]
+          call: timing.Measured(
+            [timing.Timing(factor * second, result)],
+            costs.Cost(1, 1, 1),
+            machine,
+          )
           for second, call in enumerate(each.calls(), start=1)
         }
       )
       if 'reward_step' in figures[name]:  # It is known once it is compiled.
         figures[name]['reward_step']['step_memory_bytes'] = 1
+        batches[name] = each._batch
     return figures, {name: {'a': [1.0]} for name in figures}
 
   monkeypatch.setattr(timing, 'measure', measure)
+  return orders, batches
+
+
+def test_weights_of_a_checkpoint_and_prompts_of_a_task(tmp_path, timed_by_rote):
+  orders, _ = timed_by_rote
   figures, _ = _measure(
     tmp_path,
     _RLOO,
@@ -232,12 +286,51 @@ def test_weights_of_a_checkpoint_and_prompts_of_a_task(tmp_path, monkeypatch):
     for part in parts:
       assert parts[part]['seconds'] == seconds[part]
       assert parts[part]['share'] == pytest.approx(seconds[part] / total)
-    assert figures[name]['sampler']['early_stop'] == {
+    sampler = figures[name]['sampler']['early_stop']
+    assert {n: sampler[n] for n in ('seconds', 'num_steps')} == {
       'seconds': seconds['sampling'],
-      'tokens_per_second': 3 / seconds['sampling'],
       'num_steps': 2,
-      'response_length': 1.5,
     }
+    assert sampler['tokens_per_second'] == 3 / seconds['sampling']
+    assert sampler['response_length'] == 1.5
+
+
+def test_pictures_of_a_task(tmp_path, timed_by_rote, monkeypatch):
+  _, batches = timed_by_rote
+  asked = []
+
+  def measure(programs, batches, *_):
+    asked.extend(batches)
+    return {name: {'seconds': 1.0} for name in programs}
+
+  monkeypatch.setattr(real_lengths, 'measure', measure)
+  monkeypatch.setattr(benchmark.table_lib, 'make_table', str)
+  figures, _ = _measure(
+    tmp_path,
+    *(_REINFORCE, *runs.TINY_PALI),
+    "--gin.MIXTURE_OR_TASK_NAME='demo_vqa_rm'",
+    '--gin.TASK_BATCHES=3',
+  )
+  examples = input_pipeline.load_examples(
+    input_pipeline.DatasetConfig(
+      mixture_or_task_name='demo_vqa_rm',
+      task_feature_lengths={'inputs': 20, 'targets': 24},
+      batch_size=4,
+      length_buckets=0,
+    ),
+    vocabularies.byte_vocabulary(),
+    32,
+  )
+  wanted = next(input_pipeline.train_iterator(examples))
+  assert figures['setting']['objective'] == examples.kind
+  for batch in batches.values():
+    assert set(batch) == set(wanted)
+    for name, array in wanted.items():
+      np.testing.assert_array_equal(np.asarray(batch[name]), array, name)
+  # The consecutive ones are shorter, and have pictures too.
+  assert len(asked) == 3
+  assert {b['images'].shape for b in asked} == {wanted['images'].shape}
+  assert asked[0]['prompt_tokens'].shape[1] <= 20
 
 
 @pytest.mark.parametrize('tuning', _TUNINGS)
@@ -250,79 +343,38 @@ def test_training_leaves_what_the_others_start_from(tuning):
     mlp_dim=8,
     num_encoder_layers=1,
     num_decoder_layers=1,
+    dropout_rate=0.0,
   )
   mesh = partitioning.make_mesh()
   start = benchmark._with_random_weights(
     starts.Start(config, None, None), mesh, 0
   )
   rng = np.random.default_rng(0)
-  prompts = batches_lib.random_tokens(rng, 2, 6, 20)
-  pairs = batches_lib.pair_batch(rng, prompts, {'inputs': 6, 'targets': 4}, 20)
+  limits = {'inputs': 6, 'targets': 4}
+  prompts = batches_lib.random_prompts(rng, 2, limits, 20, None)
+  pairs = batches_lib.pair_batch(rng, prompts, limits, 20)
   setting = setting_lib.Setting(
     lora=lora_lib.LoraConfig(rank=2) if tuning == 'lora' else None,
     optimizer=optimizers.Optimizer(learning_rate=0.1),
     mesh=mesh,
     seed=0,
   )
-  programs = reward_lib.RewardPrograms(
-    start, setting, placement.put_batch(pairs, mesh)
-  )
-
-  def shared():
-    checkpoint = programs.checkpoint
-    return jax.tree.map(
-      np.array, (start.backbone.params, checkpoint.lora, checkpoint.heads)
-    )
-
-  before = shared()
+  programs = reward_lib.RewardPrograms(start, setting, 'pairwise', pairs)
+  before = jax.tree.map(np.array, start.backbone.params)
   step = programs.calls()['reward_step']
   first, second = step(1), step(2)
   assert first['loss'] != second['loss']
-  jax.tree.map(np.testing.assert_array_equal, shared(), before)
-
-
-class _FakePrograms:
-  """Writes down who was called."""
-
-  def __init__(self, name, log):
-    self._name, self._log = name, log
-
-  def calls(self):
-    return {call: self._call(call) for call in ('a', 'b')}
-
-  def figures(self, timings):
-    return {call: [t.result for t in x] for call, x in timings.items()}
-
-  def _call(self, call):
-    def function(repeat):
-      self._log.append((self._name, call, repeat))
-      return repeat
-
-    return function
-
-
-def test_tunings_are_timed_in_turn_after_a_call_that_does_not_count():
-  log = []
-  programs = {name: _FakePrograms(name, log) for name in 'xy'}
-  figures, seconds = timing.measure(programs, 2)
-  compiled = [(name, call, 0) for name in 'xy' for call in 'ab']
-  timed = [
-    (name, call, repeat) for repeat in (1, 2) for call in 'ab' for name in 'xy'
-  ]
-  assert log == compiled + timed
-  assert figures == {name: {'a': [1, 2], 'b': [1, 2]} for name in 'xy'}
-  assert all(len(x) == 2 for each in seconds.values() for x in each.values())
-
-
-def test_random_tokens():
-  rng = np.random.default_rng(0)
-  drawn = batches_lib.random_tokens(rng, 400, 16, 7)
-  assert {len(tokens) for tokens in drawn} == set(range(4, 17))
-  for tokens in drawn:
-    assert tokens.dtype == np.int32 and tokens[-1] == 1
-  assert {t for tokens in drawn for t in tokens[:-1]} == {2, 3, 4, 5, 6}
-  assert all(
-    tokens.tolist() == [1] for tokens in batches_lib.random_tokens(rng, 3, 1, 7)
+  jax.tree.map(np.testing.assert_array_equal, start.backbone.params, before)
+  # What scores is what was trained.
+  model, variables = programs.trained()
+  scores = train_reward.make_loss(model, 'pairwise', 0.0)(
+    tree_paths.overlay({'params': start.backbone.params}, variables),
+    {},
+    pairs,
+    None,
+  )
+  assert float(scores.loss_sum / scores.weight_sum) == pytest.approx(
+    float(step(3)['loss'])
   )
 
 
@@ -339,6 +391,11 @@ def test_random_tokens():
       ('gin/models', 'INITIAL_CHECKPOINT_PATH'),
     ),
     ((*_MODEL, _REINFORCE, '--gin.REPEATS=0'), ('REPEATS is 0',)),
+    ((*_MODEL, _REINFORCE, '--gin.TUNINGS=()'), ('TUNINGS is empty',)),
+    (
+      (*_MODEL, _REINFORCE, "--gin.TUNINGS=('half',)"),
+      ('TUNINGS', "'half'", "'lora', 'full'"),
+    ),
     ((*_MODEL, _REINFORCE, '--gin.TEMPERATURE=0'), ('TEMPERATURE is 0',)),
     ((*_MODEL, _REINFORCE, '--gin.BATCH_SIZE=0'), ('BATCH_SIZE is 0',)),
     ((*_MODEL, _REINFORCE, '--gin.LORA_RANK=0'), ('LORA_RANK is 0',)),
