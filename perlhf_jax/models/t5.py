@@ -307,7 +307,7 @@ class T5(nn.Module):
 
   def hidden(
     self,
-    prompts: prompts_lib.Prompts,
+    prompts: prompts_lib.MaybeEncoded,
     decoder_input_tokens: Int[typing.Array, 'rows response_length'],
     *,
     deterministic: bool = True,
