@@ -222,6 +222,7 @@ def benchmark(
       'memory_bytes_per_second': machine.memory_bytes,
       'weights': initial_checkpoint_path or _RANDOM,
       'parameters': tree_paths.count_parameters(start.backbone.params),
+      'tunings': list(settings),
       'lora_rank': lora.rank,
       'algorithm': type(algorithm).__name__,
       'prompts': mixture_or_task_name or _RANDOM,

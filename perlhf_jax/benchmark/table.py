@@ -86,8 +86,13 @@ def make_table(figures: Mapping[str, Any]) -> str:
 
 def _heading(setting: Mapping[str, Any]) -> list[str]:
   least, mean, most = setting['prompt_lengths']
+  names = {
+    'lora': f'LoRA of rank {setting["lora_rank"]}',
+    'full': 'full tuning',
+  }
+  tuned = ' and '.join(names[tuning] for tuning in setting['tunings'])
   return [
-    f'LoRA of rank {setting["lora_rank"]} and full tuning of '
+    f'{tuned[0].upper()}{tuned[1:]} of '
     f'{setting["parameters"]:,} parameters (weights: {setting["weights"]}), '
     f'{setting["algorithm"]}.',
     f'{setting["devices"]} x {setting["device_kind"]}, jax {setting["jax"]}; '

@@ -32,7 +32,11 @@ class Worker:
       code: the checkout that it imports.
     """
     self.name, self.command = name, command
-    environment = {**os.environ, 'PYTHONPATH': str(code)}
+    environment = {
+      # Threads that wait for others leave the cores to them.
+      **{'OMP_WAIT_POLICY': 'passive', **os.environ},
+      'PYTHONPATH': str(code),
+    }
     self._process = subprocess.Popen(
       command,
       stdin=subprocess.PIPE,
@@ -78,12 +82,12 @@ def reward_commands(options: argparse.Namespace) -> dict[str, list[str]]:
     f'--rows={options.rows}',
   ]
   commands = {
-    'perlhf': [*ours, '--per_round=4'],
+    'perlhf': [*ours, '--per_round=3'],
     'loop_group_by_length': [
-      *(*theirs, '--model=loop', '--group_by_length', '--per_round=3')
+      *(*theirs, '--model=loop', '--group_by_length', '--per_round=2')
     ],
-    'loop': [*theirs, '--model=loop', '--per_round=3'],
-    'trl': [*theirs, '--model=trl', '--per_round=2'],
+    'loop': [*theirs, '--model=loop', '--per_round=2'],
+    'trl': [*theirs, '--model=trl', '--per_round=1'],
   }
   if options.before:
     commands['perlhf_before'] = [*ours, '--per_round=1']
@@ -118,26 +122,35 @@ def sampler_commands(options: argparse.Namespace) -> dict[str, list[str]]:
   }
 
 
-def rates(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-  """Returns medians over the rounds, and rates over all of them."""
+def rates(
+  rounds: Sequence[Mapping[str, Any]], epoch_positions: float
+) -> dict[str, float]:
+  """Returns medians over the rounds.
+
+  A round holds few batches. So what an example takes is what a position takes
+  in the round, times the positions that an example has over the whole epoch.
+
+  Args:
+    rounds: figures of each.
+    epoch_positions: of an example, padding included, over all batches.
+  """
   total = {name: sum(r[name] for r in rounds) for name in rounds[0]}
   return {
     'examples_per_second': statistics.median(
-      r['examples'] / r['seconds'] for r in rounds
+      r['positions'] / epoch_positions / r['seconds'] for r in rounds
     ),
-    'examples_per_second_over_all': total['examples'] / total['seconds'],
-    'tokens_per_second': statistics.median(
-      r['tokens'] / r['seconds'] for r in rounds
+    'cpu_seconds_per_example': statistics.median(
+      r['cpu_seconds'] * epoch_positions / r['positions'] for r in rounds
     ),
-    'cpu_seconds_per_example': total['cpu_seconds'] / total['examples'],
-    'positions_per_example': total['positions'] / total['examples'],
+    'measured_examples_per_second': total['examples'] / total['seconds'],
+    'epoch_positions': epoch_positions,
     'padding': 1 - total['tokens'] / total['positions'],
   }
 
 
 def table(figures: Mapping[str, Mapping[str, float]], baseline: str) -> str:
   """Returns lines for people, with ratios to one of the rivals."""
-  columns = ('examples/s', 'over all', 'CPU s each', 'positions', 'padding')
+  columns = ('examples/s', 'as measured', 'CPU s each', 'positions', 'padding')
   heading = f'{"":24}' + ''.join(f'{c:>12}' for c in (*columns, 'ratio', 'CPU'))
   lines = [heading]
   base = figures[baseline]
@@ -149,9 +162,9 @@ def table(figures: Mapping[str, Mapping[str, float]], baseline: str) -> str:
     lines.append(
       f'{name:24}'
       f'{each["examples_per_second"]:12.3f}'
-      f'{each["examples_per_second_over_all"]:12.3f}'
+      f'{each["measured_examples_per_second"]:12.3f}'
       f'{each["cpu_seconds_per_example"]:12.3f}'
-      f'{each["positions_per_example"]:12.0f}'
+      f'{each["epoch_positions"]:12.0f}'
       f'{each["padding"]:12.1%}'
       f'{1 / rate:12.2f}{cpu:12.2f}'
     )
@@ -186,12 +199,13 @@ def main():
   unknown = set(named) - set(commands)
   if unknown:
     parser.error(f'--rivals: {unknown} is not among {", ".join(commands)}')
-  workers = {}
+  workers, ready = {}, {}
   for name in ['perlhf', *named] if named else commands:
     command = commands[name]
     code = options.before if name == 'perlhf_before' else _ROOT
     workers[name] = Worker(name, command, pathlib.Path(code).resolve())
-    print(name, workers[name].answer()['ready'], flush=True)
+    ready[name] = workers[name].answer()['ready']
+    print(name, ready[name], flush=True)
   measured = {name: [] for name in workers}
   for number in range(options.rounds):
     for name, worker in workers.items():
@@ -201,7 +215,10 @@ def main():
       print(f'round {number + 1}', name, figures, flush=True)
   for worker in workers.values():
     worker.stop()
-  result = {name: rates(rounds) for name, rounds in measured.items()}
+  result = {
+    name: rates(rounds, ready[name]['epoch_positions'])
+    for name, rounds in measured.items()
+  }
   print(shlex.join(sys.argv))
   print(table(result, 'perlhf'))
   if options.output:

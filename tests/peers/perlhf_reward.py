@@ -115,7 +115,7 @@ def main():
     code=perlhf_jax.__path__[0],
     shapes=len(compiled),
     step_memory_gib=steps.train.memory_bytes / 2**30,
-    mean_positions=float(np.mean(costs)),
+    epoch_positions=float(np.mean(costs)) / options.batch_size,
   )
 
 

@@ -74,7 +74,7 @@ def main():
       positions=count,
     )
 
-  rounds.serve(measure, jax=jax.__version__)
+  rounds.serve(measure, jax=jax.__version__, epoch_positions=options.targets)
 
 
 if __name__ == '__main__':

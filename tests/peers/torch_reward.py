@@ -86,8 +86,13 @@ class LoopModel(nn.Module):
     last = (answer_mask.sum(1) - 1).to(device)
     rows_of = torch.arange(len(last), device=device)
     scores = self.head(hidden[rows_of, last])[:, 0]
-    positions = tokens.numel() + answers.numel()
-    return _loss(scores, rows), positions
+    return _loss(scores, rows)
+
+  def positions(self, rows):
+    names = _responses(rows[0])
+    prompt = max(map(len, _each(rows, 'inputs')))
+    response = max(len(row[name]) for row in rows for name in names)
+    return len(rows) * len(names) * (prompt + response + 1)
 
 
 class TrlModel(nn.Module):
@@ -116,7 +121,14 @@ class TrlModel(nn.Module):
       batch = {name: x[: len(rows)] for name, x in batch.items()}
     device = next(self.model.parameters()).device
     logits = self.model(**{n: x.to(device) for n, x in batch.items()}).logits
-    return _loss(logits[:, 0], rows), 2 * batch['input_ids'].numel()
+    return _loss(logits[:, 0], rows)
+
+  def positions(self, rows):
+    names = _responses(rows[0])
+    longest = max(
+      len(row['inputs']) - 1 + len(row[name]) for row in rows for name in names
+    )
+    return 2 * len(rows) * len(names) * longest  # In both stacks.
 
 
 def _responses(row):
@@ -175,30 +187,28 @@ def main():
   model.train()
   trained = [p for p in model.parameters() if p.requires_grad]
   optimizer = torch.optim.AdamW(trained, lr=1e-3)
-  positions = {}
 
   def step(number):
-    loss, positions[number] = model.loss(batches[number])
+    loss = model.loss(batches[number])
     loss.backward()
     nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
     optimizer.zero_grad()
     loss.item()
 
-  costs = [size * max(map(_size, batch)) for batch in batches]
+  costs = [model.positions(batch) for batch in batches]
   chosen = rounds.stratified(costs, options.per_round, options.num_rounds)
-  for number in chosen[0][:2]:
-    step(number)
+  step(min(range(len(costs)), key=lambda number: costs[number]))
 
   def measure(number):
     mine = chosen[number]
-    figures = rounds.timed_steps(
+    return rounds.timed_steps(
       step,
       mine,
       examples=len(mine) * size,
       tokens=sum(_size(row) for i in mine for row in batches[i]),
+      positions=sum(costs[i] for i in mine),
     )
-    return {**figures, 'positions': sum(positions[i] for i in mine)}
 
   rounds.serve(
     measure,
@@ -206,6 +216,7 @@ def main():
     transformers=transformers.__version__,
     peft=peft.__version__,
     threads=torch.get_num_threads(),
+    epoch_positions=sum(costs) / len(costs) / size,
     trained=sum(p.numel() for p in trained),
   )
 

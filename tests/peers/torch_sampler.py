@@ -56,6 +56,7 @@ def main():
     torch=torch.__version__,
     transformers=transformers.__version__,
     threads=torch.get_num_threads(),
+    epoch_positions=options.targets,
   )
 
 
