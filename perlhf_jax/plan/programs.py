@@ -245,7 +245,7 @@ def _policy_programs(setting, mesh) -> Iterator[Program]:
         _without_output_layer(value),
         read,
         _without_output_layer(roles.frozen['rewards']),
-        read_samples,
+        read_samples.replace(logprobs=None, example_mask=None),
       )
     ),
     held + device_bytes(samples),

@@ -125,7 +125,8 @@ def _weights_and_batch(tuning, program):
   if program == 'rl_scoring':
     # The values come from the one update of REINFORCE.
     reward = 4 * trained if tuning == 'lora' else read_by_a_head
-    return frozen + reward + 4 * n['head'] + samples
+    read = prompts - BATCH + responses * (4 + 1)  # No log-probabilities.
+    return frozen + reward + 4 * n['head'] + read
   state = with_adam * (2 * trained + n['head'])
   experience = samples + responses * 4 + 2 * 4 * BATCH
   return state + experience + (frozen if tuning == 'lora' else 0)
