@@ -209,7 +209,10 @@ def _train(folder, process=None, at_step=None, event=None):
   whole = partitioning.replicated(mesh)
   step = compiled_step.CompiledStep(
     train_step.make_train_step(
-      loss, optimizer, lambda step: 0.1 + 0 * step, seed=0
+      train_step.gradients_of(loss),
+      optimizer,
+      lambda step: 0.1 + 0 * step,
+      seed=0,
     ),
     mesh,
     name='a step',

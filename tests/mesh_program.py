@@ -88,7 +88,10 @@ def run(mesh, tuning):
   )(trainable)
   step = compiled_step.CompiledStep(
     train_step.make_train_step(
-      loss, optimizer, optimizers.make_schedule(config, 10), seed=0
+      train_step.gradients_of(loss),
+      optimizer,
+      optimizers.make_schedule(config, 10),
+      seed=0,
     ),
     mesh,
     name='step',

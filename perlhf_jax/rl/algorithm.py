@@ -109,7 +109,12 @@ class Algorithm(Protocol):
     targets: Targets,
     kl_beta: Float[typing.Array, ''] | float,
   ) -> train_step.LossOutput:
-    """Computes the loss of a minibatch, as sums."""
+    """Computes the loss of a minibatch, as sums.
+
+    The models are differentiated one after the other (`rl/gradients.py`), so
+    its gradient by `outputs.values` must not depend on `outputs.logprobs`: a
+    loss of the policy and a loss of the values, added up.
+    """
     ...
 
 

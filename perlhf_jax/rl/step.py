@@ -19,8 +19,8 @@ from perlhf_jax.data import feature_converters
 from perlhf_jax.data import length_buckets
 from perlhf_jax.models import policy as policy_lib
 from perlhf_jax.models import prompts as prompts_lib
-from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.rl import experience as experience_lib
+from perlhf_jax.rl import gradients
 from perlhf_jax.rl import minibatches
 from perlhf_jax.rl import rewards
 from perlhf_jax.rl import rollout_metrics
@@ -319,7 +319,7 @@ def assess(
       shared_backbone.role_variables(frozen, {}),
       source.of(models.reference, {}),
       tokens,
-      temperature=_temperature(config),
+      temperature=config.logprob_temperature,
     )
   if value is not None:
     values = models.value.values(
@@ -343,12 +343,6 @@ def assess(
       axis=-1,
     )
   return experience_lib.Assessment(ref_logprobs, values, model_scores)
-
-
-def _temperature(config) -> float:
-  # Which distribution greedy decoding would have sampled is a convention: the
-  # model's own.
-  return config.temperature or 1.0
 
 
 def learn(
@@ -387,7 +381,7 @@ def learn(
     targets = algorithm.targets(episodes, kl_beta)
     experience = experience.replace(targets=targets)
   update = train_step.make_train_step(
-    functools.partial(_loss, models, settings, kl_beta),
+    functools.partial(gradients.differentiate, models, settings, kl_beta),
     optimizer,
     schedule,
     seed=settings.seed,
@@ -440,44 +434,3 @@ def learn(
     skipped_in_a_row=skipped_in_a_row,
   )
   return state, metrics
-
-
-def _loss(
-  models, settings, kl_beta, trainable, frozen, experience, rng
-) -> train_step.LossOutput:
-  """Computes the loss of a part of a rollout."""
-  del rng  # No dropout: the first ratio is 1.
-  tokens = experience.response_tokens
-  source = shared_backbone.PromptSource(
-    frozen, experience.prompts, experience.encoding
-  )
-  logprobs = policy_lib.response_logprobs(
-    models.policy,
-    shared_backbone.role_variables(frozen, trainable['policy']),
-    source.of(models.policy, trainable['policy']),
-    tokens,
-    temperature=_temperature(settings.sampling),
-  )
-  values = None
-  if 'value' in trainable:
-    values = models.value.values(
-      shared_backbone.role_variables(frozen, trainable['value']),
-      source.of(models.value.backbone, trainable['value']),
-      tokens,
-    )
-  algorithm = settings.algorithm
-  outputs = algorithm_lib.Outputs(logprobs, values)
-  episodes, targets = experience.episodes(), experience.targets
-  if targets is not None:
-    return algorithm.loss(outputs, episodes, targets, kl_beta)
-  # The one update of a rollout, and no part of it: what is constant in it may
-  # be computed of what is differentiated.
-  episodes = episodes._replace(values=jax.lax.stop_gradient(values))
-  targets = algorithm.targets(episodes, kl_beta)
-  output = algorithm.loss(outputs, episodes, targets, kl_beta)
-  # To be divided by the weight again.
-  described = {
-    name: value * output.weight_sum
-    for name, value in rollout_metrics.of_values(episodes, targets).items()
-  }
-  return output._replace(metric_sums={**output.metric_sums, **described})

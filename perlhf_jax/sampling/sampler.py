@@ -48,6 +48,15 @@ class SamplingConfig:
   def __post_init__(self):
     checks.check_fields(self)
 
+  @property
+  def logprob_temperature(self) -> float:
+    """Temperature of the distribution that `Samples.logprobs` are of.
+
+    Which one greedy decoding would have sampled from is a convention: the
+    model's own.
+    """
+    return self.temperature or 1.0
+
 
 @struct.dataclass
 class Samples:

@@ -178,7 +178,7 @@ def make_steps(
   )
   train = compiled_step.CompiledStep(
     train_step.make_train_step(
-      loss_fn,
+      train_step.gradients_of(loss_fn),
       transformation,
       optimizers.make_schedule(optimizer, train_steps),
       seed=seed,

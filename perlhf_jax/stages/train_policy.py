@@ -18,6 +18,7 @@ from perlhf_jax.models import t5_config
 from perlhf_jax.models import tuned_params
 from perlhf_jax.rl import alarms as alarms_lib
 from perlhf_jax.rl import algorithm as algorithm_lib
+from perlhf_jax.rl import gradients
 from perlhf_jax.rl import kl_controller
 from perlhf_jax.rl import rewards as rewards_lib
 from perlhf_jax.rl import settings as settings_lib
@@ -118,6 +119,7 @@ def train_policy(
   mesh = partitioner.make_mesh()
   algorithm_lib.check_kl_beta(kl_beta, controller is not None)
   algorithm_lib.check_algorithm(algorithm, num_samples)
+  gradients.check_separable(algorithm)
   rewards.check_any()
   reward_sources.check_judge(judge)
   sampling = sampler.SamplingConfig(

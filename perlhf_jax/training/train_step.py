@@ -30,14 +30,32 @@ LossFn = Callable[
   [Mapping[str, Any], Mapping[str, Any], typing.PyTree, jax.Array | None],
   LossOutput,
 ]
+# Likewise -> (gradients of `loss_sum` by trainable, LossOutput)
+Differentiate = Callable[
+  [Mapping[str, Any], Mapping[str, Any], typing.PyTree, jax.Array | None],
+  tuple[Mapping[str, Any], LossOutput],
+]
 TrainStep = Callable[
   [train_state_lib.TrainState, Mapping[str, Any], typing.PyTree],
   tuple[train_state_lib.TrainState, dict[str, jax.Array]],
 ]
 
 
+def gradients_of(loss_fn: LossFn) -> Differentiate:
+  """Returns the function that differentiates a loss as a whole."""
+
+  def differentiate(trainable, frozen, batch, rng):
+    def loss(trainable):
+      output = loss_fn(trainable, frozen, batch, rng)
+      return output.loss_sum, output
+
+    return jax.grad(loss, has_aux=True)(trainable)
+
+  return differentiate
+
+
 def make_train_step(
-  loss_fn: LossFn,
+  differentiate: Differentiate,
   optimizer: optax.GradientTransformation,
   schedule: Callable[[jax.Array], jax.Array],
   *,
@@ -53,7 +71,8 @@ def make_train_step(
   of arrays `[batch, …]`.
 
   Args:
-    loss_fn: the loss of a batch, as sums.
+    differentiate: gives the gradients of a batch and its loss, as sums;
+      `gradients_of` a loss, unless the parts of a loss know a better way.
     optimizer: its learning rate is that of `schedule`.
     schedule: for reporting the rate.
     seed: of dropout; the key of a step is a function of seed and step alone.
@@ -62,17 +81,9 @@ def make_train_step(
       weights and optimizer as they were; the metric `skipped` is then 1.
   """
 
-  def sums(trainable, frozen, batch, rng):
-    def loss(trainable):
-      output = loss_fn(trainable, frozen, batch, rng)
-      return output.loss_sum, output
-
-    gradients, output = jax.grad(loss, has_aux=True)(trainable)
-    return gradients, output
-
   def accumulate(trainable, frozen, batch, rng):
     if accumulation_steps == 1:
-      return sums(trainable, frozen, batch, rng)
+      return differentiate(trainable, frozen, batch, rng)
 
     def split(x):
       # Every device keeps its own rows: part i takes rows i, i + parts, ….
@@ -82,7 +93,7 @@ def make_train_step(
     def body(total, inputs):
       part, part_rng = inputs
       return jax.tree.map(
-        jnp.add, total, sums(trainable, frozen, part, part_rng)
+        jnp.add, total, differentiate(trainable, frozen, part, part_rng)
       ), None
 
     parts = jax.tree.map(split, batch)
@@ -90,7 +101,7 @@ def make_train_step(
     first = jax.tree.map(lambda x: x[0], (parts, rngs))
     zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(sums, trainable, frozen, *first),
+      jax.eval_shape(differentiate, trainable, frozen, *first),
     )
     total, _ = jax.lax.scan(body, zeros, (parts, rngs))
     return total

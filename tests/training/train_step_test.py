@@ -45,7 +45,7 @@ def _start(config=None, **kwargs):
   schedule = optimizers.make_schedule(config, 10)
   loss_fn = kwargs.pop('loss_fn', _loss)
   step = train_step.make_train_step(
-    loss_fn, optimizer, schedule, seed=3, **kwargs
+    train_step.gradients_of(loss_fn), optimizer, schedule, seed=3, **kwargs
   )
   trainable = {'delta': jnp.array([0.5, -1.0, 0.25])}
   frozen = {'base': jnp.array([1.0, 2.0, 3.0])}
@@ -85,7 +85,9 @@ def test_gradients_are_clipped_by_the_trainable_norm():
     update=lambda g, s, p: (gradients.append(g) or g, s),
   )
   clipped = optax.chain(optax.clip_by_global_norm(0.5), optimizer)
-  plain = train_step.make_train_step(_loss, clipped, lambda s: s * 0.0, seed=0)
+  plain = train_step.make_train_step(
+    train_step.gradients_of(_loss), clipped, lambda s: s * 0.0, seed=0
+  )
   _, metrics = plain(
     train_state.create(state.trainable, clipped), frozen, _batch()
   )
@@ -249,7 +251,10 @@ def lora_run():
   optimizer = optimizers.make_optimizer(config, 2)
   step = jax.jit(
     train_step.make_train_step(
-      loss, optimizer, optimizers.make_schedule(config, 2), seed=0
+      train_step.gradients_of(loss),
+      optimizer,
+      optimizers.make_schedule(config, 2),
+      seed=0,
     ),
     donate_argnums=0,
   )

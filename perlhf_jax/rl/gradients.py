@@ -1,0 +1,143 @@
+"""Gradients of policy and value model, of one model after the other.
+
+Differentiated together, both models' activations would be kept for the backward
+passes at the same time.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from perlhf_jax.core import errors
+from perlhf_jax.models import policy as policy_lib
+from perlhf_jax.rl import algorithm as algorithm_lib
+from perlhf_jax.rl import experience as experience_lib
+from perlhf_jax.rl import rollout_metrics
+from perlhf_jax.rl import settings as settings_lib
+from perlhf_jax.rl import shared_backbone
+from perlhf_jax.training import train_step
+
+
+def differentiate(
+  models: shared_backbone.Models,
+  settings: settings_lib.Settings,
+  kl_beta: Any,
+  trainable: Mapping[str, Any],
+  frozen: shared_backbone.Variables,
+  experience: experience_lib.Experience,
+  rng: jax.Array,
+) -> tuple[dict[str, Any], train_step.LossOutput]:
+  """Computes the gradients of the loss of a part of a rollout.
+
+  Args:
+    models: the modules.
+    settings: how to learn.
+    kl_beta: β.
+    trainable: weights of `policy`, and of `value` where there is one.
+    frozen: `params`, the backbone.
+    experience: assessed and scored. It has no targets where a rollout has one
+      update: then the values of the rollout are those that are differentiated.
+    rng: not used. There is no dropout, so that the first ratio is 1.
+
+  Returns:
+    Gradients of the sum of losses, as `trainable`, and the loss.
+  """
+  del rng
+  algorithm, tokens = settings.algorithm, experience.response_tokens
+  source = shared_backbone.PromptSource(
+    frozen, experience.prompts, experience.encoding
+  )
+  policy, gradients, values = trainable['policy'], {}, None
+  episodes, targets = experience.episodes(), experience.targets
+
+  def values_of(variables):
+    return models.value.values(
+      shared_backbone.role_variables(frozen, variables),
+      source.of(models.value.backbone, variables),
+      tokens,
+    )
+
+  def logprobs_of(variables):
+    return policy_lib.response_logprobs(
+      models.policy,
+      shared_backbone.role_variables(frozen, variables),
+      source.of(models.policy, variables),
+      tokens,
+      temperature=settings.sampling.logprob_temperature,
+    )
+
+  def loss(logprobs, values):
+    outputs = algorithm_lib.Outputs(logprobs, values)
+    output = algorithm.loss(outputs, episodes, targets, kl_beta)
+    return output.loss_sum, output
+
+  if 'value' in trainable:
+    values, pull_back = jax.vjp(values_of, trainable['value'])
+    if targets is None:
+      episodes = episodes._replace(values=jax.lax.stop_gradient(values))
+      targets = algorithm.targets(episodes, kl_beta)
+    # By the contract of `Algorithm.loss` any log-probabilities will do, and the
+    # rollout's are there before the policy has been asked.
+    by_values, _ = jax.grad(loss, argnums=1, has_aux=True)(
+      episodes.logprobs, values
+    )
+    (by_weights,) = pull_back(by_values)
+    # The policy's pass waits until nothing of the value model's is kept.
+    policy, gradients['value'] = jax.lax.optimization_barrier(
+      (policy, by_weights)
+    )
+  elif targets is None:
+    targets = algorithm.targets(episodes, kl_beta)
+  gradients['policy'], output = jax.grad(
+    lambda variables: loss(logprobs_of(variables), values), has_aux=True
+  )(policy)
+  if experience.targets is None and 'value' in trainable:
+    # To be divided by the weight again.
+    described = {
+      name: value * output.weight_sum
+      for name, value in rollout_metrics.of_values(episodes, targets).items()
+    }
+    sums = {**output.metric_sums, **described}
+    output = output._replace(metric_sums=sums)
+  return gradients, output
+
+
+def check_separable(algorithm: algorithm_lib.Algorithm) -> None:
+  """Checks that the models of an algorithm can be differentiated one by one.
+
+  Raises:
+    ConfigError: the gradient of its loss by values depends on the policy's
+      log-probabilities.
+  """
+  if not algorithm.needs_value:
+    return
+  rng = np.random.default_rng(0)
+  shape = (4, algorithm.min_samples, 3)
+  logprobs, others, ref_logprobs, values = -rng.exponential(size=(4, *shape))
+  episodes = algorithm_lib.Episodes(
+    mask=np.ones(shape, bool),
+    logprobs=logprobs.astype(np.float32),
+    ref_logprobs=ref_logprobs.astype(np.float32),
+    values=values.astype(np.float32),
+    scores=rng.normal(size=shape[:2]).astype(np.float32),
+  )
+  kl_beta = 0.1
+  targets = algorithm.targets(episodes, kl_beta)
+
+  def by_values(logprobs):
+    def loss(values):
+      outputs = algorithm_lib.Outputs(logprobs.astype(np.float32), values)
+      return algorithm.loss(outputs, episodes, targets, kl_beta).loss_sum
+
+    return jax.grad(loss)(episodes.values * np.float32(1.1))
+
+  if not np.allclose(by_values(logprobs), by_values(others)):
+    raise errors.ConfigError(
+      f'The gradient of {type(algorithm).__name__}.loss by outputs.values '
+      'depends on outputs.logprobs. Policy and value model are differentiated '
+      'one after the other: make the loss a sum of a loss of the logprobs and '
+      'a loss of the values, and take what else the first needs from targets, '
+      'or from jax.lax.stop_gradient(outputs.values).'
+    )
