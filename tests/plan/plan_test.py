@@ -108,7 +108,7 @@ def _weights_and_batch(tuning, program):
   """Bytes of the arguments of a program, added up on paper."""
   n = _count()
   read_by_a_head = 2 * n['kernels'] + 4 * n['small']
-  frozen = read_by_a_head + 4 * n['output']
+  frozen = read_by_a_head + 2 * n['output']
   trained = n['lora']
   if tuning == 'full':
     trained = n['kernels'] + n['output'] + n['small']
@@ -151,7 +151,7 @@ def test_what_waits_for_other_programs_is_held_beside(planned, tuning):
   n = _count()
   rows = planned[0]
   # Everything lies somewhere, whatever runs: arguments are held or read.
-  backbone = 2 * n['kernels'] + 4 * (n['small'] + n['output'])
+  backbone = 2 * (n['kernels'] + n['output']) + 4 * n['small']
   trained = n['lora']
   reward = 4 * (trained + n['head'])
   if tuning == 'full':
