@@ -31,7 +31,7 @@ export PYTHONPATH="$root" PYTHONDONTWRITEBYTECODE=1
 cd "$output"
 
 modules='jax, flax, optax, orbax.checkpoint, gin, jaxtyping'
-if ! "$python" -c "import $modules"; then
+if ! "$python" -c "import $modules" 2>/dev/null; then
   echo "$python cannot import one of $modules. In an environment of its own:" \
     'pip install "jax[cuda12]" flax optax orbax-checkpoint gin-config' \
     'jaxtyping; then give it as PYTHON.' >&2

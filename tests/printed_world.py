@@ -38,7 +38,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 _TESTS = ROOT / 'tests'
 
 # Their own tests run them; here they only have to be there.
-_LONG_SCRIPTS = ('setup_venv.sh', 'run_tests.sh')
+_LONG_SCRIPTS = ('setup_venv.sh', 'run_tests.sh', 'gpu_check.sh')
 _CLOUDS = (
   'docker',
   'gcloud',
