@@ -229,7 +229,7 @@ def test_records_have_the_padding_and_the_log_the_shapes(ragged, caplog):
   caplog.set_level(logging.INFO)
   _train(ragged / 'by_length')
   assert 'of what is computed is padding' in caplog.text
-  assert 'for prompt_tokens 8x' in caplog.text
+  assert 'prompt_tokens 8x' in caplog.text
   _train(ragged / 'mixed', '--gin.LENGTH_BUCKETS=0')
   padding = {
     name: [
