@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import seqio
 
+from perlhf_jax.data import seqio_vocabularies
 from perlhf_jax.data import tokenizing
 from perlhf_jax.data import vocabularies
 
@@ -21,7 +22,7 @@ TEXTS = [
 @pytest.fixture(scope='module')
 def spm():
   path = seqio.__path__[0] + '/test_data/sentencepiece/sentencepiece.model'
-  return vocabularies.SentencePieceVocabulary(path, extra_ids=10)
+  return seqio_vocabularies.SentencePieceVocabulary(path, extra_ids=10)
 
 
 def one_by_one(vocabulary, texts):
