@@ -47,10 +47,6 @@ class Encoded:
 MaybeEncoded = Prompts | Encoded
 
 
-# What of a batch makes its prompts.
-FEATURES = ('prompt_tokens', 'prompt_mask', 'images', 'image_mask')
-
-
 def of_tokens(tokens: typing.Array) -> Prompts:
   """Makes prompts of text alone, `[batch, prompt_length]`, padded with 0."""
   return Prompts(tokens, tokens != 0)
@@ -68,8 +64,3 @@ def of_batch(batch: Mapping[str, typing.PyTree]) -> Prompts:
     tokens = batch['encoder_input_tokens']
     return Prompts(tokens, tokens != 0, *images)
   return Prompts(batch['prompt_tokens'], batch['prompt_mask'], *images)
-
-
-def features_of(batch: Mapping[str, typing.Array]) -> dict[str, typing.Array]:
-  """Returns the features of a batch that `of_batch` reads."""
-  return {name: batch[name] for name in FEATURES if name in batch}

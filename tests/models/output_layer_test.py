@@ -1,17 +1,13 @@
 """Logits in chunks against logits of every token."""
 
 import dataclasses
-import os
-import pathlib
-import pickle
 import re
-import subprocess
-import sys
 
 import chunked_logits
 import jax
 import jax.numpy as jnp
 import numpy as np
+import program_results
 import pytest
 
 from perlhf_jax.core import tree_paths
@@ -19,7 +15,6 @@ from perlhf_jax.models import output_layer
 from perlhf_jax.models import t5
 from perlhf_jax.objectives import losses
 
-_TESTS = pathlib.Path(__file__).parents[1]
 _POSITION_BYTES = chunked_logits.ROWS * chunked_logits.UNTIED.vocab_size * 4
 
 
@@ -169,19 +164,8 @@ def test_chunks_depend_on_the_shape_alone(monkeypatch):
 
 @pytest.fixture(scope='module')
 def meshes(tmp_path_factory):
-  path = tmp_path_factory.mktemp('output_layer') / 'results.pickle'
-  process = subprocess.run(
-    [sys.executable, _TESTS / 'models/output_layer_program.py', path],
-    capture_output=True,
-    text=True,
-    check=False,
-    env={
-      **os.environ,
-      'PYTHONPATH': os.pathsep.join(map(str, (_TESTS.parent, _TESTS))),
-    },
-  )
-  assert process.returncode == 0, process.stderr[-3000:]
-  return pickle.loads(path.read_bytes())
+  folder = tmp_path_factory.mktemp('output_layer')
+  return program_results.run('models/output_layer_program.py', folder)
 
 
 @pytest.mark.parametrize('name', chunked_logits.CASES)

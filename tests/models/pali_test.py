@@ -313,7 +313,6 @@ def test_features_of_a_batch():
   jax.tree.map(
     np.testing.assert_array_equal, prompts_lib.of_batch(batch), prompts
   )
-  assert set(prompts_lib.features_of(batch)) == set(batch) - {'labels'}
   text = {'encoder_input_tokens': np.array([[3, 1, 0]])}
   assert prompts_lib.of_batch(text).mask.tolist() == [[True, True, False]]
 

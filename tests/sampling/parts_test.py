@@ -2,14 +2,10 @@
 
 import dataclasses
 import functools
-import os
-import pathlib
-import pickle
-import subprocess
-import sys
 
 import jax
 import numpy as np
+import program_results
 import pytest
 import sampling_reference
 import tiny_models
@@ -17,7 +13,6 @@ import tiny_models
 from perlhf_jax.models import t5
 from perlhf_jax.sampling import sampler
 
-_TESTS = pathlib.Path(__file__).parents[1]
 CONFIG = sampling_reference.CONFIG
 MODEL = t5.T5(CONFIG)
 BATCH = 8
@@ -74,18 +69,7 @@ def test_parts_take_what_is_encoded(inputs, whole):
 
 
 def test_every_device_works_in_every_part(tmp_path):
-  path = tmp_path / 'results.pkl'
-  subprocess.run(
-    [sys.executable, _TESTS / 'sampling/parts_program.py', path],
-    check=True,
-    timeout=600,
-    env={
-      **os.environ,
-      'PYTHONPATH': os.pathsep.join([str(_TESTS), str(_TESTS.parent)]),
-    },
-  )
-  with path.open('rb') as file:
-    results = pickle.load(file)
+  results = program_results.run('sampling/parts_program.py', tmp_path)
   whole = results[1]
   for parts in (2, 4):
     np.testing.assert_array_equal(results[parts]['tokens'], whole['tokens'])

@@ -1,33 +1,17 @@
 """How a model of T5 1.1 base's shapes lies on a mesh of (1, 4, 2)."""
 
 import math
-import os
-import pathlib
-import pickle
-import subprocess
-import sys
 
+import program_results
 import pytest
 
 DEVICES = 8
-_TESTS = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
-  path = tmp_path_factory.mktemp('sharding') / 'results.pickle'
-  process = subprocess.run(
-    [sys.executable, _TESTS / 'stages/sharding_program.py', path],
-    capture_output=True,
-    text=True,
-    check=False,
-    env={
-      **os.environ,
-      'PYTHONPATH': os.pathsep.join(map(str, (_TESTS.parent, _TESTS))),
-    },
-  )
-  assert process.returncode == 0, process.stderr[-3000:]
-  return pickle.loads(path.read_bytes())
+  folder = tmp_path_factory.mktemp('sharding')
+  return program_results.run('stages/sharding_program.py', folder)
 
 
 RUNS = [

@@ -1,12 +1,7 @@
-import os
-import pathlib
-import pickle
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+import program_results
 import pytest
 import tiny_models
 
@@ -17,7 +12,6 @@ from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 from perlhf_jax.training import topologies
 
-TESTS = pathlib.Path(__file__).parents[1]
 MESHES = ((8, 1, 1), (2, 2, 2), (1, 4, 2))
 TWO_SLICES = 'two slices'  # The mesh (2, 2, 2) of two.
 QUERY = 'params/encoder/layers_0/attention/query'
@@ -26,17 +20,8 @@ QUERY = 'params/encoder/layers_0/attention/query'
 @pytest.fixture(scope='module')
 def eight(tmp_path_factory):
   """What tests/mesh_program.py found on eight simulated devices."""
-  path = tmp_path_factory.mktemp('mesh') / 'results.pickle'
-  process = subprocess.run(
-    [sys.executable, str(TESTS / 'mesh_program.py'), str(path)],
-    cwd=TESTS.parent,
-    capture_output=True,
-    text=True,
-    check=False,
-    env={**os.environ, 'PYTHONPATH': f'{TESTS.parent}'},
-  )
-  assert process.returncode == 0, process.stderr[-3000:]
-  results = pickle.loads(path.read_bytes())
+  folder = tmp_path_factory.mktemp('mesh')
+  results = program_results.run('mesh_program.py', folder)
   assert results['devices'] == 8
   return results
 
