@@ -161,7 +161,7 @@ def benchmark(
     task = task_batches_lib.load(start, dataset)
     prompts = task.prompts()
   if start.backbone is None:
-    start = _with_random_weights(start, mesh, seed)
+    start = with_random_weights(start, mesh, seed)
   machine = machine_lib.measure(start.config.compute_dtype)
 
   settings = {
@@ -291,8 +291,16 @@ def _resolve_start(model, make_vocabulary, path, task, mesh) -> starts.Start:
   return starts.Start(model, vocabulary, None)
 
 
-def _with_random_weights(start, mesh, seed) -> starts.Start:
-  """Draws a backbone once, for all tunings and roles to begin from."""
+def with_random_weights(
+  start: starts.Start, mesh: partitioning.LogicalMesh, seed: int
+) -> starts.Start:
+  """Draws a backbone once, for all tunings and roles to begin from.
+
+  Args:
+    start: has no backbone.
+    mesh: on which the weights are put.
+    seed: of the draw.
+  """
   bare = encoder_decoder.make_model(start.config)
 
   def init():

@@ -39,6 +39,7 @@ class Dense(nn.Module):
     kernel_init: initializer of the kernel.
     bias_init: initializer of a bias; None for no bias.
     adapters: resolved LoRA adapters of the whole model, or None.
+    remat_name: by which a remat policy keeps the output.
   """
 
   features: int
@@ -48,6 +49,7 @@ class Dense(nn.Module):
   kernel_init: Initializer = DENSE_INIT
   bias_init: Initializer | None = None
   adapters: lora_lib.Adapters | None = None
+  remat_name: str = products.ROUNDED
 
   @nn.compact
   def __call__(
@@ -78,7 +80,9 @@ class Dense(nn.Module):
         dtype=self.dtype,
         name='lora',
       )(x, deterministic=deterministic)
-    return products.rounded(y, self.output_dtype or self.dtype)
+    return products.rounded(
+      y, self.output_dtype or self.dtype, self.remat_name
+    )
 
 
 class RMSNorm(nn.Module):
@@ -174,6 +178,7 @@ class Mlp(nn.Module):
         kernel_axes=('embed', 'mlp'),
         dtype=config.compute_dtype,
         adapters=self.adapters,
+        remat_name=products.MLP_HIDDEN,
         name='wi' if len(names) == 1 else f'wi_{index}',
       )(x, deterministic=deterministic)
       branches.append(_ACTIVATIONS[activation](y))

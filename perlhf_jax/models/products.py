@@ -28,8 +28,9 @@ from jaxtyping import Float
 
 from perlhf_jax.core import typing
 
-# What `remat_policy='minimal'` keeps for the backward pass.
+# Names by which a remat policy keeps arrays for the backward pass.
 ROUNDED = 'rounded_product'
+MLP_HIDDEN = 'mlp_hidden'
 
 
 def product(
@@ -47,10 +48,16 @@ def product(
 
 
 def rounded(
-  y: Float[jax.Array, '*shape outputs'], dtype: Any
+  y: Float[jax.Array, '*shape outputs'], dtype: Any, name: str = ROUNDED
 ) -> Float[jax.Array, '*shape outputs']:
-  """Returns a sum of products in the dtype of activations."""
-  return ad_checkpoint.checkpoint_name(y.astype(dtype), ROUNDED)
+  """Returns a sum of products in the dtype of activations.
+
+  Args:
+    y: the sum, in float32.
+    dtype: of activations.
+    name: by which a remat policy keeps the result.
+  """
+  return ad_checkpoint.checkpoint_name(y.astype(dtype), name)
 
 
 @jax.custom_jvp

@@ -43,7 +43,8 @@ class T5Config:
     scan_layers: whether layers are stacked and run by `nn.scan` (one layer
       compiled, for deep models). Outputs are the same either way.
     remat_policy: what the backward pass recomputes: `none`, `minimal` (all
-      but matrix products) or `full`.
+      but the outputs of dense layers; with LoRA those of `wi` in the MLPs
+      too) or `full`.
     attention_block: queries whose attention weights, of all keys and heads,
       are held at a time at most; the backward pass recomputes them. None to
       choose it from the shape: all of them where they are small. Outputs are

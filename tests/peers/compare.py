@@ -122,6 +122,22 @@ def sampler_commands(options: argparse.Namespace) -> dict[str, list[str]]:
   }
 
 
+def iteration_commands(options: argparse.Namespace) -> dict[str, list[str]]:
+  """Returns the command of each rival of an iteration."""
+  shapes = [
+    f'--batch_size={options.batch_size}',
+    f'--inputs={options.inputs}',
+    f'--targets={options.targets}',
+  ]
+  ours = [options.perlhf_python, str(_HERE / 'perlhf_iteration.py'), *shapes]
+  return {
+    'perlhf': ours,
+    'perlhf_decoder': [*ours, '--tuning=decoder'],
+    'perlhf_full': [*ours, '--tuning=full'],
+    'trl_ppo': [options.peers_python, str(_HERE / 'torch_ppo.py'), *shapes],
+  }
+
+
 def rates(
   rounds: Sequence[Mapping[str, Any]], epoch_positions: float
 ) -> dict[str, float]:
@@ -175,9 +191,16 @@ def table(figures: Mapping[str, Mapping[str, float]], baseline: str) -> str:
   return '\n'.join(lines)
 
 
+_COMMANDS = {
+  'reward': reward_commands,
+  'sampler': sampler_commands,
+  'iteration': iteration_commands,
+}
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('what', choices=('reward', 'sampler'))
+  parser.add_argument('what', choices=tuple(_COMMANDS))
   parser.add_argument('--perlhf_python', default=sys.executable)
   parser.add_argument('--peers_python', required=True)
   parser.add_argument('--rounds', type=int, default=6)
@@ -191,10 +214,7 @@ def main():
   parser.add_argument('--before', help='a checkout of an earlier commit')
   parser.add_argument('--output', help='a JSON file')
   options = parser.parse_args()
-  if options.what == 'reward':
-    commands = reward_commands(options)
-  else:
-    commands = sampler_commands(options)
+  commands = _COMMANDS[options.what](options)
   named = [name for name in options.rivals.split(',') if name]
   unknown = set(named) - set(commands)
   if unknown:

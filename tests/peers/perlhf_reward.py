@@ -24,7 +24,7 @@ from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 
 # gin/models/t5_1_1_small.gin, whose dropout rate is that of train_reward.gin.
-_SMALL = t5_config.T5Config(
+SMALL = t5_config.T5Config(
   vocab_size=32128,
   emb_dim=512,
   num_heads=6,
@@ -51,7 +51,7 @@ def main():
   options = parser.parse_args()
   mesh = partitioning.make_mesh()
   vocabulary = vocabularies.sentencepiece_vocabulary(options.vocabulary)
-  start = starts.Start(_SMALL, vocabulary, None)
+  start = starts.Start(SMALL, vocabulary, None)
   examples = start.load_examples(
     input_pipeline.DatasetConfig(
       mixture_or_task_name=options.task,

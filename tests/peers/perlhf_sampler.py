@@ -15,7 +15,7 @@ from perlhf_jax.stages import model_variables
 from perlhf_jax.training import partitioning
 
 # gin/models/t5_1_1_small.gin.
-_SMALL = t5_config.T5Config(
+SMALL = t5_config.T5Config(
   vocab_size=32128,
   emb_dim=512,
   num_heads=6,
@@ -34,9 +34,9 @@ def main():
   parser.add_argument('--targets', type=int, default=64)
   options = parser.parse_args()
   adapters = lora.resolve(
-    lora.LoraConfig(rank=8), encoder_decoder.dense_module_paths(_SMALL)
+    lora.LoraConfig(rank=8), encoder_decoder.dense_module_paths(SMALL)
   )
-  model = encoder_decoder.make_model(_SMALL, adapters)
+  model = encoder_decoder.make_model(SMALL, adapters)
   variables, _ = model_variables.place(
     lambda: dict(encoder_decoder.init_variables(model, jax.random.key(0))),
     {},
