@@ -20,12 +20,13 @@ _FLOAT32 = 4
 
 def attend(
   query: Float[typing.Array, 'batch query_length heads head_dim'],
-  key: Float[typing.Array, 'batch key_length heads head_dim'],
-  value: Float[typing.Array, 'batch key_length heads head_dim'],
+  key: Float[typing.Array, 'batch _ _ _'],
+  value: Float[typing.Array, 'batch _ _ _'],
   drop: Callable[[jax.Array], jax.Array],
   *,
   mask_bias: Float[typing.Array, '_ _ _ key_length'] | None = None,
   distance_bias: Float[typing.Array, 'heads distances'] | None = None,
+  keys_last: bool = False,
   block: int | None = None,
 ) -> Float[jax.Array, 'batch query_length heads head_dim']:
   """Attends from each query to all keys.
@@ -45,24 +46,27 @@ def attend(
     distance_bias: float32 `[heads, query_length + key_length - 1]`, added after
       it: of a key as far behind the query as can be, and so on to the one that
       is farthest ahead.
+    keys_last: whether `key` and `value` lie as in `kv_cache`,
+      `[batch, heads, head_dim, key_length]`.
     block: queries at a time at most; None to choose it from the shape.
 
   Returns:
     `[batch, query_length, heads, head_dim]`.
   """
   batch, length, *head = query.shape
-  keys = key.shape[1]
+  laid_out, axis = ('bhdk', 3) if keys_last else ('bkhd', 1)
+  keys = key.shape[axis]
 
   def rows(query, mask_bias, distance_bias):
     logits = jnp.einsum(
-      'bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32
+      f'bqhd,{laid_out}->bhqk', query, key, preferred_element_type=jnp.float32
     )
     if mask_bias is not None:
       logits = logits + mask_bias
     if distance_bias is not None:
       logits = logits + by_query(distance_bias, query.shape[1])
     weights = drop(jax.nn.softmax(logits, axis=-1).astype(query.dtype))
-    return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
+    return jnp.einsum(f'bhqk,{laid_out}->bqhd', weights, value)
 
   if block is None:
     shape = device_share.device_share((batch, head[0]), ('batch', 'heads'))

@@ -202,13 +202,17 @@ class Attention(nn.Module):
 
     key, value = cached('key'), cached('value')
 
+    keys_last = keep_memory or position is not None
     y = attend.attend(
       query,
       key,
       value,
-      self._make_dropout(query, key, deterministic=deterministic),
+      self._make_dropout(
+        query, key.shape[3 if keys_last else 1], deterministic=deterministic
+      ),
       mask_bias=mask_bias,
       distance_bias=distance_bias,
+      keys_last=keys_last,
       block=config.attention_block,
     )
     y = y.reshape(*y.shape[:2], width)
@@ -221,12 +225,12 @@ class Attention(nn.Module):
     )(y, deterministic=deterministic)
     return y.reshape(shape)
 
-  def _make_dropout(self, query, key, *, deterministic):
+  def _make_dropout(self, query, key_length, *, deterministic):
     """Returns dropout of weights [batch, heads, query_length, key_length]."""
     rate = self.config.dropout_rate
     if deterministic or not rate:
       return lambda weights: weights
-    shape = (query.shape[0], self.config.num_heads, 1, key.shape[1])
+    shape = (query.shape[0], self.config.num_heads, 1, key_length)
     # Drawn once, as T5X does it: all queries miss the same keys.
     kept = nn.Dropout(rate)(jnp.ones(shape), deterministic=False) != 0
     return lambda weights: jnp.where(kept, weights / (1 - rate), 0)

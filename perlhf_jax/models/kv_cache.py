@@ -5,9 +5,9 @@ the response grow by one position a step, and there is a row of them for each
 response; those of the prompt are computed once, and there is one row of them a
 prompt, however many responses it gets.
 
-They lie as `[rows, heads, head_dim, length]`, as T5X has them: so the products
-of one query with all keys read them as they are, where with `length` second
-each step would first transpose the whole cache.
+They lie as `[rows, heads, head_dim, length]`, as T5X has them, and `attend`
+reads them so: the products of one query with all keys take them as they are,
+where with `length` second each step would first transpose the whole cache.
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def append(
   name: str,
   x: Float[jax.Array, 'rows 1 heads head_dim'],
   position: CachePosition,
-) -> Float[jax.Array, 'rows length heads head_dim']:
+) -> Float[jax.Array, 'rows heads head_dim length']:
   """Writes a response's newest keys (or values) and returns all of them.
 
   Args:
@@ -58,7 +58,7 @@ def append(
     position: where to write. A cache of zeros is made where there is none.
 
   Returns:
-    `[rows, length, heads, head_dim]`; zeros where nothing was written yet.
+    `[rows, heads, head_dim, length]`; zeros where nothing was written yet.
   """
   x = jnp.moveaxis(x, 1, -1)
   shape = (*x.shape[:-1], position.length)
@@ -69,21 +69,20 @@ def append(
     jax.lax.dynamic_update_slice_in_dim(cache.value, x, position.index, -1),
     _AXES,
   )
-  return jnp.moveaxis(cache.value, -1, 1)
+  return cache.value
 
 
 def keep(
   module: nn.Module,
   name: str,
   make: Callable[[], Float[jax.Array, 'batch length heads head_dim']],
-) -> Float[jax.Array, 'batch length heads head_dim']:
+) -> Float[jax.Array, 'batch heads head_dim length']:
   """Returns a prompt's keys (or values), which are made on the first call."""
 
   def stored():
     return nn.with_logical_constraint(jnp.moveaxis(make(), 1, -1), _AXES)
 
-  cache = module.variable('cache', _PROMPT + name, stored)
-  return jnp.moveaxis(cache.value, -1, 1)
+  return module.variable('cache', _PROMPT + name, stored).value
 
 
 def take_rows(

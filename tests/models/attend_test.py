@@ -34,7 +34,7 @@ def arrays():
   }
 
 
-def _attend(arrays, block, kept=None):
+def _attend(arrays, block, kept=None, *, keys_last=False):
   def drop(weights):
     return weights if kept is None else weights * kept
 
@@ -45,6 +45,7 @@ def _attend(arrays, block, kept=None):
     drop,
     mask_bias=arrays['mask'],
     distance_bias=arrays['distance'],
+    keys_last=keys_last,
     block=block,
   )
 
@@ -68,6 +69,16 @@ def test_any_block_gives_softmax_attention_with_the_same_dropout(arrays, block):
   kept = np.random.default_rng(1).integers(0, 2, (BATCH, HEADS, 1, KEYS))
   np.testing.assert_allclose(
     _attend(arrays, block, kept), _by_hand(arrays, kept), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize('block', [None, 4])
+def test_keys_may_lie_as_in_a_cache(arrays, block):
+  last = {n: np.moveaxis(arrays[n], 1, -1) for n in ('key', 'value')}
+  np.testing.assert_allclose(
+    _attend({**arrays, **last}, block, keys_last=True),
+    _by_hand(arrays, np.ones((BATCH, HEADS, 1, KEYS))),
+    atol=1e-5,
   )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny_models
 
+from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import products
 
@@ -74,6 +75,9 @@ def test_minimal_remat_keeps_products_in_bfloat16(tuning):
   model, lora = tiny_models.adapted(lora_lib.LoraConfig(rank=2), config)
   variables = {'params': tiny_models.params(config), 'lora': lora}
   name = 'params' if tuning == 'full' else 'lora'
+  if tuning == 'full':
+    model = encoder_decoder.make_model(config)
+    del variables['lora']
   trained = variables.pop(name)
   _, pull = jax.vjp(
     lambda trained: model.apply({**variables, name: trained}, prompt, response),

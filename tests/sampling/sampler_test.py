@@ -267,23 +267,27 @@ def test_early_stop_gives_the_same_in_fewer_steps():
     np.testing.assert_array_equal(getattr(early, name), getattr(full, name))
 
 
-def test_the_loop_reads_no_weights_of_the_prompt():
-  prompts = _prompts()
-  config = sampler.SamplingConfig(LENGTH)
-
-  def draw(variables):
-    return sampler.sample(MODEL, variables, prompts, _keys(), config)
-
-  jaxpr = jax.make_jaxpr(draw)(_variables()).jaxpr
-  paths = [
-    jax.tree_util.keystr(path, simple=True, separator='/')
-    for path, _ in jax.tree_util.tree_leaves_with_path(_variables())
-  ]
+def _trace(config):
+  """Returns the jaxpr of sampling and, of its equations, the loop."""
+  jaxpr = jax.make_jaxpr(
+    lambda variables: sampler.sample(
+      MODEL, variables, _prompts(), _keys(), config
+    )
+  )(_variables()).jaxpr
   (loop,) = (
     eqn
     for eqn in jaxpr.eqns
     if eqn.primitive.name == 'while' and len(eqn.invars) > 15
   )
+  return jaxpr, loop
+
+
+def test_the_loop_reads_no_weights_of_the_prompt():
+  jaxpr, loop = _trace(sampler.SamplingConfig(LENGTH))
+  paths = [
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for path, _ in jax.tree_util.tree_leaves_with_path(_variables())
+  ]
   read = {
     path
     for path, variable in zip(paths, jaxpr.invars, strict=True)
@@ -293,6 +297,21 @@ def test_the_loop_reads_no_weights_of_the_prompt():
   assert f'{cross}/query/kernel' in read
   assert not read & {f'{cross}/key/kernel', f'{cross}/value/kernel'}
   assert not any('encoder/' in p.replace('decoder/', '') for p in read)
+
+
+def test_the_loop_transposes_no_cache():
+  # XLA would move the transposition of a prompt's cache out of the loop, and
+  # transpose it back in each step.
+  _, loop = _trace(sampler.SamplingConfig(LENGTH))
+  length = _prompts().tokens.shape[1]
+  cache = (BATCH, CONFIG.num_heads, CONFIG.head_dim, length)
+  equations = loop.params['body_jaxpr'].jaxpr.eqns
+  read = [
+    eqn.primitive.name
+    for eqn in equations
+    if any(getattr(x.aval, 'shape', None) == cache for x in eqn.invars)
+  ]
+  assert set(read) == {'dot_general'}
 
 
 @pytest.mark.parametrize(
