@@ -19,12 +19,12 @@ import trl
 class _Tokenizer(transformers.PreTrainedTokenizer):
   """Token ids of the right kind; there is no text."""
 
-  vocab_files_names = {}
-
   def __init__(self):
     super().__init__(pad_token='<pad>', eos_token='</s>')
 
-  vocab_size = torch_reward.SMALL['vocab_size']
+  @property
+  def vocab_size(self):
+    return torch_reward.SMALL['vocab_size']
 
   def get_vocab(self):
     return {'<pad>': 0, '</s>': 1}
