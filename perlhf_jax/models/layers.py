@@ -80,9 +80,7 @@ class Dense(nn.Module):
         dtype=self.dtype,
         name='lora',
       )(x, deterministic=deterministic)
-    return products.rounded(
-      y, self.output_dtype or self.dtype, self.remat_name
-    )
+    return products.rounded(y, self.output_dtype or self.dtype, self.remat_name)
 
 
 class RMSNorm(nn.Module):
