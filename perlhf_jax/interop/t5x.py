@@ -2,9 +2,10 @@
 
 Read are what T5X has written since 2021, of its minimal and of its scalable
 network (UMT5's), from local folders and, in place, from `gs://`; see
-`t5x_layouts`. Written is what every T5X reads: msgpack and zarr, of the minimal
-network. An optimizer's state is neither read nor written, and neither is the
-vocabulary: T5X has it in gin files.
+`t5x_layouts`. Written is what every T5X reads, msgpack and zarr, of the network
+that has the model: the scalable one if each layer has a position bias of its
+own, and the minimal one if not. An optimizer's state is neither read nor
+written, and neither is the vocabulary: T5X has it in gin files.
 
 Names and shapes tell the model but for its activation, which is taken for that
 of the published ones; see `t5x_names.infer`.
@@ -60,10 +61,25 @@ def load_config(path: str | os.PathLike[str]) -> t5_config.T5Config:
   Raises:
     CheckpointError: there is no checkpoint, it is damaged, or of no T5.
   """
+  return load_config_and_form(path)[0]
+
+
+def load_config_and_form(
+  path: str | os.PathLike[str],
+) -> tuple[t5_config.T5Config, t5x_names.Form]:
+  """Tells, beside the architecture, how the checkpoint holds its tensors.
+
+  Args:
+    path: as for `load_config`.
+
+  Raises:
+    CheckpointError: as there.
+  """
   reader, what = _open(path)
-  config, form = t5x_names.infer(reader.shapes(), what)
-  t5x_names.check(t5x_names.sources(config, form), reader.shapes(), what)
-  return config
+  shapes = reader.shapes()
+  config, form = t5x_names.infer(shapes, what)
+  t5x_names.check(t5x_names.sources(config, form), shapes, what)
+  return config, form
 
 
 def load_params(
@@ -167,7 +183,8 @@ def save(
         f'parameter {name} is {flat[name].dtype}; T5X takes '
         f'{", ".join(_DTYPES)}.'
       )
-  t5x_write.write(flat, target, step)
+  table = t5x_names.sources(config, t5x_names.native_form(config))
+  t5x_write.write(table, flat, target, step)
   return target
 
 

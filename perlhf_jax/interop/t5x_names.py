@@ -112,6 +112,12 @@ def sources(
   return tuple(sorted(found, key=lambda source: source.tensor))
 
 
+def native_form(config: t5_config.T5Config) -> Form:
+  """The form in which one of T5X's two networks, by its defaults, has a T5."""
+  scalable = config.relpos_bias_per_layer
+  return Form(scanned=scalable, heads_apart=scalable)
+
+
 def _source(
   config: t5_config.T5Config, form: Form, path: str, shape: _Shape
 ) -> Source:

@@ -1,7 +1,8 @@
 """Writes weights as T5X's loader reads them: msgpack and zarr, version 3."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -13,7 +14,9 @@ import jax
 import numpy as np
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import tree_paths
 from perlhf_jax.interop import t5x_layouts
+from perlhf_jax.interop import t5x_names
 
 with epy.lazy_imports():
   import tensorstore
@@ -25,6 +28,7 @@ _CHUNK_BYTES = 64 * 1024**2
 
 
 def write(
+  table: Iterable[t5x_names.Source],
   arrays: Mapping[str, jax.Array | np.ndarray],
   target: pathlib.Path,
   step: int,
@@ -32,8 +36,9 @@ def write(
   """Writes a step, which gets its name when it is complete.
 
   Args:
-    arrays: of each name, such as 'encoder/encoder_norm/scale', the tensor,
-      whose dtype is kept; one at a time is copied to the host.
+    table: where each parameter goes; the layers of a tensor in a row.
+    arrays: of each parameter's path; the dtype is kept, and one at a time is
+      copied to the host.
     target: the folder to make.
     step: what T5X takes for the number of steps of training.
 
@@ -43,18 +48,14 @@ def write(
   partial = target.with_name(f'{target.name}.tmp-{os.getpid()}')
   with _removed_on_failure(partial, target):
     partial.mkdir(parents=True)
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-      *modules, last = name.split('/')
-      node = tree
-      for module in modules:
-        node = node.setdefault(module, {})
-      node[last] = _write_array(np.asarray(array), name, partial)
+    specs = {}
+    for tensor, group in itertools.groupby(table, lambda s: s.tensor):
+      specs[tensor] = _write_tensor(list(group), arrays, partial)
     content = {
       'version': VERSION,
       'optimizer': {
-        'state': {'param_states': {}, 'step': np.asarray(step, np.int32)},
-        'target': tree,
+        'state': {'step': np.asarray(step, np.int32)},
+        'target': tree_paths.unflatten(specs),
       },
     }
     with (partial / t5x_layouts.INDEX).open('wb') as file:
@@ -82,29 +83,44 @@ def _removed_on_failure(
     raise
 
 
-def _write_array(
-  array: np.ndarray, name: str, folder: pathlib.Path
+def _write_tensor(
+  sources: Sequence[t5x_names.Source],
+  arrays: Mapping[str, jax.Array | np.ndarray],
+  folder: pathlib.Path,
 ) -> dict[str, Any]:
-  """Writes one array, and returns its specification with a relative path."""
-  key = '.'.join(('target', *name.split('/')))
+  """Writes one tensor, and returns its specification with a relative path."""
+  tensor, shape = sources[0].tensor, sources[0].tensor_shape
+  dtype = np.dtype(arrays[sources[0].path].dtype)
+  key = '.'.join(('target', *tensor.split('/')))
   spec = {
     'driver': 'zarr',
-    'dtype': array.dtype.name,
+    'dtype': dtype.name,
     'kvstore': {'driver': 'file', 'path': f'{key}/'},
     'metadata': {
-      'chunks': _chunks(array.shape, array.dtype.itemsize),
+      'chunks': _chunks(sources[0], dtype.itemsize),
       'compressor': {'id': 'gzip', 'level': 1},
-      'shape': list(array.shape),
+      'shape': list(shape),
     },
   }
   place = t5x_layouts.key_value_store(folder)
-  store = spec | {'kvstore': place | {'path': f'{place["path"]}{key}/'}}
-  tensorstore.open(store, create=True).result().write(array).result()
+  store = tensorstore.open(
+    spec | {'kvstore': place | {'path': f'{place["path"]}{key}/'}}, create=True
+  ).result()
+  for source in sources:
+    array = np.asarray(arrays[source.path]).astype(dtype, copy=False)
+    if source.layer is None:
+      part = store
+    else:
+      part = store[(*(slice(None),) * t5x_names.LAYER_AXIS, source.layer)]
+    part.write(array.reshape(part.shape)).result()
   return spec
 
 
-def _chunks(shape: tuple[int, ...], itemsize: int) -> list[int]:
-  chunks = list(shape)
+def _chunks(source: t5x_names.Source, itemsize: int) -> list[int]:
+  chunks = list(source.tensor_shape)
+  if source.layer is not None:
+    # No layer's chunk is read and written again for the next one.
+    chunks[t5x_names.LAYER_AXIS] = 1
   while np.prod(chunks) * itemsize > _CHUNK_BYTES:
     longest = int(np.argmax(chunks))
     chunks[longest] = -(-chunks[longest] // 2)

@@ -87,6 +87,27 @@ def write(step, arrays, version=3):
   (step / 'checkpoint').write_bytes(serialization.msgpack_serialize(content))
 
 
+def read_tensor(step, name):
+  """Reads one array of float32, chunk by chunk."""
+  folder = step / folder_of(name)
+  metadata = json.loads((folder / '.zarray').read_text())
+  assert metadata['dtype'] == '<f4' and metadata['compressor']['id'] == 'gzip'
+  array = np.full(metadata['shape'], np.nan, np.float32)
+  for file in folder.glob('[0-9]*'):
+    chunk = np.frombuffer(gzip.decompress(file.read_bytes()), np.float32)
+    place = tuple(
+      slice(int(number) * size, (int(number) + 1) * size)
+      for number, size in zip(
+        file.name.split('.'), metadata['chunks'], strict=True
+      )
+    )
+    # At the edge, a chunk is larger than what it holds.
+    part = array[place]
+    inside = tuple(slice(size) for size in part.shape)
+    part[...] = chunk.reshape(metadata['chunks'])[inside]
+  return array
+
+
 def scanned(flat, heads=None):
   """Stacks unrolled layers along axis 1; with `heads`, sets heads apart."""
   stacked, layers = {}, {}
