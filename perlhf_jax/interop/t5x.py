@@ -12,6 +12,7 @@ of the published ones; see `t5x_names.infer`.
 """
 
 from collections.abc import Callable
+import itertools
 import os
 import pathlib
 from typing import Any
@@ -114,19 +115,17 @@ def load_params(
   table = t5x_names.sources(config, form)
   t5x_names.check(table, shapes, what)
   flat = {}
-  layers = {
-    source.tensor: reader.layers(source.tensor)
-    for source in table
-    if source.layer is not None
-  }
-  for source in table:
-    if source.layer is None:
-      array = reader.read(source.tensor)
+  for tensor, group in itertools.groupby(table, lambda s: s.tensor):
+    sources = list(group)
+    if sources[0].layer is None:
+      arrays = iter([reader.read(tensor)])
     else:
-      # In order, from the first on.
-      array = next(layers[source.tensor])
-    array = array.reshape(source.shape)
-    flat[source.path] = array if put is None else put(source.path, array)
+      arrays = reader.layers(tensor)
+    # To the end of `arrays`, which holds what it read until then.
+    for source, array in zip(sources, arrays, strict=True):
+      array = array.reshape(source.shape)
+      flat[source.path] = array if put is None else put(source.path, array)
+    del arrays, array
   return tree_paths.unflatten(flat)
 
 

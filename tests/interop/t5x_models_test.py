@@ -101,6 +101,7 @@ def test_logits_are_those_of_t5x(name):
     'decoder_target_tokens': targets,
     'decoder_loss_weights': (targets > 0).astype(np.float32),
   }
+  batch = jax.tree.map(jnp.asarray, batch)
   model, params = _model(path), _weights(path)
   found = np.asarray(model._compute_logits(params, batch))
   mask = targets > 0

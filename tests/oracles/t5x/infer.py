@@ -51,7 +51,8 @@ CONFIGS = {
     'examples.scalable_t5',
   ),
 }
-LENGTHS = {'inputs': 24, 'targets': 16}
+# Of what no line exceeds: SeqIO would cut EOS off.
+LENGTHS = {'inputs': 32, 'targets': 32}
 LINES = [
   ('Order: large latte, oat milk.', 'One latte.'),
   ('hi', 'Hello! What would you like?'),
@@ -114,6 +115,11 @@ infer_script.write_inferences_to_file.output_ids = True
 """
 
 
+SCORE = """
+infer_script.infer.mode = 'score'
+"""
+
+
 def merged_policy(config):
   """Returns merged weights of a random policy with LoRA."""
   lora_config = lora_lib.LoraConfig(rank=4)
@@ -127,7 +133,7 @@ def merged_policy(config):
 
 def padded(texts, length):
   """Bytes as `seqio.ByteVocabulary` has them, EOS, and 0 after it."""
-  rows = [[byte + 3 for byte in text.encode()][: length - 1] for text in texts]
+  rows = [[byte + 3 for byte in text.encode()] for text in texts]
   return np.array(
     [[*row, 1, *[0] * (length - 1 - len(row))] for row in rows], np.int32
   )
@@ -151,15 +157,14 @@ def own(config, params):
     model,
     variables,
     prompts,
-    sampler.SamplingConfig(
-      max_length=LENGTHS['targets'], temperature=0.0, num_samples=1
-    ),
     jax.random.split(jax.random.key(0), len(LINES)),
+    sampler.SamplingConfig(max_length=LENGTHS['targets'], temperature=0.0),
   )
-  return samples.tokens[:, 0], (logprobs * (targets > 0)).sum(-1)
+  scores = (logprobs * (targets > 0)).sum(-1)
+  return np.asarray(samples.tokens[:, 0]), np.asarray(scores)
 
 
-def run(script, gin, folder, step, environment, *bindings):
+def run(script, gin, folder, step, environment):
   """Starts a program of T5X and returns its folder of results."""
   out = folder / f'out_{len(list(folder.iterdir()))}'
   file = folder / f'{out.name}.gin'
@@ -168,7 +173,6 @@ def run(script, gin, folder, step, environment, *bindings):
     *(sys.executable, '-m', f't5x.{script}', f'--gin_file={file}'),
     f'--gin.CHECKPOINT_PATH={str(step)!r}',
     f'--gin.{script.upper()}_OUTPUT_DIR={str(out)!r}',
-    *bindings,
   ]
   done = subprocess.run(
     command, env=environment, capture_output=True, text=True, check=False
@@ -180,7 +184,7 @@ def run(script, gin, folder, step, environment, *bindings):
 
 def records(out):
   """Reads the one JSON Lines file of results."""
-  (file,) = out.glob('*.jsonl*')
+  (file,) = out.glob('*.jsonl-00000-of-00001')
   return [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -216,9 +220,7 @@ def main():
       found = {
         'greedy': run('infer', head + greedy + WITH_TOKENS, *arguments),
         'beams': run('infer', head + WITH_TOKENS, *arguments),
-        'score': run(
-          'infer', head, *arguments, "--gin.infer_script.infer.mode='score'"
-        ),
+        'score': run('infer', head + SCORE, *arguments),
       }
       found = {key: records(out) for key, out in found.items()}
       head = HEADER.format(script='eval', lengths=LENGTHS) + text + greedy
