@@ -80,7 +80,9 @@ class Dense(nn.Module):
         dtype=self.dtype,
         name='lora',
       )(x, deterministic=deterministic)
-    return products.rounded(y, self.output_dtype or self.dtype, self.remat_name)
+    return products.rounded(
+      y, self.output_dtype or self.dtype, self.remat_name
+    )
 
 
 class RMSNorm(nn.Module):

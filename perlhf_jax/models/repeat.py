@@ -19,6 +19,7 @@ def _remat_policy(config: t5_config.T5Config, with_adapters: bool):
   return jax.checkpoint_policies.save_only_these_names(products.ROUNDED, *kept)
 
 
+
 def make_layers(
   layer: type[nn.Module],
   config: t5_config.T5Config,
