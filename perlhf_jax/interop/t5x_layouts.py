@@ -1,0 +1,282 @@
+"""Where a T5X checkpoint keeps its weights: the layouts that T5X has written.
+
+A step is a folder, `checkpoint_1000000`, and lies beside others in the folder
+of a run. Each tensor of `target`, which holds the weights, is a zarr array:
+
+*   until 2023: a folder of its own, `target.encoder.encoder_norm.scale`. The
+    msgpack file `checkpoint` says which there are, by a TensorStore
+    specification with the shape (versions 2 and 3), or by a string
+    `PLACEHOLDER://target.encoder.encoder_norm.scale`; small arrays may stand in
+    that file themselves.
+*   since: in a key-value store (OCDBT) in the folder `state`, whose `_METADATA`
+    lists what there is.
+
+The rest, an optimizer's state among it, is not looked at. Nothing here imports
+T5X. A specification in a file decides the name of a folder in the checkpoint
+and nothing else.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from etils import epath
+from flax import serialization
+import numpy as np
+
+from perlhf_jax.core import errors
+from perlhf_jax.interop import remote_files
+
+INDEX = 'checkpoint'
+METADATA = '_METADATA'
+STATE = 'state'
+STEP_PREFIX = 'checkpoint_'
+CONTENTS = (
+  'a T5X checkpoint is a folder checkpoint_STEP with a file "checkpoint" and '
+  'folders "target...", or with a folder "state", or a folder of such folders'
+)
+
+_OCDBT = 'manifest.ocdbt'
+_EMBEDDING = 'target.token_embedder.embedding'
+_PLACEHOLDER = 'PLACEHOLDER://'
+_STEP = re.compile(rf'{STEP_PREFIX}(\d+)')
+# Under which the state stood, by version.
+_ROOTS = ('optimizer', '_optimizer')
+_VERSIONS = (2, 3)
+_TARGET = re.compile(r"\((?:'_?optimizer', )?'target', ")
+_BUCKET = re.compile(r'gs://([^/]+)/(.*)')
+
+
+class Stored(NamedTuple):
+  """Where a tensor is.
+
+  Attributes:
+    spec: TensorStore's, to open it with; None of an array that is here.
+    value: the array, if the msgpack file holds it.
+    shape: by the msgpack file; None if only the tensor itself says it.
+  """
+
+  spec: dict[str, Any] | None
+  value: np.ndarray | None
+  shape: tuple[int, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+  """What a step holds.
+
+  Attributes:
+    folder: the step's.
+    tensors: of `target`, by name, such as 'encoder/encoder_norm/scale'.
+    bfloat16_as_uint16: whether unsigned numbers are bits of bfloat16
+      (version 2).
+  """
+
+  folder: epath.Path
+  tensors: Mapping[str, Stored]
+  bfloat16_as_uint16: bool
+
+
+def find(path: str | os.PathLike[str]) -> epath.Path | None:
+  """Returns the folder of the step that a path means, or None.
+
+  Args:
+    path: of a step, or of a folder of steps, which means the newest; local or
+      remote.
+  """
+  folder = epath.Path(path)
+  if not folder.is_dir():
+    return None
+  if _is_step(folder):
+    return folder
+  steps = {
+    int(match[1]): child
+    for child in folder.iterdir()
+    if (match := _STEP.fullmatch(child.name))
+  }
+  # Neither T5X nor Orbax gives a step its name before it is complete.
+  for step in sorted(steps, reverse=True):
+    if _is_step(steps[step]):
+      return steps[step]
+  return None
+
+
+def _is_step(folder: epath.Path) -> bool:
+  """Whether a folder holds part of a step, which may lack others."""
+  for place in (folder, folder / STATE):
+    if _is_index(place / INDEX) or (place / _EMBEDDING).exists():
+      return True
+    metadata = place / METADATA
+    if metadata.exists() and (
+      # Orbax writes such files for everybody.
+      _STEP.fullmatch(folder.name) or _TARGET.search(metadata.read_text())
+    ):
+      return True
+  return False
+
+
+def _is_index(path: epath.Path) -> bool:
+  if not path.exists() or path.is_dir():
+    return False
+  with path.open('rb') as file:
+    start = file.read(len(b'model_checkpoint_path'))
+  # TensorFlow's checkpoints have a text file of this name.
+  return not start.startswith((b'model_checkpoint', b'{'))
+
+
+def read(folder: epath.Path) -> Index:
+  """Lists the tensors of a step, without opening one.
+
+  Args:
+    folder: of `find`.
+
+  Raises:
+    CheckpointError: what lists them is missing, damaged, of an older version
+      or lists none; the folder is neither local nor in a bucket of Google's.
+  """
+  for place in (folder, folder / STATE):
+    if (place / METADATA).exists():
+      tensors, version = _of_metadata(place), None
+      break
+    if (place / INDEX).exists():
+      tensors, version = _of_msgpack(place)
+      break
+  else:
+    raise errors.CheckpointError(
+      f'{folder} lacks the file "{INDEX}", which says what a T5X checkpoint '
+      'holds. Copy it from where the folders "target..." came from.'
+    )
+  if not tensors:
+    raise errors.CheckpointError(
+      f'{folder} lists no weights under "target"; {CONTENTS}. Copy it again.'
+    )
+  return Index(folder, tensors, bfloat16_as_uint16=version == 2)
+
+
+def _of_msgpack(place: epath.Path) -> tuple[dict[str, Stored], int | None]:
+  path = place / INDEX
+  try:
+    content = serialization.msgpack_restore(path.read_bytes())
+    version = content.get('version')
+  # A damaged file can fail in any of msgpack's ways.
+  except Exception as error:
+    raise errors.CheckpointError(
+      f'{path} cannot be read as msgpack ({type(error).__name__}: {error}); '
+      'copy or download it again.'
+    ) from error
+  for root in _ROOTS:
+    if isinstance(content.get(root), dict):
+      content = content[root]
+      if root == 'optimizer' and version not in _VERSIONS:
+        raise errors.CheckpointError(
+          f'{path} is of version {version}; T5X has written 2 and 3 since '
+          '2021, which are read. Have T5X convert it first.'
+        )
+      break
+  tensors = {}
+  for name, leaf in _leaves(content.get('target')):
+    if isinstance(leaf, np.ndarray):
+      tensors[name] = Stored(None, leaf, leaf.shape)
+    elif isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER):
+      key = leaf.removeprefix(_PLACEHOLDER)
+      tensors[name] = Stored(_spec(place, key, path), None, None)
+    elif isinstance(leaf, dict):
+      tensors[name] = _of_spec(place, leaf, name, path)
+    else:
+      raise errors.CheckpointError(
+        f'{path}: {name} is a {type(leaf).__name__}, neither an array nor '
+        'where to find one. Copy or download the file again.'
+      )
+  return tensors, version
+
+
+def _leaves(tree: Any, name: str = '') -> Iterator[tuple[str, Any]]:
+  if isinstance(tree, dict) and 'driver' not in tree:
+    for key, value in tree.items():
+      yield from _leaves(value, f'{name}/{key}' if name else str(key))
+  elif name:
+    yield name, tree
+
+
+def _of_spec(
+  place: epath.Path, spec: Mapping[str, Any], name: str, path: epath.Path
+) -> Stored:
+  try:
+    # TensorStore before 0.1.14 had the path outside.
+    key = spec['kvstore'].get('path', spec.get('path'))
+    shape = tuple(int(size) for size in spec['metadata']['shape'])
+    if spec['driver'] != 'zarr' or not isinstance(key, str):
+      raise ValueError(f'driver {spec["driver"]}, path {key}')
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise errors.CheckpointError(
+      f'{path}: {name} is no array that T5X writes ({error!r}). Copy or '
+      'download the file again.'
+    ) from error
+  return Stored(_spec(place, key, path), None, shape)
+
+
+def _of_metadata(place: epath.Path) -> dict[str, Stored]:
+  path = place / METADATA
+  try:
+    content = json.loads(path.read_text(encoding='utf-8'))
+    driver = 'zarr3' if content.get('use_zarr3') else 'zarr'
+    tensors = {}
+    for entry in content['tree_metadata'].values():
+      keys = [str(key['key']) for key in entry['key_metadata']]
+      key = '.'.join(keys)
+      if keys[0] in _ROOTS:
+        del keys[0]
+      if keys[0] == 'target':
+        name = '/'.join(keys[1:])
+        tensors[name] = Stored(_spec(place, key, path, driver), None, None)
+  except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    raise errors.CheckpointError(
+      f'{path} is damaged ({error!r}); copy or download it again.'
+    ) from error
+  return tensors
+
+
+def _spec(
+  place: epath.Path, key: str, path: epath.Path, driver: str = 'zarr'
+) -> dict[str, Any]:
+  """TensorStore's specification of the array of a name in a folder."""
+  key = key.strip('/')
+  if pathlib.PurePosixPath(key).name != key or key in ('', '..'):
+    raise errors.CheckpointError(
+      f'{path} has an array in {key!r}, which is no name of a folder in '
+      f'{place}. Only checkpoints that are a folder of their own are read.'
+    )
+  base = key_value_store(place)
+  if (place / _OCDBT).exists():
+    store = {'driver': 'ocdbt', 'base': base, 'path': f'{key}/'}
+  else:
+    store = base | {'path': f'{base["path"]}{key}/'}
+  return {
+    'driver': driver,
+    'kvstore': store,
+    # A chunk that is missing would be zeros.
+    'fill_missing_data_reads': False,
+  }
+
+
+def key_value_store(folder: str | os.PathLike[str]) -> dict[str, Any]:
+  """TensorStore's specification of a folder.
+
+  Raises:
+    CheckpointError: it is on another file system than this machine's or Google
+      Cloud Storage.
+  """
+  path = os.fspath(folder)
+  if not remote_files.is_remote(path):
+    return {'driver': 'file', 'path': f'{os.path.abspath(path)}/'}
+  match = _BUCKET.fullmatch(path)
+  if match is None:
+    raise errors.CheckpointError(
+      f'{path} cannot be read in place: T5X checkpoints are read from local '
+      'folders and from gs://. Copy it to either.'
+    )
+  return {'driver': 'gcs', 'bucket': match[1], 'path': f'{match[2]}/'}

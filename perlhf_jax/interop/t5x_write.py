@@ -1,0 +1,127 @@
+"""Writes weights as T5X's loader reads them: msgpack and zarr, version 3."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+import itertools
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from etils import epy
+from flax import serialization
+import jax
+import numpy as np
+
+from perlhf_jax.core import errors
+from perlhf_jax.core import tree_paths
+from perlhf_jax.interop import t5x_layouts
+from perlhf_jax.interop import t5x_names
+
+with epy.lazy_imports():
+  import tensorstore
+
+VERSION = 3
+
+# As T5X's: small enough for any way to split the reading.
+_CHUNK_BYTES = 64 * 1024**2
+
+
+def write(
+  table: Iterable[t5x_names.Source],
+  arrays: Mapping[str, jax.Array | np.ndarray],
+  target: pathlib.Path,
+  step: int,
+) -> None:
+  """Writes a step, which gets its name when it is complete.
+
+  Args:
+    table: where each parameter goes; the layers of a tensor in a row.
+    arrays: of each parameter's path; the dtype is kept, and one at a time is
+      copied to the host.
+    target: the folder to make.
+    step: what T5X takes for the number of steps of training.
+
+  Raises:
+    CheckpointError: it cannot be written; nothing of it is left.
+  """
+  partial = target.with_name(f'{target.name}.tmp-{os.getpid()}')
+  with _removed_on_failure(partial, target):
+    partial.mkdir(parents=True)
+    specs = {}
+    for tensor, group in itertools.groupby(table, lambda s: s.tensor):
+      specs[tensor] = _write_tensor(list(group), arrays, partial)
+    content = {
+      'version': VERSION,
+      'optimizer': {
+        'state': {'step': np.asarray(step, np.int32)},
+        'target': tree_paths.unflatten(specs),
+      },
+    }
+    with (partial / t5x_layouts.INDEX).open('wb') as file:
+      file.write(serialization.msgpack_serialize(content))
+      file.flush()
+      os.fsync(file.fileno())
+    partial.rename(target)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(
+  partial: pathlib.Path, target: pathlib.Path
+) -> Iterator[None]:
+  try:
+    yield
+  # TensorStore makes a ValueError of a full disk.
+  except (OSError, ValueError) as error:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise errors.CheckpointError(
+      f'{target} cannot be written ({error}). Choose a folder that you may '
+      'write to, on a disk with room for the weights; nothing was left there.'
+    ) from error
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
+
+
+def _write_tensor(
+  sources: Sequence[t5x_names.Source],
+  arrays: Mapping[str, jax.Array | np.ndarray],
+  folder: pathlib.Path,
+) -> dict[str, Any]:
+  """Writes one tensor, and returns its specification with a relative path."""
+  tensor, shape = sources[0].tensor, sources[0].tensor_shape
+  dtype = np.dtype(arrays[sources[0].path].dtype)
+  key = '.'.join(('target', *tensor.split('/')))
+  spec = {
+    'driver': 'zarr',
+    'dtype': dtype.name,
+    'kvstore': {'driver': 'file', 'path': f'{key}/'},
+    'metadata': {
+      'chunks': _chunks(sources[0], dtype.itemsize),
+      'compressor': {'id': 'gzip', 'level': 1},
+      'shape': list(shape),
+    },
+  }
+  place = t5x_layouts.key_value_store(folder)
+  store = tensorstore.open(
+    spec | {'kvstore': place | {'path': f'{place["path"]}{key}/'}}, create=True
+  ).result()
+  for source in sources:
+    array = np.asarray(arrays[source.path]).astype(dtype, copy=False)
+    if source.layer is None:
+      part = store
+    else:
+      part = store[(*(slice(None),) * t5x_names.LAYER_AXIS, source.layer)]
+    part.write(array.reshape(part.shape)).result()
+  return spec
+
+
+def _chunks(source: t5x_names.Source, itemsize: int) -> list[int]:
+  chunks = list(source.tensor_shape)
+  if source.layer is not None:
+    # No layer's chunk is read and written again for the next one.
+    chunks[t5x_names.LAYER_AXIS] = 1
+  while np.prod(chunks) * itemsize > _CHUNK_BYTES:
+    longest = int(np.argmax(chunks))
+    chunks[longest] = -(-chunks[longest] // 2)
+  return chunks
