@@ -76,11 +76,13 @@ class Reader(contextlib.ExitStack):
   A context manager.
   """
 
-  def __init__(self, directory: epath.Path):
+  def __init__(self, directory: epath.Path, name: str = SINGLE):
     """Opens the files.
 
     Args:
-      directory: local, with `model.safetensors`, or shards and their index.
+      directory: local.
+      name: of the file; for `model.safetensors`, shards and their index will
+        do too.
 
     Raises:
       CheckpointError: a file is missing or damaged, or the shards are not
@@ -90,9 +92,13 @@ class Reader(contextlib.ExitStack):
     self._directory = directory
     self._files = {}
     try:
-      if (directory / SINGLE).exists():
-        opened = self._open(SINGLE)
+      if (directory / name).exists():
+        opened = self._open(name)
         self._files = dict.fromkeys(opened.keys(), opened)
+      elif name != SINGLE:
+        raise errors.CheckpointError(
+          f'{directory} lacks {name}; copy or download it too.'
+        )
       else:
         self._open_shards()
     except BaseException:
