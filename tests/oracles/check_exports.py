@@ -101,6 +101,7 @@ def _compare_greedy(name, model, arrays):
     do_sample=False,
     num_beams=1,
     max_new_tokens=length,
+    # Its cache is too short for a decoder with more layers than the encoder.
     use_cache=False,
   )[:, 1:].numpy()
   padded = np.zeros_like(arrays['greedy'])

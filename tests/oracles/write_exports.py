@@ -18,6 +18,7 @@ import sentencepiece
 import tiny_models
 import tiny_pali
 
+from perlhf_jax.core import tree_paths
 from perlhf_jax.data import vocabularies
 from perlhf_jax.interop import hf_output
 from perlhf_jax.interop import output
@@ -45,6 +46,7 @@ RESPONSES = (
   'Two.',
 )
 GREEDY_LENGTH = 24
+EOS_FACTOR = 2.0
 
 # No two widths are equal. The vocabulary has rows to spare.
 GATED = t5_config.T5Config(
@@ -110,6 +112,21 @@ def _pictures():
   return rng.integers(0, 256, (len(PROMPTS), side, side, 3)).astype(np.uint8)
 
 
+def _params(config):
+  """Random weights; some responses end, because a longer row wins oftener."""
+  flat = tree_paths.flatten(tiny_models.params(config))
+  path = (
+    'token_embedder/embedding'
+    if config.logits_via_embedding
+    else 'decoder/logits_dense/kernel'
+  )
+  # The cached arrays are not ours to change.
+  flat[path] = flat[path].copy()
+  row = flat[path] if config.logits_via_embedding else flat[path].T
+  row[1] *= EOS_FACTOR
+  return tree_paths.unflatten(flat)
+
+
 def _expected(model, variables, vocabulary, heads=None):
   """What our model gives.
 
@@ -126,18 +143,18 @@ def _expected(model, variables, vocabulary, heads=None):
   responses = _tokens(vocabulary, RESPONSES)
   inputs = np.pad(responses, ((0, 0), (1, 0)))[:, :-1]
   logits = np.asarray(jax.jit(model.apply)(variables, prompts, inputs))
-  encoded = model.apply(variables, prompts, method='encode')
+  encoded = jax.jit(lambda v: model.apply(v, prompts, method='encode'))(
+    variables
+  )
   logprobs = jax.nn.log_softmax(logits.astype(np.float64))
   taken = np.take_along_axis(
     np.asarray(logprobs), responses[..., None], axis=-1
   )[..., 0]
-  greedy = sampler.sample(
-    model,
-    variables,
-    prompts,
-    jax.random.split(jax.random.key(0), len(PROMPTS)),
-    sampler.SamplingConfig(max_length=GREEDY_LENGTH, temperature=0.0),
-  )
+  sampling = sampler.SamplingConfig(max_length=GREEDY_LENGTH, temperature=0.0)
+  keys = jax.random.split(jax.random.key(0), len(PROMPTS))
+  greedy = jax.jit(
+    lambda variables: sampler.sample(model, variables, prompts, keys, sampling)
+  )(variables)
   arrays = {
     'prompts': np.asarray(prompts.tokens),
     'responses': responses,
@@ -167,7 +184,7 @@ class _Exports:
     print('wrote', name)
 
   def base(self, name, config, vocabulary, dtype='float32', model_type=None):
-    params = tiny_models.params(config)
+    params = _params(config)
     contents = hf_output.contents(
       params,
       config,
@@ -183,7 +200,7 @@ class _Exports:
 
   def adapter(self, name, base, config, lora_config, vocabulary, heads=None):
     model, lora = tiny_models.adapted(lora_config, config)
-    variables = {'params': tiny_models.params(config), 'lora': lora}
+    variables = {'params': _params(config), 'lora': lora}
     contents = peft.contents(
       lora,
       lora_config,
@@ -196,7 +213,7 @@ class _Exports:
 
   def merged(self, name, config, lora_config, vocabulary, heads=None):
     model, lora = tiny_models.adapted(lora_config, config)
-    params = tiny_models.params(config)
+    params = _params(config)
     merged = lora_lib.merge_lora(params, lora, lora_config)
     describe = hf_output.contents
     arguments = (merged, config)
