@@ -1,9 +1,9 @@
-"""Hugging Face T5 directories, in and out, without torch or transformers.
+"""Reads Hugging Face T5 directories, without torch or transformers.
 
 Such a directory holds `config.json` and `model.safetensors`, or shards and
-`model.safetensors.index.json`. T5 v1.0 and v1.1, Flan-T5, LM-adapted T5, ByT5
-and mT5 are read; its vocabulary is `data.vocabularies`' business. Weights are
-mapped from local disk, so that a remote directory is copied first.
+`model.safetensors.index.json`. T5 v1.0 and v1.1, Flan-T5, LM-adapted T5, ByT5,
+mT5 and UMT5 are read; its vocabulary is `data.vocabularies`' business. Weights
+are mapped from local disk, so that a remote directory is copied first.
 
 Where the output layer is a T5's embedding matrix, logits are divided by
 sqrt(emb_dim) (`logits_via_embedding`). transformers 5 also writes models in
@@ -13,9 +13,7 @@ computes the same.
 """
 
 from collections.abc import Callable, Mapping
-import json
 import os
-import pathlib
 from typing import Any
 
 from etils import epath
@@ -23,7 +21,6 @@ import numpy as np
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
-from perlhf_jax.core import typing
 from perlhf_jax.interop import hf_config
 from perlhf_jax.interop import hf_match
 from perlhf_jax.interop import hf_names
@@ -32,8 +29,6 @@ from perlhf_jax.interop import safetensors_files
 from perlhf_jax.models import t5_config
 
 CONFIG = 'config.json'
-# transformers' own default.
-MAX_SHARD_SIZE = 5_000_000_000
 
 _WEIGHTS = (safetensors_files.SINGLE, safetensors_files.INDEX)
 _TOKENIZER = ('tokenizer_config.json', 'spiece.model')
@@ -155,68 +150,6 @@ def load_params(
         tensor = np.ascontiguousarray(tensor.T)
       flat[entry.path] = tensor if put is None else put(entry.path, tensor)
   return tree_paths.unflatten(flat)
-
-
-def save(
-  params: typing.Params,
-  config: t5_config.T5Config,
-  path: str | os.PathLike[str],
-  max_shard_size: int = MAX_SHARD_SIZE,
-) -> None:
-  """Writes a model as a Hugging Face T5 directory, the inverse of loading.
-
-  Args:
-    params: unrolled and unboxed, of arrays whose dtype is kept.
-    config: of the model.
-    path: directory to write into, made if need be. The vocabulary's files are
-      not written.
-    max_shard_size: bytes; more than that is written in shards with an index.
-
-  Raises:
-    CheckpointError: the directory already holds a model, the architecture has
-      no Hugging Face counterpart, or `params` are not those of `config`.
-  """
-  raw = hf_config.from_t5_config(config)
-  directory = pathlib.Path(path)
-  if is_hf_directory(directory):
-    raise errors.CheckpointError(
-      f'{directory} already holds a Hugging Face model; give another directory '
-      'or remove it first.'
-    )
-  flat = tree_paths.flatten(params)
-  table = hf_names.entries(config)
-  hf_match.check_names(
-    expected={entry.path for entry in table},
-    found=set(flat),
-    what='params are not the unrolled parameters of their T5Config',
-    kind='parameters',
-  )
-  for entry in table:
-    shape = flat[entry.path].shape
-    hf_match.check_shape(
-      f'parameter {entry.path}', shape, entry.shape, 'T5Config'
-    )
-
-  def make(entry: hf_names.Entry):
-    array = flat[entry.path]
-    return lambda: np.ascontiguousarray(
-      np.asarray(array).T if entry.transposed else np.asarray(array)
-    )
-
-  directory.mkdir(parents=True, exist_ok=True)
-  safetensors_files.write(
-    directory,
-    {entry.tensor: make(entry) for entry in table},
-    {
-      entry.tensor: int(np.prod(entry.shape)) * flat[entry.path].dtype.itemsize
-      for entry in table
-    },
-    max_shard_size,
-  )
-  # Last, so that a directory cut short by a crash is not taken for a model.
-  (directory / CONFIG).write_text(
-    json.dumps(raw, indent=2, sort_keys=True) + '\n'
-  )
 
 
 def _existing(path: str | os.PathLike[str]) -> epath.Path:

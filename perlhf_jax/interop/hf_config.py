@@ -6,7 +6,15 @@ from typing import Any
 from perlhf_jax.core import errors
 from perlhf_jax.models import t5_config
 
-MODEL_TYPES = ('t5', 'mt5')
+MODEL_TYPES = ('t5', 'mt5', 'umt5')
+
+_CLASSES = {
+  't5': 'T5ForConditionalGeneration',
+  'mt5': 'MT5ForConditionalGeneration',
+  'umt5': 'UMT5ForConditionalGeneration',
+}
+# Rows of every published mT5, which else is a T5 1.1.
+_MT5_VOCAB_SIZE = 250_112
 
 # T5Config's field and the key of `config.json` that every version writes.
 _SIZES = {
@@ -52,7 +60,7 @@ def to_t5_config(raw: Mapping[str, Any], source: str) -> t5_config.T5Config:
     raise errors.CheckpointError(
       f'{source}: model_type is {model_type!r}; supported are '
       f'{", ".join(MODEL_TYPES)} (T5 v1.0 and v1.1, Flan-T5, LM-adapted T5, '
-      'ByT5, mT5).'
+      'ByT5, mT5, UMT5).'
     )
   missing = [key for key in _SIZES.values() if not _is_size(raw.get(key))]
   if missing:
@@ -68,7 +76,7 @@ def to_t5_config(raw: Mapping[str, Any], source: str) -> t5_config.T5Config:
       'every published T5, is supported.'
     )
   projection = raw.get(
-    'feed_forward_proj', 'gated-gelu' if model_type == 'mt5' else 'relu'
+    'feed_forward_proj', 'relu' if model_type == 't5' else 'gated-gelu'
   )
   if projection not in _ACTIVATIONS:
     raise errors.CheckpointError(
@@ -90,6 +98,7 @@ def to_t5_config(raw: Mapping[str, Any], source: str) -> t5_config.T5Config:
     relative_attention_max_distance=raw.get(
       'relative_attention_max_distance', 128
     ),
+    relpos_bias_per_layer=model_type == 'umt5',
   )
 
 
@@ -121,20 +130,20 @@ def _is_scaled(raw: Mapping[str, Any], source: str) -> bool:
   return scaled
 
 
-def from_t5_config(config: t5_config.T5Config) -> dict[str, Any]:
+def from_t5_config(
+  config: t5_config.T5Config, model_type: str | None = None
+) -> dict[str, Any]:
   """Makes the contents of a `config.json` that `transformers` understands.
 
   Args:
     config: the model's configuration.
+    model_type: of `MODEL_TYPES`; None for what such a model is published as.
 
   Raises:
     CheckpointError: `transformers` has no T5 of this architecture.
   """
-  if config.relpos_bias_per_layer:
-    raise errors.CheckpointError(
-      'T5Config.relpos_bias_per_layer is set, and a Hugging Face T5 has one '
-      'position bias a stack: this model cannot be written as one.'
-    )
+  model_type = model_type or _usual_type(config)
+  _check_type(config, model_type)
   projections = {
     # The first name of each pair in _ACTIVATIONS wins.
     activations: name
@@ -147,7 +156,7 @@ def from_t5_config(config: t5_config.T5Config) -> dict[str, Any]:
       f'{", ".join(map(str, projections))}.'
     )
   return {
-    'architectures': ['T5ForConditionalGeneration'],
+    'architectures': [_CLASSES[model_type]],
     'decoder_start_token_id': 0,
     'dropout_rate': config.dropout_rate,
     'eos_token_id': 1,
@@ -155,7 +164,7 @@ def from_t5_config(config: t5_config.T5Config) -> dict[str, Any]:
     'initializer_factor': 1.0,
     'is_encoder_decoder': True,
     'layer_norm_epsilon': _EPSILON,
-    'model_type': 't5',
+    'model_type': model_type,
     'num_decoder_layers': config.num_decoder_layers,
     'pad_token_id': 0,
     'relative_attention_max_distance': config.relative_attention_max_distance,
@@ -163,3 +172,29 @@ def from_t5_config(config: t5_config.T5Config) -> dict[str, Any]:
     'tie_word_embeddings': config.logits_via_embedding,
     'use_cache': True,
   } | {key: getattr(config, field) for field, key in _SIZES.items()}
+
+
+def _usual_type(config: t5_config.T5Config) -> str:
+  if config.relpos_bias_per_layer:
+    return 'umt5'
+  return 'mt5' if config.vocab_size == _MT5_VOCAB_SIZE else 't5'
+
+
+def _check_type(config: t5_config.T5Config, model_type: str) -> None:
+  if model_type not in MODEL_TYPES:
+    raise errors.CheckpointError(
+      f'{model_type!r} is no model_type of Hugging Face that can be written; '
+      f'those are {", ".join(MODEL_TYPES)}.'
+    )
+  if config.relpos_bias_per_layer != (model_type == 'umt5'):
+    raise errors.CheckpointError(
+      f'T5Config.relpos_bias_per_layer is {config.relpos_bias_per_layer}, and '
+      f'a {model_type} has one position bias '
+      f'{"a layer" if model_type == "umt5" else "a stack"}; write it as a '
+      f'{_usual_type(config)}.'
+    )
+  if config.logits_via_embedding and model_type == 'mt5':
+    raise errors.CheckpointError(
+      'T5Config.logits_via_embedding is set, and the logits of an mt5 are not '
+      'divided by sqrt(d_model); write it as a t5.'
+    )

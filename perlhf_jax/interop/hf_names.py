@@ -64,15 +64,13 @@ def entries(config: t5_config.T5Config) -> tuple[Entry, ...]:
 def _stack(
   config: t5_config.T5Config, stack: str, num_layers: int
 ) -> Iterator[Entry]:
-  yield Entry(
-    f'{stack}/relpos_bias/rel_embedding',
-    (config.num_heads, config.relative_attention_num_buckets),
-    f'{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
-    True,
-  )
+  if not config.relpos_bias_per_layer:
+    yield _position_bias(config, stack, f'{stack}.block.0')
   yield _norm(config, f'{stack}/{stack}_norm', f'{stack}.final_layer_norm')
   for index in range(num_layers):
     layer = f'{stack}/layers_{index}'
+    if config.relpos_bias_per_layer:
+      yield _position_bias(config, layer, f'{stack}.block.{index}')
     block = f'{stack}.block.{index}.layer'
     if stack == 'encoder':
       sublayers = (('attention', 'pre_attention', 'SelfAttention'),)
@@ -91,6 +89,15 @@ def _stack(
     block = f'{block}.{len(sublayers)}'
     yield _norm(config, f'{layer}/pre_mlp_layer_norm', f'{block}.layer_norm')
     yield from _mlp(config, f'{layer}/mlp', f'{block}.DenseReluDense')
+
+
+def _position_bias(config: t5_config.T5Config, path: str, block: str) -> Entry:
+  return Entry(
+    f'{path}/relpos_bias/rel_embedding',
+    (config.num_heads, config.relative_attention_num_buckets),
+    f'{block}.layer.0.SelfAttention.relative_attention_bias.weight',
+    True,
+  )
 
 
 def _norm(config: t5_config.T5Config, path: str, tensor: str) -> Entry:

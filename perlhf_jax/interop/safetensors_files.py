@@ -1,9 +1,7 @@
-"""The safetensors files of one model: one file, or shards with an index."""
+"""Reads the safetensors of a model: one file, or shards with an index."""
 
-from collections.abc import Callable, Mapping
 import contextlib
 import json
-import pathlib
 
 from etils import epath
 from etils import epy
@@ -15,7 +13,6 @@ from perlhf_jax.core import errors
 # A machine that reads no such file need not have it.
 with epy.lazy_imports():
   import safetensors
-  from safetensors import numpy as safetensors_numpy
 
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -79,11 +76,13 @@ class Reader(contextlib.ExitStack):
   A context manager.
   """
 
-  def __init__(self, directory: epath.Path):
+  def __init__(self, directory: epath.Path, name: str = SINGLE):
     """Opens the files.
 
     Args:
-      directory: local, with `model.safetensors`, or shards and their index.
+      directory: local.
+      name: of the file; for `model.safetensors`, shards and their index will
+        do too.
 
     Raises:
       CheckpointError: a file is missing or damaged, or the shards are not
@@ -93,9 +92,13 @@ class Reader(contextlib.ExitStack):
     self._directory = directory
     self._files = {}
     try:
-      if (directory / SINGLE).exists():
-        opened = self._open(SINGLE)
+      if (directory / name).exists():
+        opened = self._open(name)
         self._files = dict.fromkeys(opened.keys(), opened)
+      elif name != SINGLE:
+        raise errors.CheckpointError(
+          f'{directory} lacks {name}; copy or download it too.'
+        )
       else:
         self._open_shards()
     except BaseException:
@@ -161,46 +164,6 @@ class Reader(contextlib.ExitStack):
         'these first.'
       )
     return file.get_tensor(name).astype(np.float32, copy=False)
-
-
-def write(
-  directory: pathlib.Path,
-  tensors: Mapping[str, Callable[[], np.ndarray]],
-  sizes: Mapping[str, int],
-  max_shard_size: int,
-) -> None:
-  """Writes tensors into one file, or into shards with an index.
-
-  Args:
-    directory: an existing directory.
-    tensors: makes each tensor, by name; called when its shard is written, so
-      that one shard at a time is held in memory.
-    sizes: bytes of each tensor.
-    max_shard_size: bytes; a larger tensor has a shard of its own.
-  """
-  shards, room = [], 0
-  for name in tensors:
-    if not shards or sizes[name] > room:
-      shards.append([])
-      room = max_shard_size
-    shards[-1].append(name)
-    room -= sizes[name]
-  weight_map = {}
-  for number, names in enumerate(shards, 1):
-    file = f'model-{number:05}-of-{len(shards):05}.safetensors'
-    safetensors_numpy.save_file(
-      {name: tensors[name]() for name in names},
-      directory / (file if len(shards) > 1 else SINGLE),
-      # Without it, transformers 4 does not accept the file.
-      metadata={'format': 'pt'},
-    )
-    weight_map.update(dict.fromkeys(names, file))
-  if len(shards) > 1:
-    index = {
-      'metadata': {'total_size': sum(sizes.values())},
-      'weight_map': dict(sorted(weight_map.items())),
-    }
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + '\n')
 
 
 def first(names: list[str], limit: int = 5) -> str:

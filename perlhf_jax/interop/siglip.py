@@ -50,7 +50,7 @@ _FIXED = {
 
 # Whole models and every model of transformers 4 have it, and the image towers
 # that transformers 5 writes do not.
-_PREFIX = 'vision_model.'
+PREFIX = 'vision_model.'
 _HEAD = 'head.'
 _OF_WHOLE_MODELS = ('text_model.', 'logit_scale', 'logit_bias')
 
@@ -68,12 +68,20 @@ class Entry(NamedTuple):
     tensor: name of the tensor, without a prefix.
     tensor_shape: shape of the tensor.
     convert: makes the parameter of the tensor.
+    invert: makes the tensor of the parameter.
   """
 
   path: str
   tensor: str
   tensor_shape: tuple[int, ...]
-  convert: Callable[[np.ndarray], np.ndarray]
+  convert: Callable[[np.ndarray], np.ndarray] = np.asarray
+  invert: Callable[[np.ndarray], np.ndarray] = np.asarray
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Shape of the parameter."""
+    # Nothing is read or held: the numbers are one, seen many times.
+    return self.convert(np.broadcast_to(0.0, self.tensor_shape)).shape
 
 
 def is_siglip_directory(path: str | os.PathLike[str]) -> bool:
@@ -165,15 +173,15 @@ def entries(config: vit_config.ViTConfig) -> tuple[Entry, ...]:
       'embeddings.patch_embedding.weight',
       (width, 3, patch, patch),
       lambda tensor: tensor.transpose(2, 3, 1, 0),
+      lambda kernel: kernel.transpose(3, 2, 0, 1),
     ),
-    Entry(
-      'embedding/bias', 'embeddings.patch_embedding.bias', (width,), np.asarray
-    ),
+    Entry('embedding/bias', 'embeddings.patch_embedding.bias', (width,)),
     Entry(
       'pos_embedding',
       'embeddings.position_embedding.weight',
       (config.num_tokens, width),
       lambda tensor: tensor[None],
+      lambda positions: positions[0],
     ),
     *_norm(config, 'Transformer/encoder_norm', 'post_layernorm'),
   ]
@@ -216,13 +224,19 @@ def _block(
 def _norm(
   config: vit_config.ViTConfig, path: str, tensor: str
 ) -> Iterator[Entry]:
-  yield Entry(f'{path}/scale', f'{tensor}.weight', (config.width,), np.asarray)
-  yield Entry(f'{path}/bias', f'{tensor}.bias', (config.width,), np.asarray)
+  yield Entry(f'{path}/scale', f'{tensor}.weight', (config.width,))
+  yield Entry(f'{path}/bias', f'{tensor}.bias', (config.width,))
 
 
 def _dense(path: str, tensor: str, shape: tuple[int, int]) -> Iterator[Entry]:
-  yield Entry(f'{path}/kernel', f'{tensor}.weight', shape[::-1], np.transpose)
-  yield Entry(f'{path}/bias', f'{tensor}.bias', shape[1:], np.asarray)
+  yield Entry(
+    f'{path}/kernel',
+    f'{tensor}.weight',
+    shape[::-1],
+    np.transpose,
+    np.transpose,
+  )
+  yield Entry(f'{path}/bias', f'{tensor}.bias', shape[1:])
 
 
 def _match(
@@ -231,7 +245,7 @@ def _match(
   directory: epath.Path,
 ) -> dict[Entry, str]:
   """Chooses the tensor to read for each parameter."""
-  prefix = _PREFIX if any(name.startswith(_PREFIX) for name in shapes) else ''
+  prefix = PREFIX if any(name.startswith(PREFIX) for name in shapes) else ''
   sources = {entry: prefix + entry.tensor for entry in table}
   unused = (prefix + _HEAD, *_OF_WHOLE_MODELS)
   found = {name for name in shapes if not name.startswith(unused)}
@@ -302,6 +316,24 @@ def _to_vit_config(raw: Mapping[str, Any], source: str) -> vit_config.ViTConfig:
     )
   sizes['image_size'] -= remainder
   return vit_config.ViTConfig(**sizes)
+
+
+def from_vit_config(config: vit_config.ViTConfig) -> dict[str, Any]:
+  """Makes the contents of the `config.json` of an image tower.
+
+  Args:
+    config: of the tower.
+  """
+  sizes = {key: getattr(config, field) for field, (key, _) in _SIZES.items()}
+  fixed = {key: supported[0] for key, supported in _FIXED.items()}
+  return {
+    'architectures': ['SiglipVisionModel'],
+    'model_type': VISION,
+    # The head pools, and a PaLI takes all tokens.
+    'vision_use_head': False,
+    **sizes,
+    **fixed,
+  }
 
 
 def _is_size(value: Any) -> bool:

@@ -2,9 +2,10 @@
 
     python -m venv /tmp/torch && /tmp/torch/bin/pip install torch==2.13.0 \
         transformers==5.23.0 safetensors
-    /tmp/torch/bin/python tests/golden/make_hf_t5_golden.py
+    /tmp/torch/bin/python tests/golden/make_hf_t5_golden.py [NAME ...]
 
-writes, beside this file, for each of three random models a directory as one
+(hf_t5_mt5 and hf_t5_umt5 are made with torch 2.14.0 and transformers 5.24.0)
+writes, beside this file, for each of five random models a directory as one
 gets it from the hub (`config.json`, weights, a ByT5 tokenizer's config) and
 `<name>.npz`, what `transformers` makes of it; and `hf_t5_texts.jsonl`, the
 prompts and responses. The tests read these and need neither package.
@@ -32,6 +33,7 @@ Arrays of `<name>.npz`, with N texts, all padded on the right with 0:
 import json
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import torch
@@ -102,12 +104,40 @@ CONFIGS = {
     'tie_word_embeddings': True,
     'use_cache': True,
   },
+  # Like google/mt5-small.
+  'hf_t5_mt5': {
+    'architectures': ['MT5ForConditionalGeneration'],
+    'feed_forward_proj': 'gated-gelu',
+    'model_type': 'mt5',
+    'num_decoder_layers': 2,
+    'num_layers': 2,
+    'tie_word_embeddings': False,
+  },
+  # Like google/umt5-small: every layer has its own position bias.
+  'hf_t5_umt5': {
+    'architectures': ['UMT5ForConditionalGeneration'],
+    'dense_act_fn': 'gelu_new',
+    'feed_forward_proj': 'gated-gelu',
+    'is_gated_act': True,
+    'model_type': 'umt5',
+    'num_decoder_layers': 3,
+    'num_layers': 2,
+    'relative_attention_max_distance': 128,
+    'scalable_attention': True,
+    'tie_word_embeddings': False,
+  },
 }
 SHARD_SIZES = {'hf_t5_v1_1': '50KB'}
 EOS_FACTOR = 2.0
 # With these, each prompt is continued in its own way, no margin is small, and
 # some decodes of each model end early.
-SEEDS = {'hf_t5_v1_0': 25, 'hf_t5_v1_1': 36, 'hf_t5_gated_tied': 20}
+SEEDS = {
+  'hf_t5_v1_0': 25,
+  'hf_t5_v1_1': 36,
+  'hf_t5_gated_tied': 20,
+  'hf_t5_mt5': 3,
+  'hf_t5_umt5': 24,
+}
 
 TOKENIZER_CONFIG = {
   'additional_special_tokens': [f'<extra_id_{i}>' for i in range(125)],
@@ -138,9 +168,8 @@ def _write_json(path: pathlib.Path, value) -> None:
 def write_directory(name: str, seed: int) -> pathlib.Path:
   """Writes a random model as a Hugging Face directory and returns its path."""
   config = _COMMON | SHAPE | CONFIGS[name]
-  model = transformers.T5ForConditionalGeneration(
-    transformers.T5Config.from_dict(config)
-  )
+  model_class = getattr(transformers, config['architectures'][0])
+  model = model_class(model_class.config_class.from_dict(config))
   if not config.get('tie_word_embeddings', True):
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
   generator = torch.Generator().manual_seed(seed)
@@ -174,7 +203,8 @@ def _pad(rows: list[list[int]]) -> np.ndarray:
 def compute(path: pathlib.Path) -> dict[str, np.ndarray]:
   """Returns what `transformers` makes of a directory and `TEXTS`."""
   config = json.loads((path / 'config.json').read_text())
-  model = transformers.T5ForConditionalGeneration.from_pretrained(
+  model_class = getattr(transformers, config['architectures'][0])
+  model = model_class.from_pretrained(
     path, dtype=torch.float32, attn_implementation='eager'
   ).eval()
   tied = config.get('tie_word_embeddings', True)
@@ -240,7 +270,7 @@ def compute(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-  """Writes every file."""
+  """Writes the files of the models that are named, or every file."""
   transformers.utils.logging.set_verbosity_error()
   transformers.utils.logging.disable_progress_bar()
   torch.set_num_threads(1)
@@ -248,7 +278,7 @@ def main() -> None:
     for prompt, response in TEXTS:
       record = {'prompt': prompt, 'response': response}
       lines.write(json.dumps(record, ensure_ascii=False) + '\n')
-  for name in CONFIGS:
+  for name in sys.argv[1:] or CONFIGS:
     arrays = compute(write_directory(name, SEEDS[name]))
     np.savez_compressed(HERE / f'{name}.npz', **arrays)
     print(name, 'logprobs', arrays['logprobs'])

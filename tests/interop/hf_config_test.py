@@ -95,6 +95,21 @@ def test_every_key_of_a_new_file_is_read():
       False,
     ),
     ({'model_type': 'mt5'}, ('gelu', 'linear'), False),
+    (
+      {'model_type': 'umt5', 'tie_word_embeddings': False},
+      ('gelu', 'linear'),
+      False,
+    ),
+    ({'model_type': 'umt5'}, ('gelu', 'linear'), True),
+    (
+      {
+        'model_type': 'umt5',
+        'tie_word_embeddings': True,
+        'scale_decoder_outputs': False,
+      },
+      ('gelu', 'linear'),
+      False,
+    ),
     ({'feed_forward_proj': 'gelu_new'}, ('gelu',), True),
     ({'feed_forward_proj': 'gated-relu'}, ('relu', 'linear'), True),
   ],
@@ -103,13 +118,16 @@ def test_variants(keys, activations, via_embedding):
   config = _convert(**keys)
   assert config.mlp_activations == activations
   assert config.logits_via_embedding == via_embedding
+  assert config.relpos_bias_per_layer == (keys.get('model_type') == 'umt5')
 
 
 @pytest.mark.parametrize(
   ('keys', 'message'),
   [
-    ({'model_type': 'umt5'}, r"DIR/config.json: model_type is 'umt5'.*t5, mt5"),
-    ({'model_type': 'longt5'}, "model_type is 'longt5'"),
+    (
+      {'model_type': 'longt5'},
+      r"DIR/config.json: model_type is 'longt5'.*t5, mt5, umt5",
+    ),
     ({'model_type': 'absent'}, 'model_type is None'),
     ({'d_model': 'absent', 'num_heads': 0}, 'under d_model, num_heads;'),
     ({'d_kv': '64'}, 'under d_kv;'),
@@ -134,7 +152,8 @@ def test_what_is_not_supported_is_named(keys, message):
   [('relu',), ('gelu',), ('gelu', 'linear'), ('silu', 'linear')],
 )
 @pytest.mark.parametrize('via_embedding', [True, False])
-def test_round_trip(activations, via_embedding):
+@pytest.mark.parametrize('per_layer', [True, False])
+def test_round_trip(activations, via_embedding, per_layer):
   config = t5_config.T5Config(
     vocab_size=384,
     emb_dim=16,
@@ -148,6 +167,7 @@ def test_round_trip(activations, via_embedding):
     logits_via_embedding=via_embedding,
     relative_attention_num_buckets=8,
     relative_attention_max_distance=40,
+    relpos_bias_per_layer=per_layer,
   )
   raw = hf_config.from_t5_config(config)
   assert hf_config.to_t5_config(raw, 'DIR/config.json') == config
@@ -159,13 +179,47 @@ def test_gated_gelu_is_written_under_its_usual_name():
 
 
 @pytest.mark.parametrize(
-  ('change', 'message'),
+  ('change', 'model_type'),
   [
-    ({'relpos_bias_per_layer': True}, 'relpos_bias_per_layer'),
-    ({'mlp_activations': ('linear',)}, r"mlp_activations is \('linear',\)"),
+    ({}, 't5'),
+    ({'relpos_bias_per_layer': True}, 'umt5'),
+    # That of every published mT5.
+    ({'vocab_size': 250_112}, 'mt5'),
   ],
 )
-def test_what_cannot_be_written_is_named(change, message):
+def test_the_type_that_such_a_model_is_published_as(change, model_type):
+  config = t5_config.T5Config(vocab_size=384)
+  raw = hf_config.from_t5_config(dataclasses.replace(config, **change))
+  assert raw['model_type'] == model_type
+  assert raw['architectures'] == [
+    f'{model_type.upper()}ForConditionalGeneration'
+  ]
+
+
+def test_a_type_may_be_given():
+  config = t5_config.T5Config(
+    vocab_size=384, mlp_activations=('gelu', 'linear')
+  )
+  raw = hf_config.from_t5_config(config, 'mt5')
+  assert raw['model_type'] == 'mt5'
+  assert hf_config.to_t5_config(raw, 'DIR/config.json') == config
+
+
+@pytest.mark.parametrize(
+  ('change', 'model_type', 'message'),
+  [
+    ({'relpos_bias_per_layer': True}, 't5', 'a stack; write it as a umt5'),
+    ({}, 'umt5', 'a umt5 has one position bias a layer; write it as a t5'),
+    ({'logits_via_embedding': True}, 'mt5', 'write it as a t5'),
+    ({}, 'longt5', "'longt5' is no model_type .* t5, mt5, umt5"),
+    (
+      {'mlp_activations': ('linear',)},
+      None,
+      r"mlp_activations is \('linear',\)",
+    ),
+  ],
+)
+def test_what_cannot_be_written_is_named(change, model_type, message):
   config = t5_config.T5Config(vocab_size=384)
   with pytest.raises(errors.CheckpointError, match=message):
-    hf_config.from_t5_config(dataclasses.replace(config, **change))
+    hf_config.from_t5_config(dataclasses.replace(config, **change), model_type)

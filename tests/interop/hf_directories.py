@@ -8,6 +8,9 @@ from safetensors import numpy as safetensors_numpy
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 TIED = GOLDEN / 'hf_t5_gated_tied'
 UNTIED = GOLDEN / 'hf_t5_v1_1'
+MT5 = GOLDEN / 'hf_t5_mt5'
+UMT5 = GOLDEN / 'hf_t5_umt5'
+BYTES = {'kind': 'byte', 'extra_ids': 125}
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
 # Of shape [12, 16] in both.

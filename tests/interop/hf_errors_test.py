@@ -8,7 +8,6 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from perlhf_jax.core import errors
-from perlhf_jax.core import tree_paths
 from perlhf_jax.interop import hf
 from perlhf_jax.interop import hf_names
 
@@ -211,25 +210,3 @@ def test_an_index_without_a_map(tmp_path):
   path, _ = _copy_untied(tmp_path)
   (path / hf_directories.INDEX).write_text('{"metadata": {}}')
   assert 'has no weight_map' in _error(_load, path)
-
-
-def test_saving_over_a_model_is_refused(tmp_path):
-  config, params = _load(hf_directories.TIED)
-  hf.save(params, config, tmp_path)
-  assert 'already holds' in _error(hf.save, params, config, tmp_path)
-
-
-def test_saving_other_parameters_than_the_config_says(tmp_path):
-  config, params = _load(hf_directories.TIED)
-  path = tmp_path / 'x'
-  flat = tree_paths.flatten(params)
-  flat['extra/kernel'] = flat.pop('encoder/encoder_norm/scale')
-  error = _error(hf.save, tree_paths.unflatten(flat), config, path)
-  assert 'missing parameters: encoder/encoder_norm/scale;' in error
-  assert 'unexpected parameters: extra/kernel.' in error
-
-  flat = tree_paths.flatten(params)
-  flat['encoder/encoder_norm/scale'] = np.ones(17, np.float32)
-  error = _error(hf.save, tree_paths.unflatten(flat), config, path)
-  assert 'parameter encoder/encoder_norm/scale has shape [17]' in error
-  assert not path.exists()

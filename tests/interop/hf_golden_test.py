@@ -17,7 +17,13 @@ from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-MODELS = ('hf_t5_v1_0', 'hf_t5_v1_1', 'hf_t5_gated_tied')
+MODELS = (
+  'hf_t5_v1_0',
+  'hf_t5_v1_1',
+  'hf_t5_gated_tied',
+  'hf_t5_mt5',
+  'hf_t5_umt5',
+)
 TOLERANCE = 1e-4
 
 every_model = pytest.mark.parametrize('name', MODELS)
@@ -136,6 +142,7 @@ def _swappable(path):
     ('pre_self_attention', 'pre_cross_attention'),
     ('pre_mlp', 'pre_attention'),
     ('encoder/relpos_bias', 'decoder/relpos_bias'),
+    ('encoder/layers_1/relpos_bias', 'decoder/layers_1/relpos_bias'),
     ('encoder/encoder_norm', 'decoder/decoder_norm'),
   ):
     if old in path:
@@ -189,16 +196,22 @@ def test_golden_tokens_are_the_bytes_of_the_texts():
     assert golden['target_mask'].shape[1] > 128
 
 
-def test_the_directories_are_of_three_kinds():
+def test_the_directories_are_of_every_kind():
   configs = {name: _load(name)[0] for name in MODELS}
   kinds = {
-    name: (config.mlp_activations, config.logits_via_embedding)
+    name: (
+      config.mlp_activations,
+      config.logits_via_embedding,
+      config.relpos_bias_per_layer,
+    )
     for name, config in configs.items()
   }
   assert kinds == {
-    'hf_t5_v1_0': (('relu',), True),
-    'hf_t5_v1_1': (('gelu', 'linear'), False),
-    'hf_t5_gated_tied': (('gelu', 'linear'), True),
+    'hf_t5_v1_0': (('relu',), True, False),
+    'hf_t5_v1_1': (('gelu', 'linear'), False, False),
+    'hf_t5_gated_tied': (('gelu', 'linear'), True, False),
+    'hf_t5_mt5': (('gelu', 'linear'), False, False),
+    'hf_t5_umt5': (('gelu', 'linear'), False, True),
   }
   sharded = [
     name

@@ -12,7 +12,7 @@ from safetensors import numpy as safetensors_numpy
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
-from perlhf_jax.interop import safetensors_files
+from perlhf_jax.interop import safetensors_output
 from perlhf_jax.interop import siglip
 from perlhf_jax.models import vit_config
 
@@ -178,10 +178,14 @@ def test_prefixes_other_towers_and_heads_do_not_matter(
 
 def test_shards(tmp_path):
   shutil.copy(TOWER / 'config.json', tmp_path)
-  safetensors_files.write(
-    tmp_path,
-    {name: lambda name=name: TENSORS[name] for name in TENSORS},
-    {name: tensor.nbytes for name, tensor in TENSORS.items()},
+  safetensors_output.write(
+    tmp_path / hf_directories.WEIGHTS,
+    {
+      name: safetensors_output.Tensor(
+        tensor.shape, tensor.dtype, lambda tensor=tensor: tensor
+      )
+      for name, tensor in TENSORS.items()
+    },
     100_000,
   )
   assert len(list(tmp_path.glob('*.safetensors'))) > 2

@@ -1,0 +1,55 @@
+"""Reads a small safetensors file, all of whose tensors are known."""
+
+from collections.abc import Mapping
+import os
+
+from etils import epath
+import numpy as np
+
+from perlhf_jax.interop import hf_match
+from perlhf_jax.interop import remote_files
+from perlhf_jax.interop import safetensors_files
+
+
+def read(
+  path: str | os.PathLike[str],
+  name: str,
+  shapes: Mapping[str, tuple[int, ...]],
+  *,
+  source: str,
+  whole: str,
+) -> dict[str, np.ndarray]:
+  """Reads tensors in float32.
+
+  Args:
+    path: of the directory, local or remote.
+    name: of the file in it.
+    shapes: what the file must hold, neither less nor more.
+    source: of `shapes`, for messages.
+    whole: of what the tensors are a part, for messages.
+
+  Raises:
+    CheckpointError: the file is missing or damaged, or tensors are missing,
+      left over or of another shape.
+  """
+  directory = epath.Path(path)
+  if remote_files.is_remote(path):
+    directory = remote_files.copy_of(directory, [name])
+  what = f'{directory / name}'
+  with (
+    remote_files.named(path, directory),
+    safetensors_files.Reader(directory, name) as reader,
+  ):
+    found = reader.shapes()
+    hf_match.check_names(
+      expected=set(shapes),
+      found=set(found),
+      what=f'{what} does not hold the tensors of its {source}',
+      kind='tensors',
+      whole=whole,
+    )
+    for tensor, shape in shapes.items():
+      hf_match.check_shape(
+        f'{what}: tensor {tensor}', found[tensor], shape, source
+      )
+    return {tensor: reader.read(tensor) for tensor in shapes}

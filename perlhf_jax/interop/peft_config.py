@@ -1,0 +1,326 @@
+"""PEFT's `adapter_config.json` of a T5, to and from `LoraConfig`.
+
+PEFT names modules as `transformers` does, and adapts those whose whole name, or
+whose end behind a dot, is in `target_modules`.
+"""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import math
+import re
+from typing import Any
+
+from perlhf_jax.core import errors
+from perlhf_jax.interop import hf_names
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import t5_config
+
+_ALL_LINEAR = 'all-linear'
+# Where the backbone's own function and module names are those of
+# `T5ForConditionalGeneration`.
+_TASKS = (None, 'SEQ_2_SEQ_LM', 'FEATURE_EXTRACTION')
+# What changes nothing of what is computed, or is read here. Other settings
+# must be off.
+_READ = frozenset(
+  {
+    'alpha_pattern',
+    'auto_mapping',
+    'base_model_name_or_path',
+    'bias',
+    'eva_config',
+    'exclude_modules',
+    'inference_mode',
+    'init_lora_weights',
+    'layers_pattern',
+    'lora_alpha',
+    'lora_dropout',
+    'megatron_core',
+    'peft_type',
+    'peft_version',
+    'qalora_group_size',
+    'r',
+    'rank_pattern',
+    'revision',
+    'runtime_config',
+    'target_modules',
+    'task_type',
+    'use_rslora',
+  }
+)
+# Others, such as PiSSA, change the base too.
+_INITS = (True, False, 'gaussian', 'eva', 'orthogonal')
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+  """How PEFT adapts one module.
+
+  Attributes:
+    rank: inner width.
+    scale: the factor on the update.
+  """
+
+  rank: int
+  scale: float
+
+
+def modules(config: t5_config.T5Config) -> dict[str, hf_names.Entry]:
+  """Returns the dense layers of a T5 by PEFT's names.
+
+  Args:
+    config: of the T5; a PaLI's ViT and projection are no part of it.
+  """
+  return {
+    entry.tensor.removesuffix('.weight'): entry
+    for entry in hf_names.entries(config)
+    if entry.path.endswith('/kernel')
+  }
+
+
+def to_json(
+  lora: lora_lib.LoraConfig,
+  adapted: Iterable[str],
+  config: t5_config.T5Config,
+  base: str,
+) -> dict[str, Any]:
+  """Makes the contents of an `adapter_config.json`.
+
+  Args:
+    lora: rank and scale.
+    adapted: PEFT's names of the modules that have adapters.
+    config: of the base.
+    base: directory of the base or its name on the hub.
+  """
+  alpha = lora.rank if lora.alpha is None else lora.alpha
+  return {
+    'alpha_pattern': {},
+    'base_model_name_or_path': base,
+    'bias': 'none',
+    'fan_in_fan_out': False,
+    'inference_mode': True,
+    'init_lora_weights': True,
+    'lora_alpha': int(alpha) if alpha == int(alpha) else alpha,
+    'lora_dropout': lora.dropout_rate,
+    'modules_to_save': None,
+    'peft_type': 'LORA',
+    'r': lora.rank,
+    'rank_pattern': {},
+    'target_modules': _targets(set(adapted), modules(config)),
+    'task_type': 'SEQ_2_SEQ_LM',
+    'use_dora': False,
+    'use_rslora': lora.rs_lora,
+  }
+
+
+def _targets(adapted: set[str], all_modules: Iterable[str]) -> list[str]:
+  """Names modules by their ends where all with that end are adapted."""
+  ends: dict[str, set[str]] = {}
+  for name in all_modules:
+    ends.setdefault(name.rpartition('.')[2], set()).add(name)
+  targets = set(adapted)
+  for end, names in ends.items():
+    if names <= adapted:
+      targets = targets - names | {end}
+  return sorted(targets)
+
+
+def from_json(
+  raw: Mapping[str, Any], config: t5_config.T5Config, source: str
+) -> tuple[lora_lib.LoraConfig, dict[str, Adapted]]:
+  """Translates the contents of an `adapter_config.json`.
+
+  Args:
+    raw: the parsed file.
+    config: of the base.
+    source: the file's path, for messages.
+
+  Returns:
+    A `LoraConfig` of the highest rank, and each adapted module by PEFT's name.
+    Scales differ from the configuration's where `rank_pattern` or
+    `alpha_pattern` say so.
+
+  Raises:
+    CheckpointError: the adapter is none of LoRA on a T5, or computes what the
+      adapters here do not.
+  """
+  _check_kind(raw, source)
+  rank, alpha, dropout = _numbers(raw, source)
+  rs_lora = raw.get('use_rslora', False) is True
+
+  def scale(alpha, rank):
+    return alpha / (math.sqrt(rank) if rs_lora else rank)
+
+  adapted = {}
+  for name in _matches(raw, modules(config), source):
+    own_rank = _of_pattern(raw, 'rank_pattern', name, rank, source)
+    own_alpha = _of_pattern(raw, 'alpha_pattern', name, alpha, source)
+    adapted[name] = Adapted(own_rank, scale(own_alpha, own_rank))
+  highest = max(module.rank for module in adapted.values())
+  if highest != rank:
+    # The scale of the modules that no pattern names.
+    alpha = scale(alpha, rank) * (math.sqrt(highest) if rs_lora else highest)
+  paths = [modules(config)[name].path for name in adapted]
+  lora = lora_lib.LoraConfig(
+    rank=highest,
+    alpha=float(alpha),
+    dropout_rate=float(dropout),
+    rs_lora=rs_lora,
+    target_modules=_patterns(paths, config),
+  )
+  return lora, adapted
+
+
+def _check_kind(raw: Mapping[str, Any], source: str) -> None:
+  if raw.get('peft_type') != 'LORA':
+    raise errors.CheckpointError(
+      f'{source}: peft_type is {raw.get("peft_type")!r}; only LORA is '
+      'supported.'
+    )
+  if raw.get('task_type') not in _TASKS:
+    raise errors.CheckpointError(
+      f'{source}: task_type is {raw["task_type"]!r}; supported is '
+      'SEQ_2_SEQ_LM, whose encoder reads the prompt and whose decoder the '
+      'response. Train the adapter so, or merge it with PEFT.'
+    )
+  if raw.get('bias', 'none') != 'none':
+    raise errors.CheckpointError(
+      f"{source}: bias is {raw['bias']!r}; only 'none' is supported, for a T5 "
+      'has no biases.'
+    )
+  if raw.get('init_lora_weights', True) not in _INITS:
+    raise errors.CheckpointError(
+      f'{source}: init_lora_weights is {raw["init_lora_weights"]!r}, which '
+      'changes the base too. Convert the adapter to plain LoRA first (PEFT: '
+      'save_pretrained with path_initial_model_for_weight_conversion).'
+    )
+  others = sorted(
+    key for key, value in raw.items() if value and key not in _READ
+  )
+  if others:
+    raise errors.CheckpointError(
+      f'{source}: {", ".join(others)} '
+      f'{"is" if len(others) == 1 else "are"} set, which the adapters here do '
+      'not have. Merge the adapter with PEFT (merge_and_unload, '
+      'save_pretrained) and give the merged directory.'
+    )
+
+
+def _numbers(raw: Mapping[str, Any], source: str) -> tuple[int, float, float]:
+  rank, alpha = raw.get('r', 8), raw.get('lora_alpha', 8)
+  dropout = raw.get('lora_dropout', 0.0)
+  wrong = [
+    f'{key} is {value!r}'
+    for key, value, right in (
+      ('r', rank, _is_rank(rank)),
+      ('lora_alpha', alpha, _is_positive(alpha)),
+      ('lora_dropout', dropout, dropout == 0 or _is_positive(dropout)),
+    )
+    if not right or (key == 'lora_dropout' and value >= 1)
+  ]
+  if wrong:
+    raise errors.CheckpointError(
+      f'{source}: {", ".join(wrong)}. Take the file that belongs to the '
+      'adapter.'
+    )
+  return rank, alpha, dropout
+
+
+def _is_rank(value: Any) -> bool:
+  return _is_positive(value) and isinstance(value, int)
+
+
+def _is_positive(value: Any) -> bool:
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return is_number and 0 < value < math.inf
+
+
+def _of_pattern(
+  raw: Mapping[str, Any], key: str, module: str, default: Any, source: str
+) -> Any:
+  """The value of the first pattern that a module's name ends with."""
+  patterns = raw.get(key) or {}
+  if not isinstance(patterns, Mapping):
+    raise errors.CheckpointError(
+      f'{source}: {key} is {patterns!r} and no object. Take the file that '
+      'belongs to the adapter.'
+    )
+  for pattern, value in patterns.items():
+    if not _compiled(rf'(.*\.)?({pattern})$', key, source).match(module):
+      continue
+    if not (_is_rank if key == 'rank_pattern' else _is_positive)(value):
+      raise errors.CheckpointError(
+        f'{source}: {key} has {value!r} for {pattern!r}. Take the file that '
+        'belongs to the adapter.'
+      )
+    return value
+  return default
+
+
+def _matches(
+  raw: Mapping[str, Any], names: Iterable[str], source: str
+) -> list[str]:
+  targets = raw.get('target_modules')
+  if not targets or not isinstance(targets, str | list):
+    raise errors.CheckpointError(
+      f'{source}: target_modules is {targets!r}; it must say which modules are '
+      'adapted. Take the file that belongs to the adapter.'
+    )
+  excluded = raw.get('exclude_modules') or []
+  found = [
+    name
+    for name in names
+    if _is_target(name, targets, source)
+    and not _is_target(name, excluded, source)
+  ]
+  if not found:
+    raise errors.CheckpointError(
+      f'{source}: target_modules is {targets!r}, which is no dense layer of '
+      f'this T5; it has {", ".join(list(names)[:4])} and others. Give the base '
+      'that the adapter was trained on.'
+    )
+  return found
+
+
+def _is_target(name: str, targets: str | list[str], source: str) -> bool:
+  if targets == _ALL_LINEAR:
+    return name != hf_names.LM_HEAD.removesuffix('.weight')
+  if isinstance(targets, str):
+    pattern = _compiled(targets, 'target_modules', source)
+    return pattern.fullmatch(name) is not None
+  return any(
+    name == target or name.endswith(f'.{target}') for target in targets
+  )
+
+
+def _compiled(pattern: str, key: str, source: str) -> re.Pattern[str]:
+  try:
+    return re.compile(pattern)
+  except re.error as error:
+    raise errors.CheckpointError(
+      f'{source}: {key} has {pattern!r}, which is no regular expression '
+      f'({error}). Take the file that belongs to the adapter.'
+    ) from error
+
+
+def _patterns(
+  kernels: Iterable[str], config: t5_config.T5Config
+) -> tuple[str, ...]:
+  """Returns patterns of module paths, valid for stacked layers where it can.
+
+  Args:
+    kernels: paths of the adapted kernels.
+    config: of the base.
+  """
+  adapted = {path.removesuffix('/kernel') for path in kernels}
+  everywhere = {
+    entry.path.removesuffix('/kernel') for entry in modules(config).values()
+  }
+  usual = re.compile('|'.join(lora_lib.ATTENTION_PROJECTIONS))
+  if adapted == set(filter(usual.fullmatch, everywhere)):
+    return lora_lib.ATTENTION_PROJECTIONS
+  patterns = set()
+  for path in adapted:
+    pattern = re.sub(r'/layers_\d+/', r'/layers(_\\d+)?/', path)
+    alike = set(filter(re.compile(pattern).fullmatch, everywhere))
+    patterns.add(pattern if alike <= adapted else path)
+  return tuple(sorted(patterns))
