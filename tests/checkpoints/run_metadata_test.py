@@ -5,10 +5,10 @@ import logging
 import pytest
 import tiny_models
 
+from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.core import errors
 from perlhf_jax.data import vocabularies
 from perlhf_jax.models import lora
-from perlhf_jax.stages import run_metadata
 
 _ORDER = {'batch_size': 8, 'data_seed': 0, 'init_seed': 0}
 METADATA = run_metadata.RunMetadata(
