@@ -78,7 +78,13 @@ def peek(path: str) -> loaded_model.LoadedModel:
   Raises:
     CheckpointError: nothing usable there.
   """
-  return registry.find(path).peek(path)
+  peeked = registry.find(path).peek(path)
+  if peeked.config is not None:
+    return peeked
+  base = peek(peeked.base['path'])
+  return dataclasses.replace(
+    peeked, config=base.config, vocabulary=base.vocabulary
+  )
 
 
 def _put_on(loaded, base, mesh) -> loaded_model.LoadedModel:

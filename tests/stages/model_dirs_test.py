@@ -8,7 +8,7 @@ import gin
 import jax
 import jax.numpy as jnp
 import pytest
-import run_metadata_test
+import tiny_metadata
 
 from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.core import errors
@@ -18,7 +18,7 @@ from perlhf_jax.training import optimizers
 from perlhf_jax.training import step_files
 from perlhf_jax.training import train_state
 
-METADATA = run_metadata_test.METADATA
+METADATA = tiny_metadata.METADATA
 FIELDS = run_metadata.to_json(METADATA)
 # In another order than gin's own, with a comment.
 CONFIG = '# Mine.\nTRAIN_STEPS = 4\nLEARNING_RATE = 0.001\n'

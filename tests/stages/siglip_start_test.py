@@ -99,7 +99,7 @@ def fails(capsys, arguments):
 @pytest.mark.parametrize(
   ('more', 'wanted'),
   [
-    (("--gin.INITIAL_VIT_PATH='{root}/none'",), 'There is no directory'),
+    (("--gin.INITIAL_VIT_PATH='{root}/none'",), 'there is no such folder'),
     (
       ("--gin.INITIAL_CHECKPOINT_PATH='{root}/full'", VIT),
       'has a ViT of its own',

@@ -45,8 +45,9 @@ class Format(abc.ABC):
 class ModelFormat(Format):
   """Reads encoder-decoders, or what was trained on them.
 
-  Formats of whole models are `WeightsFormat`s; one of adapters, whose model is
-  elsewhere, is one of these, and names that as the `base`.
+  Formats of whole models are `WeightsFormat`s. One of adapters gives them as
+  `lora` and `lora_config`, the path of their model as `base`, and what it does
+  not know, such as the `config`, as None: `loading` takes it from the base.
   """
 
   @abc.abstractmethod
