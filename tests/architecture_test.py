@@ -19,12 +19,14 @@ FLOORS = {
   'training': 3,
   'sampling': 3,
   'interop': 3,
-  'rl': 4,
-  'stages': 5,
-  'benchmark': 6,
-  'plan': 6,
+  'checkpoints': 4,
+  'runs': 5,
+  'rl': 5,
+  'stages': 6,
+  'benchmark': 7,
+  'plan': 7,
 }
-TOP_FLOOR = 7  # The files of perlhf_jax/ itself: main.py and what it needs.
+TOP_FLOOR = 8  # The files of perlhf_jax/ itself: main.py and what it needs.
 
 TENSORFLOW = {
   'seqio',
@@ -65,9 +67,15 @@ def _name(path):
   return path.relative_to(ROOT).as_posix()
 
 
+def _folder(path):
+  """The folder of a floor, which may have folders of its own."""
+  first, *rest = path.relative_to(ROOT / 'perlhf_jax').parts
+  return first if rest else ''
+
+
 def _floor(path):
-  folder = path.relative_to(ROOT / 'perlhf_jax').parts[0]
-  if folder.endswith('.py'):
+  folder = _folder(path)
+  if not folder:
     return TOP_FLOOR
   assert folder in FLOORS, f'{_name(path)}: on which floor is {folder}/?'
   return FLOORS[folder]
@@ -112,7 +120,7 @@ def test_imports_go_down_the_floors(path):
   for imported, line in _own_imports(path):
     where = f'{_name(path)}:{line} imports {_name(imported)}'
     assert imported.is_relative_to(ROOT / 'perlhf_jax'), where
-    is_same_folder = imported.parent == path.parent
+    is_same_folder = _folder(imported) == _folder(path)
     assert is_same_folder or _floor(imported) < _floor(path), where
 
 

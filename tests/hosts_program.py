@@ -91,11 +91,11 @@ def agree(folder, number):
   del number
   import jax
 
-  from perlhf_jax.training import checkpoints
   from perlhf_jax.training import multihost
+  from perlhf_jax.training import step_files
 
   index = jax.process_index()
-  checkpoints._SHARING_SECONDS = 1
+  step_files._SHARING_SECONDS = 1
   raised = {}
 
   @contextlib.contextmanager
@@ -119,11 +119,11 @@ def agree(folder, number):
       f'a = 1\nrank = {8 + index}\nalpha = é', 'the configuration'
     )
   with recording('shared'):
-    checkpoints.prepare_model_dir(f'{folder}/shared')
+    step_files.prepare_model_dir(f'{folder}/shared')
   with recording('not shared'):
-    checkpoints.prepare_model_dir(f'{folder}/{index}')
+    step_files.prepare_model_dir(f'{folder}/{index}')
   with recording('not writable'):
-    checkpoints.prepare_model_dir(f'{__file__}/run')
+    step_files.prepare_model_dir(f'{__file__}/run')
   raised['sigterm'] = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
   (pathlib.Path(folder) / f'raised_{index}.json').write_text(json.dumps(raised))
   logging.info('an info line')
@@ -187,10 +187,10 @@ def _train(folder, process=None, at_step=None, event=None):
   import jax.numpy as jnp
   import numpy as np
 
-  from perlhf_jax.training import checkpoints
   from perlhf_jax.training import compiled_step
   from perlhf_jax.training import optimizers
   from perlhf_jax.training import partitioning
+  from perlhf_jax.training import step_files
   from perlhf_jax.training import train_loop
   from perlhf_jax.training import train_state
   from perlhf_jax.training import train_step
@@ -235,8 +235,8 @@ def _train(folder, process=None, at_step=None, event=None):
     lambda: train_state.create({'w': jnp.zeros(3)}, optimizer),
     out_shardings=whole,
   )()
-  directory = checkpoints.prepare_model_dir(str(folder))
-  manager = checkpoints.CheckpointManager(directory, {'kind': 'test'})
+  directory = step_files.prepare_model_dir(str(folder))
+  manager = step_files.CheckpointManager(directory, {'kind': 'test'})
   latest = manager.latest_step()
   if latest is not None:
     abstract = jax.tree.map(

@@ -6,6 +6,7 @@ nor SeqIO is imported. Nothing is written but the figures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import importlib.util
 from typing import Annotated, Any
 
@@ -22,6 +23,8 @@ from perlhf_jax.benchmark import setting as setting_lib
 from perlhf_jax.benchmark import table as table_lib
 from perlhf_jax.benchmark import task_batches as task_batches_lib
 from perlhf_jax.benchmark import timing
+from perlhf_jax.checkpoints import initial
+from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import strict_json
@@ -33,11 +36,9 @@ from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.sampling import sampler
-from perlhf_jax.stages import backbones
 from perlhf_jax.stages import line_files
-from perlhf_jax.stages import model_variables
 from perlhf_jax.stages import reward_scoring
-from perlhf_jax.stages import starts
+from perlhf_jax.training import model_variables
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
@@ -160,7 +161,7 @@ def benchmark(
     )
     task = task_batches_lib.load(start, dataset)
     prompts = task.prompts()
-  if start.backbone is None:
+  if start.params is None:
     start = with_random_weights(start, mesh, seed)
   machine = machine_lib.measure(start.config.compute_dtype)
 
@@ -221,7 +222,7 @@ def benchmark(
       'matmul_flops_per_second': machine.matmul_flops,
       'memory_bytes_per_second': machine.memory_bytes,
       'weights': initial_checkpoint_path or _RANDOM,
-      'parameters': tree_paths.count_parameters(start.backbone.params),
+      'parameters': tree_paths.count_parameters(start.params),
       'tunings': list(settings),
       'lora_rank': lora.rank,
       'algorithm': type(algorithm).__name__,
@@ -269,17 +270,19 @@ def _check_can_read() -> None:
     )
 
 
-def _resolve_start(model, make_vocabulary, path, task, mesh) -> starts.Start:
+def _resolve_start(
+  model, make_vocabulary, path, task, mesh
+) -> loaded_model.LoadedModel:
   if path is None and model is None:
     raise errors.ConfigError(
       'No model: give a gin/models/*.gin file, for random weights, or '
       'INITIAL_CHECKPOINT_PATH.'
     )
   if path is None and task is None:
-    return starts.Start(model, None, None)
+    return loaded_model.LoadedModel(model)
   vocabulary = None if make_vocabulary is None else make_vocabulary()
   if path is not None:
-    return starts.resolve_start(model, vocabulary, None, path, mesh)
+    return initial.load_initial(model, vocabulary, None, path, mesh)
   if vocabulary is None:
     raise errors.ConfigError(
       f'The prompts of {task} need a VOCABULARY to become tokens: put a file '
@@ -287,17 +290,17 @@ def _resolve_start(model, make_vocabulary, path, task, mesh) -> starts.Start:
       'INITIAL_CHECKPOINT_PATH, or leave out MIXTURE_OR_TASK_NAME for random '
       'prompts.'
     )
-  starts.check_vocabulary(model, vocabulary)
-  return starts.Start(model, vocabulary, None)
+  initial.check_vocabulary(model, vocabulary)
+  return loaded_model.LoadedModel(model, vocabulary)
 
 
 def with_random_weights(
-  start: starts.Start, mesh: partitioning.LogicalMesh, seed: int
-) -> starts.Start:
+  start: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh, seed: int
+) -> loaded_model.LoadedModel:
   """Draws a backbone once, for all tunings and roles to begin from.
 
   Args:
-    start: has no backbone.
+    start: has no weights.
     mesh: on which the weights are put.
     seed: of the draw.
   """
@@ -308,11 +311,10 @@ def with_random_weights(
     return {'params': variables['params']}
 
   variables, _ = model_variables.place(init, {}, mesh)
-  backbone = backbones.Backbone(
+  return dataclasses.replace(
+    start,
     path='(random weights)',
-    config=start.config,
     params=variables['params'],
-    vocabulary=start.vocabulary,
+    backbone_fingerprint=_RANDOM,
     fingerprint=_RANDOM,
   )
-  return starts.Start(start.config, start.vocabulary, backbone)

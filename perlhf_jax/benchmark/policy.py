@@ -10,18 +10,18 @@ import jax.numpy as jnp
 
 from perlhf_jax.benchmark import setting as setting_lib
 from perlhf_jax.benchmark import timing
+from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
 from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.rl import algorithm as algorithm_lib
+from perlhf_jax.rl import reward_sources
+from perlhf_jax.rl import roles as roles_lib
 from perlhf_jax.rl import settings as settings_lib
 from perlhf_jax.rl import shared_backbone
 from perlhf_jax.rl import step as step_lib
 from perlhf_jax.sampling import sampler
-from perlhf_jax.stages import reward_sources
-from perlhf_jax.stages import roles as roles_lib
-from perlhf_jax.stages import starts
 from perlhf_jax.training import compiled_step
 
 # The parts of an iteration, in their order. There is no part `value` where a
@@ -37,7 +37,7 @@ class PolicyPrograms:
 
   def __init__(
     self,
-    start: starts.Start,
+    start: loaded_model.LoadedModel,
     setting: setting_lib.Setting,
     algorithm: algorithm_lib.Algorithm,
     sampling: sampler.SamplingConfig,
@@ -47,7 +47,7 @@ class PolicyPrograms:
     """Prepares the programs, and makes the samples that some of them need.
 
     Args:
-      start: has a backbone.
+      start: has weights.
       setting: how it is tuned.
       algorithm: what is learned by.
       sampling: how to sample.

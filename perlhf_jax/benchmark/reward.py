@@ -6,12 +6,12 @@ from typing import Any
 from perlhf_jax.benchmark import batch_sizes
 from perlhf_jax.benchmark import setting as setting_lib
 from perlhf_jax.benchmark import timing
+from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
 from perlhf_jax.models import frozen_dtypes
 from perlhf_jax.models import reward_model
-from perlhf_jax.stages import setup_run
-from perlhf_jax.stages import starts
+from perlhf_jax.runs import run as run_lib
 from perlhf_jax.stages import train_reward
 from perlhf_jax.training import placement
 
@@ -21,7 +21,7 @@ class RewardPrograms:
 
   def __init__(
     self,
-    start: starts.Start,
+    start: loaded_model.LoadedModel,
     setting: setting_lib.Setting,
     objective: str,
     batch: typing.Batch,
@@ -29,12 +29,12 @@ class RewardPrograms:
     """Prepares the program.
 
     Args:
-      start: has a backbone.
+      start: has weights.
       setting: how it is tuned.
       objective: `pairwise` or `pointwise`.
       batch: of one shape, on the host.
     """
-    self._run = run = setup_run.make_run(
+    self._run = run = run_lib.make_run(
       start,
       setting.lora,
       setting.mesh,
@@ -42,7 +42,7 @@ class RewardPrograms:
       init_heads=lambda rng: reward_model.init_heads(start.config, rng),
     )
     self._model = reward_model.RewardModel(run.model)
-    steps = setup_run.make_steps(
+    steps = run_lib.make_steps(
       run,
       train_reward.make_loss(self._model, objective, 0.0),
       setting.optimizer,

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import dataclasses
 import itertools
 
+from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.core import typing
 from perlhf_jax.data import input_pipeline
-from perlhf_jax.stages import starts
 from perlhf_jax.stages import train_reward
 
 
@@ -53,7 +53,7 @@ class TaskBatches:
 
 
 def load(
-  start: starts.Start, dataset: input_pipeline.DatasetConfig
+  start: loaded_model.LoadedModel, dataset: input_pipeline.DatasetConfig
 ) -> TaskBatches:
   """Reads a task, as training would."""
   return TaskBatches(start.load_examples(dataset))

@@ -18,6 +18,8 @@ from absl import logging
 from etils import epath
 import jax
 
+from perlhf_jax.checkpoints import initial
+from perlhf_jax.checkpoints import loading
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import dataset_config
@@ -26,11 +28,9 @@ from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.plan import check_memory
 from perlhf_jax.plan import check_report
-from perlhf_jax.plan import checkpoint_peek
+from perlhf_jax.runs import model_dirs
 from perlhf_jax.stages import evaluate
 from perlhf_jax.stages import line_files
-from perlhf_jax.stages import model_dirs
-from perlhf_jax.stages import starts
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import topologies
 
@@ -204,7 +204,7 @@ class _Check:
     self._config, self._vocabulary = model, vocabulary
     if path is None:
       if 'dataset' in values:
-        starts.check_from_scratch(model, vocabulary, lora, vit_path)
+        initial.check_from_scratch(model, vocabulary, lora, vit_path)
     elif not self._skips('INITIAL_CHECKPOINT_PATH', path, reads=True):
       self._config, self._vocabulary = self._peek_start(path)
     if lora is not None and self._config is not None:
@@ -213,19 +213,14 @@ class _Check:
       self._report.ok('LoRA', f'{len(adapters.module_paths)} layers adapted')
 
   def _peek_start(self, path: str) -> tuple[Any, Any]:
-    peeked = checkpoint_peek.peek(path)
-    if peeked.is_reward_model:
-      raise errors.CheckpointError(
-        f'{path} is a reward model. A stage starts from a language model: give '
-        'an SFT checkpoint or a Hugging Face T5 directory as '
-        'INITIAL_CHECKPOINT_PATH.'
-      )
+    peeked = loading.peek(path)
+    loading.check_language_model(peeked, path)
     config, vit_path = peeked.config, self._get('initial_vit_path')
     if vit_path is not None:
       self._report.reads(vit_path)
-      config = checkpoint_peek.with_vit(peeked, vit_path)
+      config = loading.config_with_vit(peeked, vit_path)
     vocabulary = peeked.vocabulary or self._get('vocabulary')
-    config = starts.match(
+    config = initial.match(
       self._get('model'),
       self._get('vocabulary'),
       config,
@@ -258,7 +253,7 @@ class _Check:
   def _peek(self, name, path, is_reward_model) -> None:
     if self._skips(name, path, reads=True):
       return
-    peeked = checkpoint_peek.peek(path)
+    peeked = loading.peek(path)
     if is_reward_model is not None:
       if peeked.is_reward_model != bool(is_reward_model):
         wanted = 'a reward model' if is_reward_model else 'a language model'
@@ -287,10 +282,10 @@ class _Check:
     path = self._values.get('checkpoint')
     if 'split' not in self._values or check_report.unreachable(path):
       return
-    peeked = checkpoint_peek.peek(path)
+    peeked = loading.peek(path)
     folder = path
-    if peeked.step_path is not None:
-      folder = os.fspath(pathlib.PurePosixPath(peeked.step_path).parents[1])
+    if peeked.metadata is not None:
+      folder = os.fspath(pathlib.PurePosixPath(peeked.path).parents[1])
     self._report.writes(folder if '://' in path else os.path.relpath(folder))
     self._read_rows(
       evaluate.dataset_of(

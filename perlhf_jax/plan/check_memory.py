@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 
+from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5_config
 from perlhf_jax.plan import programs as programs_lib
-from perlhf_jax.stages import roles as roles_lib
-from perlhf_jax.stages import setup_run
-from perlhf_jax.stages import starts
+from perlhf_jax.rl import roles as roles_lib
+from perlhf_jax.runs import run as run_lib
 from perlhf_jax.training import memory
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
@@ -35,7 +35,7 @@ def held_bytes(
     arguments: of a stage.
     mesh: the mesh, of devices or abstract.
   """
-  start = starts.Start(config, None, None)
+  start = loaded_model.LoadedModel(config)
   if 'value_optimizer' in arguments:
     roles = roles_lib.make_roles(
       start,
@@ -53,7 +53,7 @@ def held_bytes(
     frozen = roles.frozen
   else:
     # Heads are small; only the presence of the backbone and adapters counts.
-    run = setup_run.make_run(
+    run = run_lib.make_run(
       start,
       arguments.get('lora'),
       mesh,

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import feature_converters
 from perlhf_jax.models import frozen_dtypes
@@ -15,16 +16,15 @@ from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5_config
 from perlhf_jax.rl import algorithm as algorithm_lib
+from perlhf_jax.rl import reward_sources
+from perlhf_jax.rl import roles as roles_lib
 from perlhf_jax.rl import settings as settings_lib
 from perlhf_jax.rl import step as step_lib
+from perlhf_jax.runs import run as run_lib
 from perlhf_jax.sampling import sampler
-from perlhf_jax.stages import model_variables
 from perlhf_jax.stages import reward_scoring
-from perlhf_jax.stages import reward_sources
-from perlhf_jax.stages import roles as roles_lib
-from perlhf_jax.stages import setup_run
-from perlhf_jax.stages import starts
 from perlhf_jax.stages import train_reward
+from perlhf_jax.training import model_variables
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 
@@ -132,8 +132,8 @@ def device_bytes(tree: Any) -> int:
 
 
 def _reward_step(setting, mesh) -> Program:
-  start = starts.Start(setting.model, None, None)
-  run = setup_run.make_run(
+  start = loaded_model.LoadedModel(setting.model)
+  run = run_lib.make_run(
     start,
     setting.lora,
     mesh,
@@ -141,7 +141,7 @@ def _reward_step(setting, mesh) -> Program:
     init_heads=lambda rng: reward_model.init_heads(start.config, rng),
     only_shapes=True,
   )
-  steps = setup_run.make_steps(
+  steps = run_lib.make_steps(
     run,
     train_reward.make_loss(
       reward_model.RewardModel(run.model), reward_scoring.PAIRWISE, 0.0
@@ -172,7 +172,7 @@ def _reward_step(setting, mesh) -> Program:
 def _policy_programs(setting, mesh) -> Iterator[Program]:
   roles = _with_reward_model(
     roles_lib.make_roles(
-      starts.Start(setting.model, None, None),
+      loaded_model.LoadedModel(setting.model),
       setting.lora,
       mesh,
       _SEED,
@@ -282,7 +282,7 @@ def _with_reward_model(roles, setting, mesh) -> roles_lib.Roles:
 
   def init():
     _, policy = roles_lib.init_roles(
-      starts.Start(setting.model, None, None),
+      loaded_model.LoadedModel(setting.model),
       model.adapters,
       _SEED,
       needs_value=False,

@@ -1,6 +1,7 @@
 """Metrics of a checkpoint on a task, into MODEL_DIR/eval.json."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import dataclasses
 import math
 from typing import Annotated, Any
 
@@ -8,21 +9,22 @@ from absl import logging
 from etils import epath
 import jax
 
+from perlhf_jax.checkpoints import loaded_model
+from perlhf_jax.checkpoints import loading
+from perlhf_jax.checkpoints import placed
+from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import strict_json
 from perlhf_jax.data import input_pipeline
-from perlhf_jax.stages import backbones
+from perlhf_jax.runs import recorded_tasks
 from perlhf_jax.stages import evaluate_policy
 from perlhf_jax.stages import policy_evaluation
-from perlhf_jax.stages import recorded_tasks
 from perlhf_jax.stages import reward_scoring
-from perlhf_jax.stages import run_metadata
 from perlhf_jax.stages import train_reward
-from perlhf_jax.stages import trained_models
-from perlhf_jax.training import checkpoints
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import step_files
 
 _HF_LENGTHS = {'inputs': 512, 'targets': 128}
 
@@ -82,17 +84,11 @@ def evaluate(
   """
   mesh = partitioner.make_mesh()
   partitioning.check_batch_size(batch_size, mesh)
-  loaded = backbones.load_checkpoint(checkpoint, mesh, base_checkpoint)
-  metadata = loaded.metadata
-  policy = policy or evaluate_policy.PolicyEvaluation()
-  is_reward_model = (
-    metadata is not None and metadata.kind == run_metadata.REWARD
-  )
-  if is_reward_model:
-    policy.check_unused(checkpoint)
-  dataset = dataset_of(
+  evaluation = _prepare(
     checkpoint,
-    metadata,
+    policy or evaluate_policy.PolicyEvaluation(),
+    mesh,
+    base_checkpoint,
     mixture_or_task_name=mixture_or_task_name,
     split=split,
     batch_size=batch_size,
@@ -102,46 +98,26 @@ def evaluate(
     use_cached=use_cached,
     skip_bad_rows=skip_bad_rows,
   )
-  backbone = getattr(loaded, 'backbone', loaded)
-  with multihost.together():
-    examples = input_pipeline.load_examples(
-      dataset, backbone.vocabulary, backbone.config.image_size
-    )
-  if is_reward_model:
-    metrics, reasons = _evaluate_reward_model(
-      loaded, examples, batch_size, mesh
-    )
-  else:
-    reasons = evaluate_policy.UNDEFINED
-    metrics = evaluate_policy.evaluate_policy(
-      loaded,
-      policy,
-      examples,
-      response_length=policy_evaluation.response_length(
-        dataset.task_feature_lengths
-      ),
-      batch_size=batch_size,
-      mesh=mesh,
-      base_checkpoint=base_checkpoint,
-    )
+  metrics, reasons = evaluation.measure()
   for name, value in metrics.items():
     if isinstance(value, float) and not math.isfinite(value):
       logging.warning(
         '%s is undefined, and null in eval.json: %s.',
         *(name, reasons.get(name, f'it is {value}')),
       )
-  path = epath.Path(getattr(loaded, 'step_path', checkpoint))
+  model, dataset = evaluation.model, evaluation.dataset
+  path = epath.Path(model.path)
   result = {
     'checkpoint': str(path),
-    'step': int(path.name) if metadata and path.name.isdigit() else None,
+    'step': int(path.name) if model.metadata and path.name.isdigit() else None,
     'task': dataset.mixture_or_task_name,
     'split': split,
-    'examples': len(examples),
+    'examples': len(evaluation.examples),
     **strict_json.null_nonfinite(metrics),
   }
   text = strict_json.dumps(result, indent=2)
   logging.info('%s', text)
-  folder = path if metadata is None else checkpoints.model_dir_of(path)
+  folder = path if model.metadata is None else step_files.model_dir_of(path)
   if jax.process_index() == 0:
     _write(folder / 'eval.json', text + '\n')
   return result
@@ -189,21 +165,70 @@ def dataset_of(
   return dataset
 
 
-def _evaluate_reward_model(loaded, examples, batch_size, mesh):
-  """Returns metrics, and why some may be undefined."""
+@dataclasses.dataclass(frozen=True)
+class _Evaluation:
+  """A model that is about to be measured.
+
+  Attributes:
+    model: what it is, without weights.
+    dataset: what is read.
+    examples: of it.
+    measure: gives the metrics, and why some may be undefined.
+  """
+
+  model: loaded_model.LoadedModel
+  dataset: input_pipeline.DatasetConfig
+  examples: input_pipeline.Examples
+  measure: Callable[[], tuple[dict[str, Any], Mapping[str, str]]]
+
+
+def _prepare(
+  checkpoint, policy, mesh, base_checkpoint, *, batch_size, **options
+) -> _Evaluation:
+  """Loads a model and the data; what it returns keeps no loaded weights."""
+  loaded = loading.load(checkpoint, mesh, base_checkpoint)
+  if loaded.is_reward_model:
+    policy.check_unused(checkpoint)
+  dataset = dataset_of(
+    checkpoint, loaded.metadata, batch_size=batch_size, **options
+  )
+  with multihost.together():
+    examples = loaded.load_examples(dataset)
+  if loaded.is_reward_model:
+    measure = _reward_measure(loaded, examples, batch_size, mesh)
+  else:
+    measure = evaluate_policy.prepare(
+      loaded,
+      policy,
+      examples,
+      response_length=policy_evaluation.response_length(
+        dataset.task_feature_lengths
+      ),
+      batch_size=batch_size,
+      mesh=mesh,
+      base_checkpoint=base_checkpoint,
+    )
+  return _Evaluation(loaded.without_weights(), dataset, examples, measure)
+
+
+def _reward_measure(loaded, examples, batch_size, mesh):
+  """Returns what gives metrics, and why some may be undefined."""
   objective = train_reward.check_objective(examples, examples.name)
-  model, variables = trained_models.place_reward_model(loaded, mesh)
-  loaded.backbone.release()
-  columns = reward_scoring.collect(
-    reward_scoring.make_scorer(model, mesh, objective),
-    variables,
-    {},
-    input_pipeline.eval_batches(examples, batch_size),
-  )
-  return (
-    reward_scoring.reward_metrics(columns, objective),
-    reward_scoring.undefined_reasons(columns, objective),
-  )
+  model, variables = placed.place_reward_model(loaded, mesh)
+
+  def measure():
+    columns = reward_scoring.collect(
+      reward_scoring.make_scorer(model, mesh, objective),
+      variables,
+      {},
+      input_pipeline.eval_batches(examples, batch_size),
+    )
+    return (
+      reward_scoring.reward_metrics(columns, objective),
+      reward_scoring.undefined_reasons(columns, objective),
+    )
+
+  return measure
 
 
 def _write(path: epath.Path, text: str) -> None:

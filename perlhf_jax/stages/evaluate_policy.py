@@ -1,27 +1,27 @@
 """Metrics of a policy on prompts: what `evaluate` does with language models."""
 
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Annotated, Any
 
 from etils import epath
 
+from perlhf_jax.checkpoints import loaded_model
+from perlhf_jax.checkpoints import loading
+from perlhf_jax.checkpoints import placed
+from perlhf_jax.checkpoints import recorded_paths
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import examples as examples_lib
-from perlhf_jax.models import encoder_decoder
 from perlhf_jax.objectives import text_metrics
+from perlhf_jax.rl import reward_sources
+from perlhf_jax.rl import roles
 from perlhf_jax.rl import shared_backbone
 from perlhf_jax.rl import step as step_lib
 from perlhf_jax.sampling import sampler
-from perlhf_jax.stages import backbones
 from perlhf_jax.stages import policy_evaluation
-from perlhf_jax.stages import recorded_paths
-from perlhf_jax.stages import reward_sources
-from perlhf_jax.stages import roles
-from perlhf_jax.stages import run_metadata
-from perlhf_jax.stages import trained_models
-from perlhf_jax.training import checkpoints
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import step_files
 
 _NUM_SAMPLES_SHOWN = 8
 
@@ -30,8 +30,6 @@ UNDEFINED = {
   'win_rate_standard_error': 'one response has no spread',
   'win_rate': 'a score that decides who wins is not a number',
 }
-
-Loaded = backbones.Checkpoint | backbones.Backbone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +80,8 @@ class PolicyEvaluation:
       )
 
 
-def evaluate_policy(
-  loaded: Loaded,
+def prepare(
+  loaded: loaded_model.LoadedModel,
   config: PolicyEvaluation,
   examples: examples_lib.Examples,
   *,
@@ -91,8 +89,8 @@ def evaluate_policy(
   batch_size: int,
   mesh: partitioning.LogicalMesh,
   base_checkpoint: str | None = None,
-) -> dict[str, Any]:
-  """Answers every prompt and returns the metrics of the answers.
+) -> Callable[[], tuple[dict[str, Any], Mapping[str, str]]]:
+  """Prepares what answers every prompt and measures the answers.
 
   Args:
     loaded: the policy.
@@ -105,9 +103,10 @@ def evaluate_policy(
     base_checkpoint: where the reference is, if it has been moved.
 
   Returns:
-    Means over the responses (`score`, `kl`, `judge_score`,
-    `response_length`, `truncated`; `exact_match` and ROUGE with targets;
-    `win_rate` and its parts with a baseline), and the first `samples`.
+    A function to call once, which keeps none of the loaded weights. It returns
+    means over the responses (`score`, `kl`, `judge_score`, `response_length`,
+    `truncated`; `exact_match` and ROUGE with targets; `win_rate` and its parts
+    with a baseline), and the first `samples`; and why some may be undefined.
 
   Raises:
     UserError: a checkpoint or a reward function that cannot be used.
@@ -122,7 +121,32 @@ def evaluate_policy(
     recorded = trained.get('reward_checkpoints', [])
   sampling = sampler.SamplingConfig(response_length, temperature)
   has_score = bool(recorded or rewards.checkpoints or rewards.functions)
-  baseline = None
+  scoring = rewards.scoring(examples.vocabulary, mesh)
+  recorded_in = loaded.path
+
+  def load_rewards(shared):
+    def load(path):
+      return roles.load_reward_model(path, shared, mesh, sampling.max_length)
+
+    if recorded:
+      return _load_recorded(recorded, recorded_in, load)
+    return [load(path) for path in rewards.checkpoints]
+
+  def answer(answerer):
+    return policy_evaluation.answer(
+      step_lib.Rollout(answerer.models, sampling, config.seed, mesh),
+      scoring if has_score else None,
+      {'policy': answerer.policy},
+      answerer.frozen,
+      examples,
+      batch_size=batch_size,
+      mesh=mesh,
+      judge=config.judge,
+      decode=scoring.decode,
+    )
+
+  policy = _place(loaded, mesh, base_checkpoint)
+  answerers = [policy.with_rewards(load_rewards, mesh)]
   if config.baseline_checkpoint is not None:
     if config.judge is None and not has_score:
       raise errors.ConfigError(
@@ -132,69 +156,53 @@ def evaluate_policy(
     baseline = _load_baseline(
       config.baseline_checkpoint, examples.vocabulary, mesh
     )
+    answerers.append(_place(baseline, mesh))
 
-  def load_rewards(shared):
-    def load(path):
-      return roles.load_reward_model(path, shared, mesh, sampling.max_length)
+  def measure():
+    # One that has answered is let go of.
+    answers = answer(answerers.pop(0))
+    result = {
+      'temperature': temperature,
+      'responses': len(answers.responses),
+      **answers.means(),
+    }
+    # Judged responses have targets too, which may be bad ones.
+    if examples.kind == 'sft':
+      rows = range(len(examples))
+      targets = [examples.texts(row)['targets'] for row in rows]
+      texts = answers.responses
+      result['exact_match'] = text_metrics.exact_match(texts, targets)
+      result.update(text_metrics.rouge(texts, targets))
+    if answerers:
+      name = 'judge_score' if config.judge is not None else 'score'
+      theirs = answer(answerers.pop(0).with_rewards(load_rewards, mesh))
+      result.update(_compare(answers, theirs, name, config.baseline_checkpoint))
+    result['samples'] = list(answers.rows(_NUM_SAMPLES_SHOWN))
+    return result, UNDEFINED
 
-    if recorded:
-      return _load_recorded(recorded, loaded, load)
-    return [load(path) for path in rewards.checkpoints]
-
-  def answer(loaded, reference):
-    return _answer(
-      loaded,
-      reference,
-      rewards.scoring(examples.vocabulary, mesh),
-      load_rewards,
-      config,
-      examples,
-      sampling=sampling,
-      batch_size=batch_size,
-      mesh=mesh,
-      has_score=has_score,
-    )
-
-  answers = answer(loaded, _reference(loaded, mesh, base_checkpoint))
-  result = {
-    'temperature': temperature,
-    'responses': len(answers.responses),
-    **answers.means(),
-  }
-  # Judged responses have targets too, which may be bad ones.
-  if examples.kind == 'sft':
-    targets = [examples.texts(row)['targets'] for row in range(len(examples))]
-    result['exact_match'] = text_metrics.exact_match(answers.responses, targets)
-    result.update(text_metrics.rouge(answers.responses, targets))
-  if baseline is not None:
-    name = 'judge_score' if config.judge is not None else 'score'
-    theirs = answer(baseline, _reference(baseline, mesh))
-    result.update(_compare(answers, theirs, name, config.baseline_checkpoint))
-  result['samples'] = list(answers.rows(_NUM_SAMPLES_SHOWN))
-  return result
+  return measure
 
 
-def _policy_metadata(loaded: Loaded) -> dict[str, Any]:
+def _policy_metadata(loaded: loaded_model.LoadedModel) -> dict[str, Any]:
   metadata = loaded.metadata
   return dict(metadata.policy or {}) if metadata is not None else {}
 
 
 def _load_baseline(
   path: str, vocabulary: Any, mesh: partitioning.LogicalMesh
-) -> Loaded:
+) -> loaded_model.LoadedModel:
   """Loads what a policy is compared with.
 
   Raises:
     CheckpointError: it writes nothing, or other tokens.
   """
-  loaded = backbones.load_checkpoint(path, mesh)
-  metadata = loaded.metadata
-  if metadata is not None and metadata.kind == run_metadata.REWARD:
+  loaded = loading.load(path, mesh)
+  if loaded.is_reward_model:
     raise errors.CheckpointError(
       f'BASELINE_CHECKPOINT {path} is a reward model, which writes nothing; '
       'give an SFT checkpoint or a policy.'
     )
-  theirs = getattr(loaded, 'backbone', loaded).vocabulary
+  theirs = loaded.vocabulary
   if theirs != vocabulary:
     raise errors.CheckpointError(
       f'BASELINE_CHECKPOINT {path} writes {theirs}, but the policy '
@@ -203,22 +211,22 @@ def _load_baseline(
   return loaded
 
 
-def _load_recorded(recorded, loaded, load) -> list[backbones.Checkpoint]:
+def _load_recorded(recorded, step, load) -> list[loaded_model.LoadedModel]:
   """Loads the reward models that a policy was trained against.
 
   Args:
     recorded: what it says of them.
-    loaded: the policy.
+    step: folder of the policy.
     load: gives the reward model at a path.
   """
-  model_dir = checkpoints.model_dir_of(epath.Path(loaded.step_path))
+  model_dir = step_files.model_dir_of(epath.Path(step))
   try:
     return [
       recorded_paths.load(
         each,
         recorded_paths.candidates(each, model_dir),
         load,
-        lambda reward_model: reward_model.fingerprint(),
+        lambda reward_model: reward_model.fingerprint,
       )
       for each in recorded
     ]
@@ -229,60 +237,57 @@ def _load_recorded(recorded, loaded, load) -> list[backbones.Checkpoint]:
     ) from error
 
 
-def _answer(
-  loaded,
-  reference,
-  scoring,
-  load_rewards,
-  config,
-  examples,
-  *,
-  sampling,
-  batch_size,
-  mesh,
-  has_score,
-) -> policy_evaluation.Answers:
-  """Loads what is needed beside the policy and answers all prompts."""
-  backbone = getattr(loaded, 'backbone', loaded)
-  model, policy = trained_models.place_backbone(
-    loaded, mesh, share_params=reference is backbone
-  )
-  if reference is not None:
-    _, frozen = trained_models.place_backbone(reference, mesh)
+@dataclasses.dataclass(frozen=True)
+class _Answerer:
+  """A language model on the mesh, and what it was anchored to.
+
+  Attributes:
+    models: the modules, without a value model.
+    policy: variables of the policy.
+    frozen: `params` that are frozen, and the variables of `rewards`.
+    shared: whose `params` those are, without weights.
+  """
+
+  models: shared_backbone.Models
+  policy: Mapping[str, Any]
+  frozen: Mapping[str, Any]
+  shared: loaded_model.LoadedModel
+
+  def with_rewards(self, load_rewards, mesh) -> '_Answerer':
+    """Returns it with the reward models that `load_rewards` loads."""
+    modules, variables = roles.place_reward_models(
+      load_rewards(self.shared), self.shared, mesh
+    )
+    return dataclasses.replace(
+      self,
+      models=dataclasses.replace(self.models, rewards=modules),
+      frozen={**self.frozen, 'rewards': variables},
+    )
+
+
+def _place(loaded, mesh, moved_to=None) -> _Answerer:
+  """Puts a language model and its reference on the mesh."""
+  reference = _reference(loaded, mesh, moved_to)
+  if reference is None:
+    model, policy = placed.place(loaded, mesh)
+    module, frozen = None, {'params': policy['params']}
   else:
-    frozen = {'params': policy['params']}
-  shared = reference or backbone
-  modules, frozen['rewards'] = roles.place_reward_models(
-    load_rewards(shared), shared, mesh
-  )
-  for held in (backbone, shared):
-    held.release()
+    if loaded.lora is not None:  # The reference holds its `params`.
+      loaded = loaded.on_shared(reference.config)
+    model, policy = placed.place(loaded, mesh)
+    module, frozen = placed.place(reference, mesh)
   models = shared_backbone.Models(
-    policy=model,
-    value=None,
-    reference=None
-    if reference is None
-    else encoder_decoder.make_model(reference.config),
-    rewards=modules,
+    policy=model, value=None, reference=module, rewards=()
   )
-  return policy_evaluation.answer(
-    step_lib.Rollout(models, sampling, config.seed, mesh),
-    scoring if has_score else None,
-    {'policy': policy},
-    frozen,
-    examples,
-    batch_size=batch_size,
-    mesh=mesh,
-    judge=config.judge,
-    decode=scoring.decode,
-  )
+  shared = (reference or loaded.backbone()).without_weights()
+  return _Answerer(models, policy, {**frozen, 'rewards': ()}, shared)
 
 
 def _reference(
-  loaded: Loaded,
+  loaded: loaded_model.LoadedModel,
   mesh: partitioning.LogicalMesh,
   moved_to: str | None = None,
-) -> backbones.Backbone | None:
+) -> loaded_model.LoadedModel | None:
   """Returns what a policy was anchored to; None for other models.
 
   Args:
@@ -297,11 +302,11 @@ def _reference(
   if recorded is None:
     return None
   if loaded.lora is not None:
-    return loaded.backbone
-  return backbones.load_recorded(
+    return loaded.backbone()
+  return loading.load_recorded(
     recorded,
     'The policy',
-    epath.Path(loaded.step_path),
+    loaded.path,
     'reference',
     mesh,
     moved_to,

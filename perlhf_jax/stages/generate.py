@@ -7,6 +7,9 @@ from absl import logging
 import jax
 import numpy as np
 
+from perlhf_jax.checkpoints import loaded_model
+from perlhf_jax.checkpoints import loading
+from perlhf_jax.checkpoints import placed
 from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
@@ -16,12 +19,9 @@ from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import t5_config
 from perlhf_jax.sampling import beam
 from perlhf_jax.sampling import sampler
-from perlhf_jax.stages import backbones
 from perlhf_jax.stages import batch_memory
 from perlhf_jax.stages import line_files
 from perlhf_jax.stages import line_images
-from perlhf_jax.stages import run_metadata
-from perlhf_jax.stages import trained_models
 from perlhf_jax.training import compiled_step
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
@@ -96,25 +96,12 @@ def generate(
   with multihost.together():
     rows = line_files.read(input_path, ('prompt',))
   line_files.check_output(output_path)
-  loaded = backbones.load_checkpoint(checkpoint, mesh, base_checkpoint)
-  truncate_prompt = 'keep_end'
-  if isinstance(loaded, backbones.Checkpoint):
-    if loaded.metadata.kind == run_metadata.REWARD:
-      raise errors.CheckpointError(
-        f'{checkpoint} is a reward model, which scores text and writes none; '
-        'give a language model: an SFT or policy checkpoint, or a Hugging Face '
-        'T5 directory.'
-      )
-    lengths = loaded.metadata.task_feature_lengths
-    max_length = max_length or lengths['targets']
-    prompt_length = prompt_length or lengths['inputs']
-    truncate_prompt = loaded.metadata.truncate_prompt
-  config = dataclasses.replace(config, max_length=max_length or _MAX_LENGTH)
-  decoder = _make_decoder(loaded, config, seed, mesh)
-  backbone = getattr(loaded, 'backbone', loaded)
-  backbone.release()
-  image_rows, image_spec = line_images.read(loaded, rows, input_path)
-  vocabulary = backbone.vocabulary
+  decoder, config, model = _load_decoder(
+    checkpoint, mesh, base_checkpoint, config, max_length, seed
+  )
+  prompt_length = prompt_length or model.lengths.get('inputs')
+  image_rows, image_spec = line_images.read(model, rows, input_path)
+  vocabulary = model.vocabulary
   prompts = [
     feature_converters.tokenize(vocabulary, row['prompt']) for row in rows
   ]
@@ -122,9 +109,9 @@ def generate(
   line_files.report_cuts('prompt', lengths, prompt_length)
   with batch_memory.must_fit(
     _make_bound(
-      backbone.config,
+      model.config,
       num_beams or num_samples,
-      line_images.num_tokens(backbone.config, image_spec),
+      line_images.num_tokens(model.config, image_spec),
     ),
     mesh,
     batch_size,
@@ -135,7 +122,7 @@ def generate(
       decoder,
       batch_size=batch_size,
       prompt_length=prompt_length,
-      truncate_prompt=truncate_prompt,
+      truncate_prompt=model.truncate_prompt,
       image_rows=image_rows,
       image_spec=image_spec,
     )
@@ -297,14 +284,49 @@ def _longest(
   ]
 
 
+def _load_decoder(
+  checkpoint: str,
+  mesh: partitioning.LogicalMesh,
+  base_checkpoint: str | None,
+  config: Config,
+  max_length: int | None,
+  seed: int,
+) -> tuple[Decoder, Config, loaded_model.LoadedModel]:
+  """Loads a language model and makes of it what answers prompts.
+
+  Args:
+    checkpoint: of the model.
+    mesh: the mesh.
+    base_checkpoint: where its base is, if it has been moved.
+    config: of the decoding, but for its length.
+    max_length: longest response; that of the training if None.
+    seed: of the sampling.
+
+  Returns:
+    A compiled function that answers batches of prompts, its configuration, and
+    the model without its weights.
+  """
+  loaded = loading.load(checkpoint, mesh, base_checkpoint)
+  if loaded.is_reward_model:
+    raise errors.CheckpointError(
+      f'{checkpoint} is a reward model, which scores text and writes none; '
+      'give a language model: an SFT or policy checkpoint, or a Hugging Face '
+      'T5 directory.'
+    )
+  length = max_length or loaded.lengths.get('targets', _MAX_LENGTH)
+  config = dataclasses.replace(config, max_length=length)
+  decoder = _make_decoder(loaded, config, seed, mesh)
+  return decoder, config, loaded.without_weights()
+
+
 def _make_decoder(
-  loaded: backbones.Checkpoint | backbones.Backbone,
+  loaded: loaded_model.LoadedModel,
   config: Config,
   seed: int,
   mesh: partitioning.LogicalMesh,
 ) -> Decoder:
   """Returns a compiled function that answers batches of prompts."""
-  model, variables = trained_models.place_backbone(loaded, mesh)
+  model, variables = placed.place(loaded, mesh)
 
   def function(variables, batch):
     prompts = prompts_lib.of_batch(batch)

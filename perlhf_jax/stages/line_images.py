@@ -5,14 +5,14 @@ from typing import Any
 
 from etils import epath
 
+from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.core import errors
 from perlhf_jax.data import images
 from perlhf_jax.models import t5_config
-from perlhf_jax.stages import backbones
 
 
 def read(
-  loaded: backbones.Checkpoint | backbones.Backbone,
+  loaded: loaded_model.LoadedModel,
   rows: Sequence[Mapping[str, Any]],
   path: str,
 ) -> tuple[list[list[str]], images.ImageSpec | None]:
@@ -22,7 +22,7 @@ def read(
   paths, or null for a prompt without.
 
   Args:
-    loaded: the model.
+    loaded: the model, with or without weights.
     rows: the lines, in their order from the first on.
     path: their file.
 
@@ -34,10 +34,7 @@ def read(
     DataError: a line has no image, too many, one that cannot be decoded, or
       one that the model does not read; the message names file and line.
   """
-  config = getattr(loaded, 'backbone', loaded).config
-  lengths = {}
-  if loaded.metadata is not None:
-    lengths = loaded.metadata.task_feature_lengths
+  config, lengths = loaded.config, loaded.lengths
   spec = None
   if config.image_size is not None:
     spec = images.ImageSpec(config.image_size, lengths.get('images', 1))

@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perlhf_jax.checkpoints import loaded_model
+from perlhf_jax.checkpoints import loading
+from perlhf_jax.checkpoints import placed
 from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
@@ -19,13 +22,10 @@ from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
 from perlhf_jax.objectives import losses
-from perlhf_jax.stages import backbones
 from perlhf_jax.stages import batch_memory
 from perlhf_jax.stages import line_files
 from perlhf_jax.stages import line_images
 from perlhf_jax.stages import reward_scoring
-from perlhf_jax.stages import run_metadata
-from perlhf_jax.stages import trained_models
 from perlhf_jax.training import compiled_step
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
@@ -71,7 +71,8 @@ def score(
   A reward model adds `score`. Its inputs are cut to the lengths it was
   trained with, or to those given. A language model adds `logprob`, the summed
   log-probability in nats of the response and EOS; a response is never cut for
-  it, and a prompt only to a `prompt_length` that is given. Where `response` is
+  it, and a prompt only to a `prompt_length` that is given. Of a prompt that is
+  cut, that end is kept which was kept in training. Where `response` is
   a list, as `perlhf generate --num_samples=3` writes it, the number is a list
   too, in the same order. Lines that are too long for the memory are refused
   before any is scored.
@@ -101,34 +102,25 @@ def score(
       input_path, ('prompt', 'response'), several=('response',)
     )
   line_files.check_output(output_path)
-  loaded = backbones.load_checkpoint(checkpoint, mesh, base_checkpoint)
-  is_reward = (
-    isinstance(loaded, backbones.Checkpoint)
-    and loaded.metadata.kind == run_metadata.REWARD
-  )
+  scorer, model = _load_scorer(checkpoint, mesh, base_checkpoint)
+  is_reward = model.is_reward_model
   if is_reward:
-    lengths = loaded.metadata.task_feature_lengths
-    prompt_length = prompt_length or lengths['inputs']
-    response_length = response_length or lengths['targets']
-    scorer = _reward_scorer(loaded, mesh)
-  else:
-    if response_length is not None:
-      raise errors.ConfigError(
-        '--response_length cuts responses, and the log-probability of a cut '
-        'response is not that of the response. Leave it out.'
-      )
-    scorer = _logprob_scorer(loaded, mesh)
-  backbone = getattr(loaded, 'backbone', loaded)
-  backbone.release()
-  image_rows, image_spec = line_images.read(loaded, rows, input_path)
+    prompt_length = prompt_length or model.lengths.get('inputs')
+    response_length = response_length or model.lengths.get('targets')
+  elif response_length is not None:
+    raise errors.ConfigError(
+      '--response_length cuts responses, and the log-probability of a cut '
+      'response is not that of the response. Leave it out.'
+    )
+  image_rows, image_spec = line_images.read(model, rows, input_path)
   # The row of each example: one for each of its responses.
   row_of = [
     index for index, row in enumerate(rows) for _ in _responses(row['response'])
   ]
   examples = [
     {
-      'inputs': feature_converters.tokenize(backbone.vocabulary, row['prompt']),
-      'targets': feature_converters.tokenize(backbone.vocabulary, response),
+      'inputs': feature_converters.tokenize(model.vocabulary, row['prompt']),
+      'targets': feature_converters.tokenize(model.vocabulary, response),
       'label': 0.0,
     }
     for row in rows
@@ -141,7 +133,7 @@ def score(
   limits = {'prompt': prompt_length, 'response': response_length}
   for kind, limit in limits.items():
     line_files.report_cuts(kind, lengths[kind], limit)
-  bound = _make_bound(backbone.config, image_spec, is_reward=is_reward)
+  bound = _make_bound(model.config, image_spec, is_reward=is_reward)
   batches = sorted(
     make_batches(*lengths.values(), tuple(limits.values()), batch_size),
     # The largest is the first, so that what does not fit ends early.
@@ -171,9 +163,7 @@ def score(
       if is_reward
       else feature_converters.SftConverter,
       batch_size=batch_size,
-      truncate_prompt=loaded.metadata.truncate_prompt
-      if is_reward
-      else 'keep_end',
+      truncate_prompt=model.truncate_prompt,
       image_rows=[image_rows[index] for index in row_of],
       image_spec=image_spec,
     )
@@ -303,19 +293,29 @@ def _make_bound(
   return bound
 
 
+def _load_scorer(
+  checkpoint: str,
+  mesh: partitioning.LogicalMesh,
+  base_checkpoint: str | None,
+) -> tuple[BatchScorer, loaded_model.LoadedModel]:
+  """Returns what scores batches, and the model without its weights."""
+  loaded = loading.load(checkpoint, mesh, base_checkpoint)
+  make = _reward_scorer if loaded.is_reward_model else _logprob_scorer
+  return make(loaded, mesh), loaded.without_weights()
+
+
 def _reward_scorer(
-  checkpoint: backbones.Checkpoint, mesh: partitioning.LogicalMesh
+  loaded: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh
 ) -> BatchScorer:
-  model, variables = trained_models.place_reward_model(checkpoint, mesh)
+  model, variables = placed.place_reward_model(loaded, mesh)
   scorer = reward_scoring.make_scorer(model, mesh, reward_scoring.POINTWISE)
   return lambda batch: scorer(variables, {}, batch)['scores']
 
 
 def _logprob_scorer(
-  loaded: backbones.Checkpoint | backbones.Backbone,
-  mesh: partitioning.LogicalMesh,
+  loaded: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh
 ) -> BatchScorer:
-  model, variables = trained_models.place_backbone(loaded, mesh)
+  model, variables = placed.place(loaded, mesh)
   compiled = compiled_step.CompiledStep(
     lambda variables, batch: token_logprobs(model, variables, batch),
     mesh,

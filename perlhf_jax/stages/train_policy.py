@@ -5,35 +5,31 @@ reference; J = (1 - β) · score - β · KL(policy ‖ reference).
 """
 
 import dataclasses
+import functools
 from typing import Annotated, Any
 
 import jax
 
+from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
-from perlhf_jax.core import versions
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
-from perlhf_jax.models import tuned_params
 from perlhf_jax.rl import alarms as alarms_lib
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.rl import gradients
 from perlhf_jax.rl import kl_controller
+from perlhf_jax.rl import reward_sources
 from perlhf_jax.rl import rewards as rewards_lib
+from perlhf_jax.rl import roles as roles_lib
 from perlhf_jax.rl import settings as settings_lib
 from perlhf_jax.rl import state as state_lib
 from perlhf_jax.rl import step as step_lib
+from perlhf_jax.runs import run as run_lib
+from perlhf_jax.runs import stage
 from perlhf_jax.sampling import sampler
-from perlhf_jax.stages import model_dirs
 from perlhf_jax.stages import policy_evaluation
-from perlhf_jax.stages import reward_sources
-from perlhf_jax.stages import roles as roles_lib
-from perlhf_jax.stages import run_metadata
-from perlhf_jax.stages import setup_run
-from perlhf_jax.stages import starts
-from perlhf_jax.training import checkpoints
-from perlhf_jax.training import multihost
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import step_log
@@ -116,7 +112,6 @@ def train_policy(
     UserError: any input that cannot be used; raised before training starts,
       or, by a reward function, at a step: the state before it is saved.
   """
-  mesh = partitioner.make_mesh()
   algorithm_lib.check_kl_beta(kl_beta, controller is not None)
   algorithm_lib.check_algorithm(algorithm, num_samples)
   gradients.check_separable(algorithm)
@@ -128,47 +123,39 @@ def train_policy(
     num_samples=num_samples,
     parts=rollout_parts,
   )
-  partitioning.check_batch_size(
-    dataset.batch_size, mesh, loop.accumulation_steps, algorithm.minibatches
-  )
-  partitioning.check_batch_size(eval_dataset.batch_size, mesh)
-  for batch_size in dataset.batch_size, eval_dataset.batch_size:
-    partitioning.check_parts(batch_size, mesh, rollout_parts)
-  directory = model_dirs.prepare(model_dir, loop.train_steps)
-  dataset = directory.as_begun(dataset)
-  start = _resolve_start(model, vocabulary, lora, initial_checkpoint_path, mesh)
-  reward_models = [
-    roles_lib.load_reward_model(path, start.backbone, mesh, sampling.max_length)
-    for path in rewards.checkpoints
-  ]
-  with multihost.together():
-    examples = start.load_examples(dataset).prompts()
-    eval_examples = start.load_examples(eval_dataset)
-  roles = roles_lib.make_roles(
-    start,
-    lora,
-    mesh,
-    loop.seed,
-    needs_value=algorithm.needs_value,
-    rewards=reward_models,
-  )
-  metadata = _describe(
-    start,
-    lora,
-    dataset,
-    examples,
-    objective=type(algorithm).__name__.lower(),
-    seed=loop.seed,
-    policy={
-      'reference': start.backbone.describe(directory.path),
-      'reward_checkpoints': [c.describe(directory.path) for c in reward_models],
-      'reduce': rewards.reduce,
-      'temperature': temperature,
-      'num_samples': num_samples,
-      'kl_beta': kl_beta,
-    },
-  )
+  _check_start(model, lora, initial_checkpoint_path)
 
+  def make(start, examples, mesh):
+    del examples  # Of any kind: the prompts are taken.
+    return roles_lib.make_roles(
+      start,
+      lora,
+      mesh,
+      loop.seed,
+      needs_value=algorithm.needs_value,
+      rewards=[
+        roles_lib.load_reward_model(path, start, mesh, sampling.max_length)
+        for path in rewards.checkpoints
+      ],
+    )
+
+  prepared = stage.prepare(
+    make,
+    model_dir=model_dir,
+    dataset=dataset,
+    eval_dataset=eval_dataset,
+    loop=loop,
+    lora=lora,
+    initial_checkpoint_path=initial_checkpoint_path,
+    model=model,
+    vocabulary=vocabulary,
+    partitioner=partitioner,
+    minibatches=algorithm.minibatches,
+    rollout_parts=rollout_parts,
+    prompts_alone=True,
+  )
+  roles, start, mesh = prepared.made, prepared.start, prepared.mesh
+  folder = prepared.directory.path
   scoring = rewards.scoring(start.vocabulary, mesh)
   settings = settings_lib.Settings(
     algorithm=algorithm,
@@ -189,44 +176,39 @@ def train_policy(
     optimizer_configs={'policy': policy_optimizer, 'value': value_optimizer},
     train_steps=loop.train_steps,
   )
-  start.backbone.release()
-  manager = checkpoints.CheckpointManager(
-    directory.path, run_metadata.to_json(metadata), keep_best=loop.keep_best
-  )
-  state = directory.resume(
-    manager, step.create(roles.trainable), step.shardings, metadata
-  )
-  return train_loop.train(
-    loop,
-    model_dir=directory.path,
-    manager=manager,
-    step=step,
-    state=state,
-    frozen=roles.frozen,
-    batches=setup_run.train_batches(examples, mesh),
-    batch_size=dataset.batch_size * num_samples,
+  return stage.train(
+    prepared,
+    run_lib.Steps(step.create, step.shardings, step),
+    stage.describe(
+      prepared,
+      kind=run_metadata.POLICY,
+      objective=type(algorithm).__name__.lower(),
+      policy={
+        'reference': start.describe(folder),
+        'reward_checkpoints': [
+          each.describe(folder) for each in roles.reward_models
+        ],
+        'reduce': rewards.reduce,
+        'temperature': temperature,
+        'num_samples': num_samples,
+        'kl_beta': kl_beta,
+      },
+    ),
     evaluate=_evaluation(
-      roles,
+      prepared,
       scoring,
-      eval_examples,
       sampling=sampling,
       batch_size=eval_dataset.batch_size,
-      mesh=mesh,
-      seed=loop.seed,
       judge=judge,
-      log=step_log.StepLog(directory.path / SAMPLES_FILE, int(state.step))
-      if jax.process_index() == 0
-      else None,
     ),
     selection=SELECTION,
-    mesh=mesh,
-    summary={'trainable_fraction': roles.trainable_fraction},
+    num_samples=num_samples,
     check=(alarms or alarms_lib.Alarms()).check,
-    describe=setup_run.describe_batches(examples),
   )
 
 
-def _resolve_start(model, vocabulary, lora, path, mesh) -> starts.Start:
+def _check_start(model, lora, path) -> None:
+  """Raises a ConfigError if a policy cannot start so."""
   if path is None:
     raise errors.ConfigError(
       'A policy starts from a language model: set INITIAL_CHECKPOINT_PATH to '
@@ -239,39 +221,23 @@ def _resolve_start(model, vocabulary, lora, path, mesh) -> starts.Start:
         'learning has no dropout: the policy that learns would not be the one '
         'that sampled. Set it to 0 (DROPOUT_RATE for the model).'
       )
-  return starts.resolve_start(model, vocabulary, lora, path, mesh)
 
 
-def _describe(
-  start, lora, dataset, examples, *, objective, seed, policy
-) -> run_metadata.RunMetadata:
-  is_lora = lora is not None
-  keeps_any = tuned_params.keeps_any(start.config, lora=is_lora)
-  return run_metadata.RunMetadata(
-    kind=run_metadata.POLICY,
-    objective=objective,
-    tuning='lora' if is_lora else 'full',
-    model=start.config,
-    lora=lora,
-    vocabulary=start.vocabulary,
-    base=policy['reference'] if keeps_any else None,
-    task=dataset.mixture_or_task_name,
-    task_feature_lengths=examples.feature_lengths(dataset.task_feature_lengths),
-    truncate_prompt=dataset.truncate_prompt,
-    data_order=setup_run.describe_data(dataset, seed),
-    policy=policy,
-    module=dataset.module,
-    versions=versions.describe(),
-  )
-
-
-def _evaluation(
-  roles, scoring, examples, *, sampling, batch_size, mesh, seed, judge, log
-):
+def _evaluation(prepared, scoring, *, sampling, batch_size, judge):
   """Returns a function from a state to metrics, which logs samples."""
+  roles, loop = prepared.made, prepared.loop
   rollout = step_lib.Rollout(
-    roles.models, dataclasses.replace(sampling, num_samples=1), seed + 1, mesh
+    roles.models,
+    dataclasses.replace(sampling, num_samples=1),
+    loop.seed + 1,
+    prepared.mesh,
   )
+
+  @functools.cache
+  def open_log():
+    # At first use: only then is it known that MODEL_DIR is of this run.
+    path = prepared.directory.path / SAMPLES_FILE
+    return step_log.StepLog(path, prepared.directory.step or 0)
 
   def evaluate(state):
     answers = policy_evaluation.answer(
@@ -279,15 +245,17 @@ def _evaluation(
       scoring,
       state.trainable,
       roles.frozen,
-      examples,
+      prepared.eval_examples,
       batch_size=batch_size,
-      mesh=mesh,
+      mesh=prepared.mesh,
       judge=judge,
       decode=scoring.decode,
     )
-    if log is not None:
+    if jax.process_index() == 0:
       step = int(state.step)
-      log.append({'step': step, **row} for row in answers.rows(_NUM_LOGGED))
+      open_log().append(
+        {'step': step, **row} for row in answers.rows(_NUM_LOGGED)
+      )
     return answers.means()
 
   return evaluate

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import jax.numpy as jnp
 
+from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import masking
@@ -18,12 +19,9 @@ from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5_config
 from perlhf_jax.objectives import losses
-from perlhf_jax.stages import model_dirs
+from perlhf_jax.runs import run as run_lib
+from perlhf_jax.runs import stage
 from perlhf_jax.stages import reward_scoring
-from perlhf_jax.stages import run_metadata
-from perlhf_jax.stages import setup_run
-from perlhf_jax.stages import starts
-from perlhf_jax.training import multihost
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import train_loop
@@ -129,56 +127,52 @@ def train_reward(
   Raises:
     UserError: any input that cannot be used; raised before training starts.
   """
-  mesh = partitioner.make_mesh()
-  partitioning.check_batch_size(
-    dataset.batch_size, mesh, loop.accumulation_steps
-  )
-  partitioning.check_batch_size(eval_dataset.batch_size, mesh)
-  directory = model_dirs.prepare(model_dir, loop.train_steps)
-  dataset = directory.as_begun(dataset)
-  start = starts.resolve_start(
-    model, vocabulary, lora, initial_checkpoint_path, mesh, initial_vit_path
-  )
-  with multihost.together():
-    examples = start.load_examples(dataset)
-    eval_examples = start.load_examples(eval_dataset)
-  objective = check_objective(examples, dataset.mixture_or_task_name)
 
-  run = setup_run.make_run(
-    start,
-    lora,
-    mesh,
-    loop.seed,
-    init_heads=lambda rng: reward_model.init_heads(start.config, rng),
+  def make(start, examples, mesh):
+    check_objective(examples, dataset.mixture_or_task_name)
+    config = start.config
+    return run_lib.make_run(
+      start,
+      lora,
+      mesh,
+      loop.seed,
+      init_heads=lambda rng: reward_model.init_heads(config, rng),
+    )
+
+  prepared = stage.prepare(
+    make,
+    model_dir=model_dir,
+    dataset=dataset,
+    eval_dataset=eval_dataset,
+    loop=loop,
+    lora=lora,
+    initial_checkpoint_path=initial_checkpoint_path,
+    model=model,
+    vocabulary=vocabulary,
+    partitioner=partitioner,
+    initial_vit_path=initial_vit_path,
   )
+  run, objective = prepared.made, prepared.examples.kind
   rewards = reward_model.RewardModel(run.model)
-  scorer = reward_scoring.make_scorer(rewards, mesh, objective)
+  scorer = reward_scoring.make_scorer(rewards, prepared.mesh, objective)
 
   def evaluate(state):
     columns = reward_scoring.collect(
       scorer,
       state.trainable,
       run.frozen,
-      input_pipeline.eval_batches(eval_examples, eval_dataset.batch_size),
+      input_pipeline.eval_batches(
+        prepared.eval_examples, eval_dataset.batch_size
+      ),
     )
     return reward_scoring.reward_metrics(columns, objective)
 
-  return setup_run.train(
-    run,
-    make_loss(rewards, objective, centering),
-    model_dir=directory,
-    metadata=setup_run.describe_run(
-      run,
-      dataset,
-      examples,
-      model_dir=directory.path,
-      kind=run_metadata.REWARD,
-      objective=objective,
-      seed=loop.seed,
+  return stage.train(
+    prepared,
+    stage.make_steps(
+      prepared, make_loss(rewards, objective, centering), optimizer
     ),
-    examples=examples,
-    optimizer=optimizer,
-    loop=loop,
+    stage.describe(prepared, kind=run_metadata.REWARD, objective=objective),
     evaluate=evaluate,
     selection=SELECTION[objective],
   )

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any
 
+from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
@@ -12,12 +13,9 @@ from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
 from perlhf_jax.objectives import losses
-from perlhf_jax.stages import model_dirs
-from perlhf_jax.stages import run_metadata
-from perlhf_jax.stages import setup_run
-from perlhf_jax.stages import starts
+from perlhf_jax.runs import run as run_lib
+from perlhf_jax.runs import stage
 from perlhf_jax.training import compiled_step
-from perlhf_jax.training import multihost
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
@@ -104,26 +102,30 @@ def train_sft(
   Raises:
     UserError: any input that cannot be used; raised before training starts.
   """
-  mesh = partitioner.make_mesh()
-  partitioning.check_batch_size(
-    dataset.batch_size, mesh, loop.accumulation_steps
+
+  def make(start, examples, mesh):
+    if examples.kind != run_metadata.SFT:
+      raise errors.ConfigError(
+        f'The task {dataset.mixture_or_task_name!r} is of the kind '
+        f'{examples.kind!r}; supervised tuning needs the features inputs and '
+        'targets, as in tasks named *_sft.'
+      )
+    return run_lib.make_run(start, lora, mesh, loop.seed)
+
+  prepared = stage.prepare(
+    make,
+    model_dir=model_dir,
+    dataset=dataset,
+    eval_dataset=eval_dataset,
+    loop=loop,
+    lora=lora,
+    initial_checkpoint_path=initial_checkpoint_path,
+    model=model,
+    vocabulary=vocabulary,
+    partitioner=partitioner,
+    initial_vit_path=initial_vit_path,
   )
-  partitioning.check_batch_size(eval_dataset.batch_size, mesh)
-  directory = model_dirs.prepare(model_dir, loop.train_steps)
-  dataset = directory.as_begun(dataset)
-  start = starts.resolve_start(
-    model, vocabulary, lora, initial_checkpoint_path, mesh, initial_vit_path
-  )
-  with multihost.together():
-    examples = start.load_examples(dataset)
-    eval_examples = start.load_examples(eval_dataset)
-  if examples.kind != run_metadata.SFT:
-    raise errors.ConfigError(
-      f'The task {dataset.mixture_or_task_name!r} is of the kind '
-      f'{examples.kind!r}; supervised tuning needs the features inputs and '
-      'targets, as in tasks named *_sft.'
-    )
-  run = setup_run.make_run(start, lora, mesh, loop.seed)
+  run, mesh = prepared.made, prepared.mesh
   eval_loss = make_loss(run.model)
   eval_step = compiled_step.CompiledStep(
     lambda trainable, frozen, batch: eval_loss(trainable, frozen, batch, None),
@@ -135,7 +137,7 @@ def train_sft(
   def evaluate(state):
     totals = None
     for batch in input_pipeline.eval_batches(
-      eval_examples, eval_dataset.batch_size
+      prepared.eval_examples, eval_dataset.batch_size
     ):
       sums = eval_step(
         state.trainable, run.frozen, placement.put_batch(batch, mesh)
@@ -151,22 +153,12 @@ def train_sft(
     weight = totals.pop('weight')
     return {name: total / weight for name, total in totals.items()}
 
-  return setup_run.train(
-    run,
-    make_loss(run.model, label_smoothing, z_loss),
-    model_dir=directory,
-    metadata=setup_run.describe_run(
-      run,
-      dataset,
-      examples,
-      model_dir=directory.path,
-      kind=run_metadata.SFT,
-      objective=run_metadata.SFT,
-      seed=loop.seed,
+  return stage.train(
+    prepared,
+    stage.make_steps(
+      prepared, make_loss(run.model, label_smoothing, z_loss), optimizer
     ),
-    examples=examples,
-    optimizer=optimizer,
-    loop=loop,
+    stage.describe(prepared, kind=run_metadata.SFT, objective=run_metadata.SFT),
     evaluate=evaluate,
     selection=SELECTION,
   )

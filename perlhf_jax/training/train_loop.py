@@ -15,13 +15,13 @@ from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import strict_json
 from perlhf_jax.core import typing
-from perlhf_jax.training import checkpoints
 from perlhf_jax.training import metric_writer
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 from perlhf_jax.training import preemption
 from perlhf_jax.training import progress as progress_lib
+from perlhf_jax.training import step_files
 
 # A TrainState, or another pytree with a `step`.
 State = Any
@@ -94,7 +94,7 @@ def train(
   config: LoopConfig,
   *,
   model_dir: epath.Path,
-  manager: checkpoints.CheckpointManager,
+  manager: step_files.CheckpointManager,
   step: Step,
   state: State,
   frozen: Mapping[str, Any],
@@ -227,7 +227,7 @@ def train(
 
 @contextlib.contextmanager
 def _closing(
-  manager: checkpoints.CheckpointManager,
+  manager: step_files.CheckpointManager,
   writer: metric_writer.MetricWriter,
   progress: progress_lib.Progress,
 ) -> Iterator[None]:

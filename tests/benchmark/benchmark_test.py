@@ -21,12 +21,12 @@ from perlhf_jax.benchmark import real_lengths
 from perlhf_jax.benchmark import reward as reward_lib
 from perlhf_jax.benchmark import setting as setting_lib
 from perlhf_jax.benchmark import timing
+from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.data import vocabularies
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
-from perlhf_jax.stages import starts
 from perlhf_jax.stages import train_reward
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
@@ -346,8 +346,8 @@ def test_training_leaves_what_the_others_start_from(tuning):
     dropout_rate=0.0,
   )
   mesh = partitioning.make_mesh()
-  start = benchmark._with_random_weights(
-    starts.Start(config, None, None), mesh, 0
+  start = benchmark.with_random_weights(
+    loaded_model.LoadedModel(config), mesh, 0
   )
   rng = np.random.default_rng(0)
   limits = {'inputs': 6, 'targets': 4}
@@ -360,15 +360,15 @@ def test_training_leaves_what_the_others_start_from(tuning):
     seed=0,
   )
   programs = reward_lib.RewardPrograms(start, setting, 'pairwise', pairs)
-  before = jax.tree.map(np.array, start.backbone.params)
+  before = jax.tree.map(np.array, start.params)
   step = programs.calls()['reward_step']
   first, second = step(1), step(2)
   assert first['loss'] != second['loss']
-  jax.tree.map(np.testing.assert_array_equal, start.backbone.params, before)
+  jax.tree.map(np.testing.assert_array_equal, start.params, before)
   # What scores is what was trained.
   model, variables = programs.trained()
   scores = train_reward.make_loss(model, 'pairwise', 0.0)(
-    tree_paths.overlay({'params': start.backbone.params}, variables),
+    tree_paths.overlay({'params': start.params}, variables),
     {},
     pairs,
     None,

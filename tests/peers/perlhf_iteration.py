@@ -17,11 +17,11 @@ from perlhf_jax.benchmark import benchmark
 from perlhf_jax.benchmark import policy
 from perlhf_jax.benchmark import reward
 from perlhf_jax.benchmark import setting as setting_lib
+from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.models import lora
 from perlhf_jax.rl import reinforce
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import reward_scoring
-from perlhf_jax.stages import starts
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
@@ -47,7 +47,7 @@ def main():
   prompts = batches.random_prompts(rng, size, limits, config.vocab_size, None)
   pairs = batches.pair_batch(rng, prompts, limits, config.vocab_size)
   start = benchmark.with_random_weights(
-    starts.Start(config, None, None), mesh, 0
+    loaded_model.LoadedModel(config), mesh, 0
   )
   setting = setting_lib.Setting(
     _TUNINGS[options.tuning], optimizers.Optimizer(learning_rate=1e-6), mesh, 0

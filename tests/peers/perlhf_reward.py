@@ -11,13 +11,13 @@ import numpy as np
 import rounds
 
 import perlhf_jax
+from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.data import vocabularies
 from perlhf_jax.models import lora
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5_config
-from perlhf_jax.stages import setup_run
-from perlhf_jax.stages import starts
+from perlhf_jax.runs import run as run_lib
 from perlhf_jax.stages import train_reward
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
@@ -51,7 +51,7 @@ def main():
   options = parser.parse_args()
   mesh = partitioning.make_mesh()
   vocabulary = vocabularies.sentencepiece_vocabulary(options.vocabulary)
-  start = starts.Start(SMALL, vocabulary, None)
+  start = loaded_model.LoadedModel(SMALL, vocabulary)
   examples = start.load_examples(
     input_pipeline.DatasetConfig(
       mixture_or_task_name=options.task,
@@ -63,14 +63,14 @@ def main():
       skip_bad_rows=True,
     )
   )
-  run = setup_run.make_run(
+  run = run_lib.make_run(
     start,
     lora.LoraConfig(rank=8),
     mesh,
     0,
     init_heads=lambda rng: reward_model.init_heads(start.config, rng),
   )
-  steps = setup_run.make_steps(
+  steps = run_lib.make_steps(
     run,
     train_reward.make_loss(
       reward_model.RewardModel(run.model), examples.kind, 0.0

@@ -11,7 +11,7 @@ from perlhf_jax.models import lora
 from perlhf_jax.models import prompts
 from perlhf_jax.models import t5_config
 from perlhf_jax.sampling import sampler
-from perlhf_jax.stages import model_variables
+from perlhf_jax.training import model_variables
 from perlhf_jax.training import partitioning
 
 # gin/models/t5_1_1_small.gin.

@@ -25,8 +25,8 @@ from perlhf_jax.stages import policy_evaluation
 from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import train_reward
 from perlhf_jax.stages import train_sft
-from perlhf_jax.training import checkpoints
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import step_files
 
 COUNT, LIMITS = 24, (70, 36)
 
@@ -221,8 +221,8 @@ def _train(path, *more, steps=6):
 
 
 def _weights(path):
-  step = checkpoints.find_step(str(path))
-  return tree_paths.flatten(checkpoints.read_trainable(step))
+  step = step_files.find_step(str(path))
+  return tree_paths.flatten(step_files.read_trainable(step))
 
 
 def test_records_have_the_padding_and_the_log_the_shapes(ragged, caplog):

@@ -10,12 +10,12 @@ import pytest
 import runs
 
 from perlhf_jax import main
+from perlhf_jax.checkpoints import loading
+from perlhf_jax.checkpoints import placed
 from perlhf_jax.core import errors
 from perlhf_jax.data import vocabularies
 from perlhf_jax.models import prompts as prompts_lib
-from perlhf_jax.stages import backbones
 from perlhf_jax.stages import generate
-from perlhf_jax.stages import trained_models
 from perlhf_jax.training import partitioning
 
 _GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -75,11 +75,9 @@ def sampled(root):
 
 def _argmax_loop(checkpoint, prompts, length):
   """Greedy responses by the whole forward pass, one prompt at a time."""
-  loaded = backbones.load_checkpoint(str(checkpoint), partitioning.make_mesh())
-  vocabulary = loaded.backbone.vocabulary
-  model, variables = trained_models.place_backbone(
-    loaded, partitioning.make_mesh()
-  )
+  loaded = loading.load(str(checkpoint), partitioning.make_mesh())
+  vocabulary = loaded.vocabulary
+  model, variables = placed.place(loaded, partitioning.make_mesh())
   forward = jax.jit(model.apply)
   texts = []
   for prompt in prompts:
@@ -323,7 +321,7 @@ def test_a_moved_base(root, tmp_path, greedy):
   (root / 'sft').rename(moved)
   try:
     with pytest.raises(errors.CheckpointError, match='--base_checkpoint'):
-      backbones.load_checkpoint(str(root / 'lora'), partitioning.make_mesh())
+      loading.load(str(root / 'lora'), partitioning.make_mesh())
     flags = f'--base_checkpoint={moved}', '--temperature=0'
     assert responses(root / 'lora', ROWS, tmp_path, *flags) == greedy['lora']
   finally:

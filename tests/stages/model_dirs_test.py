@@ -8,17 +8,17 @@ import gin
 import jax
 import jax.numpy as jnp
 import pytest
-import run_metadata_test
+import tiny_metadata
 
+from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.core import errors
 from perlhf_jax.core import operative_config
-from perlhf_jax.stages import model_dirs
-from perlhf_jax.stages import run_metadata
-from perlhf_jax.training import checkpoints
+from perlhf_jax.runs import model_dirs
 from perlhf_jax.training import optimizers
+from perlhf_jax.training import step_files
 from perlhf_jax.training import train_state
 
-METADATA = run_metadata_test.METADATA
+METADATA = tiny_metadata.METADATA
 FIELDS = run_metadata.to_json(METADATA)
 # In another order than gin's own, with a comment.
 CONFIG = '# Mine.\nTRAIN_STEPS = 4\nLEARNING_RATE = 0.001\n'
@@ -41,7 +41,7 @@ def log(caplog):
 @pytest.fixture
 def folder(tmp_path):
   """A MODEL_DIR of step 4."""
-  manager = checkpoints.CheckpointManager(epath.Path(tmp_path), FIELDS)
+  manager = step_files.CheckpointManager(epath.Path(tmp_path), FIELDS)
   manager.save(_state(4), 0.5)
   manager.close()
   (tmp_path / 'config.gin').write_text(CONFIG)
@@ -52,7 +52,7 @@ def _resume(folder, train_steps, config, state=None, metadata=METADATA):
   gin.clear_config()
   gin.parse_config(config)
   run_dir = model_dirs.prepare(str(folder), train_steps)
-  manager = checkpoints.CheckpointManager(run_dir.path, FIELDS)
+  manager = step_files.CheckpointManager(run_dir.path, FIELDS)
   state = _state(0) if state is None else state
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   try:

@@ -8,10 +8,10 @@ import runs
 import tiny_pali
 
 from perlhf_jax import main
+from perlhf_jax.checkpoints import loading
 from perlhf_jax.core import tree_paths
-from perlhf_jax.stages import backbones
-from perlhf_jax.training import checkpoints
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import step_files
 
 FEW = '--gin.EVAL_EXAMPLES=8'
 GOLD = '--gin_file=gin/demo_vqa/gold.gin'
@@ -92,12 +92,12 @@ def rows(tmp_path_factory):
 
 
 def stored(path, role=None):
-  step = checkpoints.find_step(str(path))
-  return tree_paths.flatten(checkpoints.read_trainable(step, role))
+  step = step_files.find_step(str(path))
+  return tree_paths.flatten(step_files.read_trainable(step, role))
 
 
 def test_sft_trains_every_weight(root):
-  metadata = checkpoints.read_metadata(checkpoints.find_step(str(root / 'sft')))
+  metadata = step_files.read_metadata(step_files.find_step(str(root / 'sft')))
   assert metadata['base'] is None
   assert metadata['model']['vit']['patch_size'] == 8
   assert metadata['task_feature_lengths']['images'] == 1
@@ -122,9 +122,9 @@ def test_full_tuning_leaves_the_vit_frozen(root, name, role):
   assert not any('/vit/' in path for path in tree)
   assert any(path.startswith('params/encoder/') for path in tree)
   before = stored(root / 'sft')
-  loaded = backbones.load_checkpoint(str(root / name), partitioning.make_mesh())
+  loaded = loading.load(str(root / name), partitioning.make_mesh())
   assert loaded.metadata.base['path'].startswith(str(root / 'sft'))
-  after = tree_paths.flatten(loaded.backbone.params)
+  after = tree_paths.flatten(loaded.params)
   assert after.keys() == {p.removeprefix('params/') for p in before}
   for path, leaf in after.items():
     same = (before[f'params/{path}'] == leaf).all()
@@ -211,8 +211,8 @@ def test_generation_reads_the_picture(root, rows, tmp_path):
 
 def test_adapters_and_projection_are_merged(root):
   mesh = partitioning.make_mesh()
-  merged = backbones.load_backbone(str(root / 'sft_lora'), mesh)
-  sft = backbones.load_backbone(str(root / 'sft'), mesh)
+  merged = loading.load_merged(str(root / 'sft_lora'), mesh)
+  sft = loading.load_merged(str(root / 'sft'), mesh)
   tuned = stored(root / 'sft_lora')
   after, before = map(tree_paths.flatten, (merged.params, sft.params))
   for path in PROJECTION:
@@ -240,6 +240,6 @@ def test_another_resolution(root, rows, tmp_path):
   )
   scores = runs.score(path, rows, tmp_path)
   assert len({row['score'] for row in scores}) == len(rows)
-  loaded = backbones.load_checkpoint(str(path), partitioning.make_mesh())
-  assert loaded.backbone.config.image_size == 48
-  assert loaded.backbone.params['vit']['pos_embedding'].shape[1] == 36
+  loaded = loading.load(str(path), partitioning.make_mesh())
+  assert loaded.config.image_size == 48
+  assert loaded.params['vit']['pos_embedding'].shape[1] == 36

@@ -10,13 +10,13 @@ import pytest
 import runs
 
 from perlhf_jax import main
+from perlhf_jax.checkpoints import loading
 from perlhf_jax.core import errors
 from perlhf_jax.core import strict_json
 from perlhf_jax.core import tree_paths
-from perlhf_jax.stages import backbones
 from perlhf_jax.stages import score as score_lib
-from perlhf_jax.training import checkpoints
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import step_files
 
 PROMPT = 'todo: gym Rent tea Call mail'
 ROWS = [
@@ -34,7 +34,11 @@ def root(tmp_path_factory):
   root = tmp_path_factory.mktemp('runs')
   runs.train('train_sft', 'none', root / 'sft', 'demo_sft')
   sft = root / 'sft'
-  runs.train('train_sft', 'attention', root / 'sft_lora', 'demo_sft', start=sft)
+  keep_start = '--gin.DatasetConfig.truncate_prompt="keep_start"'
+  runs.train(
+    *('train_sft', 'attention', root / 'sft_lora', 'demo_sft', keep_start),
+    start=sft,
+  )
   for tuning, name in (('attention', 'lora'), ('none', 'full')):
     runs.train('train_reward', tuning, root / name, 'demo_rm', start=sft)
   runs.train(
@@ -64,16 +68,14 @@ def test_a_run_leaves_what_is_promised(root):
 
 
 def test_adapter_checkpoints_hold_no_backbone(root):
-  step = checkpoints.find_step(str(root / 'lora'))
-  assert set(checkpoints.read_trainable(step)) == {'lora', 'heads'}
+  step = step_files.find_step(str(root / 'lora'))
+  assert set(step_files.read_trainable(step)) == {'lora', 'heads'}
 
 
 def test_frozen_weights_are_bit_identical_after_training(root):
-  before = backbones.load_backbone(str(root / 'sft'), partitioning.make_mesh())
-  after = backbones.load_checkpoint(
-    str(root / 'lora'), partitioning.make_mesh()
-  ).backbone
-  assert before.fingerprint == after.fingerprint
+  before = loading.load_merged(str(root / 'sft'), partitioning.make_mesh())
+  after = loading.load(str(root / 'lora'), partitioning.make_mesh())
+  assert before.fingerprint == after.backbone_fingerprint
   flat = tree_paths.flatten(after.params)
   for path, leaf in tree_paths.flatten(before.params).items():
     np.testing.assert_array_equal(leaf, flat[path])
@@ -81,10 +83,10 @@ def test_frozen_weights_are_bit_identical_after_training(root):
 
 def test_full_tuning_changes_every_kernel(root):
   before = tree_paths.flatten(
-    backbones.load_backbone(str(root / 'sft'), partitioning.make_mesh()).params
+    loading.load_merged(str(root / 'sft'), partitioning.make_mesh()).params
   )
-  step = checkpoints.find_step(str(root / 'full'))
-  after = tree_paths.flatten(checkpoints.read_trainable(step)['params'])
+  step = step_files.find_step(str(root / 'full'))
+  after = tree_paths.flatten(step_files.read_trainable(step)['params'])
   assert set(before) == set(after)
   for path, leaf in before.items():
     assert (leaf != after[path]).any(), path
@@ -122,6 +124,18 @@ def test_log_probabilities_sum_to_one_over_the_vocabulary(root, tmp_path, name):
     tmp_path,
   )
   assert sum(np.exp(row['logprob']) for row in ones) < 1
+
+
+@pytest.mark.parametrize(
+  ('name', 'kept'), [('sft', PROMPT[-8:]), ('sft_lora', PROMPT[:8])]
+)
+def test_a_long_prompt_is_cut_as_in_training(root, tmp_path, name, kept):
+  row = {'prompt': PROMPT, 'response': 'gym'}
+  rows = [row, {**row, 'prompt': kept}]
+  # A byte is a token, and EOS one more.
+  cut, whole = runs.score(root / name, rows, tmp_path, '--prompt_length=9')
+  assert cut['logprob'] == pytest.approx(whole['logprob'], abs=1e-5)
+  assert cut != runs.score(root / name, [row], tmp_path)[0]
 
 
 @pytest.mark.parametrize('name', ['lora', 'sft'])
@@ -255,7 +269,7 @@ def test_an_adapter_whose_base_has_moved(root, tmp_path):
   before = runs.score(tmp_path / 'lora', ROWS, tmp_path)
   (tmp_path / 'sft').rename(tmp_path / 'moved')
   with pytest.raises(errors.CheckpointError, match='--base_checkpoint'):
-    backbones.load_checkpoint(str(tmp_path / 'lora'), partitioning.make_mesh())
+    loading.load(str(tmp_path / 'lora'), partitioning.make_mesh())
   after = runs.score(
     tmp_path / 'lora',
     ROWS,
@@ -298,9 +312,9 @@ def test_scanned_and_unrolled_stages_follow_each_other(tmp_path):
     'train_reward', 'attention', tmp_path / 'rm', 'demo_rm', start=lora, steps=1
   )
   for name in (sft, lora, tmp_path / 'rm'):
-    loaded = backbones.load_checkpoint(str(name), partitioning.make_mesh())
-    assert loaded.backbone.config.scan_layers
-    paths = tree_paths.flatten(loaded.backbone.params)
+    loaded = loading.load(str(name), partitioning.make_mesh())
+    assert loaded.config.scan_layers
+    paths = tree_paths.flatten(loaded.params)
     assert any('/layers/' in path for path in paths)
     rows = runs.score(name, ROWS[:2], tmp_path)
     key = 'score' if name.name == 'rm' else 'logprob'

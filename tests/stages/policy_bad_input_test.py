@@ -6,7 +6,7 @@ import pytest
 import runs
 
 from perlhf_jax import main
-from perlhf_jax.training import checkpoints
+from perlhf_jax.training import step_files
 
 FEW = '--gin.EVAL_EXAMPLES=8'
 
@@ -241,7 +241,7 @@ def test_a_reward_function_that_fails_loses_nothing(
     message = _fails(capsys, arguments)
     for text in ('comma_rewards.commas', *wanted):
       assert text in message
-    assert checkpoints.find_step(str(policy)).name == '1'
+    assert step_files.find_step(str(policy)).name == '1'
 
   # In the second step; the first one is kept, and each run goes on from it.
   fails(
@@ -315,6 +315,9 @@ def test_another_algorithm_in_the_same_folder(root, tmp_path, capsys):
   message = _fails(capsys, _arguments(root, policy, algorithm='grpo'))
   assert 'MODEL_DIR already holds step 1' in message
   assert 'rloo' in message and 'grpo' in message
+  part = '--gin.train/input_pipeline.DatasetConfig.part=(0, 2)'
+  message = _fails(capsys, _arguments(root, policy, part, algorithm='rloo'))
+  assert 'its data_order.part is None, this run has [0, 2]' in message
   # A policy is evaluated against models that write the same tokens.
   runs.train(
     'train_sft',

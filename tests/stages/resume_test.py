@@ -16,7 +16,7 @@ import runs
 
 from perlhf_jax import main
 from perlhf_jax.core import tree_paths
-from perlhf_jax.training import checkpoints
+from perlhf_jax.training import step_files
 
 _STEPS = 12
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -101,7 +101,7 @@ def _kill_and_resume(folder, arguments, sent=signal.SIGKILL):
   err = process.communicate(timeout=120)[1]
   if sent == signal.SIGTERM:
     assert process.returncode == 75
-    saved = checkpoints.find_step(str(killed)).name
+    saved = step_files.find_step(str(killed)).name
     assert err.splitlines()[-1].startswith(
       f'perlhf: stopped by SIGTERM; step {saved} is saved in {killed}. '
     )
@@ -114,9 +114,7 @@ def _kill_and_resume(folder, arguments, sent=signal.SIGKILL):
     metric_records.without_timing(whole)
   ), f'killed at record {wait_for}'
   trees = [
-    tree_paths.flatten(
-      checkpoints.read_trainable(checkpoints.find_step(str(d)))
-    )
+    tree_paths.flatten(step_files.read_trainable(step_files.find_step(str(d))))
     for d in (killed, whole)
   ]
   for path, leaf in trees[0].items():

@@ -19,19 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 import tiny_models
 
+from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.models import kv_cache
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import prompts
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5
 from perlhf_jax.rl import reinforce
+from perlhf_jax.rl import reward_sources
+from perlhf_jax.rl import roles as roles_lib
 from perlhf_jax.rl import settings
 from perlhf_jax.rl import step as step_lib
+from perlhf_jax.runs import run as run_lib
 from perlhf_jax.sampling import sampler
-from perlhf_jax.stages import reward_sources
-from perlhf_jax.stages import roles as roles_lib
-from perlhf_jax.stages import setup_run
-from perlhf_jax.stages import starts
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 
@@ -53,8 +53,8 @@ def leaves(tree):
 
 
 def reward_state(mesh, lora, optimizer):
-  start = starts.Start(BASE, None, None)
-  run = setup_run.make_run(
+  start = loaded_model.LoadedModel(BASE)
+  run = run_lib.make_run(
     start,
     lora,
     mesh,
@@ -62,7 +62,7 @@ def reward_state(mesh, lora, optimizer):
     init_heads=lambda rng: reward_model.init_heads(BASE, rng),
     only_shapes=True,
   )
-  steps = setup_run.make_steps(
+  steps = run_lib.make_steps(
     run, lambda *_: None, optimizer, train_steps=10, seed=0
   )
   state = jax.eval_shape(steps.create, run.trainable)
@@ -72,7 +72,7 @@ def reward_state(mesh, lora, optimizer):
 
 def policy_state(mesh, lora, optimizer):
   roles = roles_lib.make_roles(
-    starts.Start(BASE, None, None),
+    loaded_model.LoadedModel(BASE),
     lora,
     mesh,
     0,

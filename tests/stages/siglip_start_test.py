@@ -8,11 +8,11 @@ import pytest
 import runs
 
 from perlhf_jax import main
+from perlhf_jax.checkpoints import loading
 from perlhf_jax.core import tree_paths
 from perlhf_jax.interop import siglip
-from perlhf_jax.stages import backbones
-from perlhf_jax.training import checkpoints
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import step_files
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden/hf_pali'
 SIGLIP = GOLDEN / 'siglip'
@@ -66,8 +66,8 @@ def vit():
 
 @pytest.mark.parametrize('name', ['full', 'lora', 'policy'])
 def test_the_vit_is_siglips(root, vit, name):
-  loaded = backbones.load_checkpoint(str(root / name), partitioning.make_mesh())
-  params = tree_paths.flatten(loaded.backbone.params['vit'])
+  loaded = loading.load(str(root / name), partitioning.make_mesh())
+  params = tree_paths.flatten(loaded.params['vit'])
   assert params.keys() == vit.keys()
   for path, leaf in vit.items():
     np.testing.assert_array_equal(params[path], leaf)
@@ -75,11 +75,11 @@ def test_the_vit_is_siglips(root, vit, name):
 
 @pytest.mark.parametrize('name', ['full', 'lora'])
 def test_checkpoints_name_both_parts(root, name):
-  step = checkpoints.find_step(str(root / name))
-  base = checkpoints.read_metadata(step)['base']
+  step = step_files.find_step(str(root / name))
+  base = step_files.read_metadata(step)['base']
   assert base['path'].startswith(str(root / 'text'))
   assert base['vit_path'] == str(SIGLIP)
-  params = tree_paths.flatten(checkpoints.read_trainable(step))
+  params = tree_paths.flatten(step_files.read_trainable(step))
   assert not any('/vit/' in path for path in params)
   assert any('image_projection' in path for path in params)
 
@@ -99,7 +99,7 @@ def fails(capsys, arguments):
 @pytest.mark.parametrize(
   ('more', 'wanted'),
   [
-    (("--gin.INITIAL_VIT_PATH='{root}/none'",), 'There is no directory'),
+    (("--gin.INITIAL_VIT_PATH='{root}/none'",), 'there is no such folder'),
     (
       ("--gin.INITIAL_CHECKPOINT_PATH='{root}/full'", VIT),
       'has a ViT of its own',

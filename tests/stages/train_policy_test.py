@@ -7,6 +7,7 @@ import pytest
 import runs
 
 from perlhf_jax import main
+from perlhf_jax.checkpoints import loading
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import feature_converters
 from perlhf_jax.models import encoder_decoder
@@ -14,10 +15,9 @@ from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import policy as policy_lib
 from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import t5
-from perlhf_jax.stages import backbones
-from perlhf_jax.training import checkpoints
 from perlhf_jax.training import metric_writer
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import step_files
 
 FEW = '--gin.EVAL_EXAMPLES=8'
 GOLD = '--gin_file=gin/demo/gold.gin'
@@ -76,7 +76,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope='module')
 def merged(root):
   """The policy with LoRA, as another stage starts from it."""
-  return backbones.load_backbone(str(root / 'lora'), partitioning.make_mesh())
+  return loading.load_merged(str(root / 'lora'), partitioning.make_mesh())
 
 
 def _evaluate(checkpoint, *more):
@@ -151,19 +151,17 @@ def test_samples_are_logged_at_every_evaluation(root):
 
 
 def test_checkpoints_hold_what_was_trained(root):
-  lora = checkpoints.read_trainable(checkpoints.find_step(str(root / 'lora')))
+  lora = step_files.read_trainable(step_files.find_step(str(root / 'lora')))
   assert {role: set(tree) for role, tree in lora.items()} == {
     'policy': {'lora'},
     'value': {'lora', 'heads'},
   }
-  full = checkpoints.read_trainable(checkpoints.find_step(str(root / 'full')))
+  full = step_files.read_trainable(step_files.find_step(str(root / 'full')))
   assert {r: set(tree) for r, tree in full.items()} == {'policy': {'params'}}
   # The policy has moved, the backbone below it has not.
-  before = backbones.load_backbone(str(root / 'sft'), partitioning.make_mesh())
-  loaded = backbones.load_checkpoint(
-    str(root / 'lora'), partitioning.make_mesh()
-  )
-  assert loaded.backbone.fingerprint == before.fingerprint
+  before = loading.load_merged(str(root / 'sft'), partitioning.make_mesh())
+  loaded = loading.load(str(root / 'lora'), partitioning.make_mesh())
+  assert loaded.backbone_fingerprint == before.fingerprint
   b = [
     leaf
     for path, leaf in tree_paths.flatten(loaded.lora).items()
@@ -184,7 +182,7 @@ def test_the_best_checkpoint_is_that_of_the_best_score(root):
     for r in runs.metrics(root / 'lora')
     if r['split'] == 'eval'
   }
-  best = checkpoints.find_step(str(root / 'lora' / 'checkpoints' / 'best'))
+  best = step_files.find_step(str(root / 'lora' / 'checkpoints' / 'best'))
   assert int(best.name) == max(scores, key=scores.get)
 
 
@@ -276,10 +274,8 @@ def _teacher_forced(model, variables, backbone, row):
 
 
 def test_scores_of_a_policy_are_its_log_probabilities(root, merged, tmp_path):
-  loaded = backbones.load_checkpoint(
-    str(root / 'lora'), partitioning.make_mesh()
-  )
-  backbone = loaded.backbone
+  loaded = loading.load(str(root / 'lora'), partitioning.make_mesh())
+  backbone = loaded.backbone()
   paths = encoder_decoder.dense_module_paths(backbone.config)
   adapters = lora_lib.resolve(loaded.metadata.lora, paths)
   model = t5.T5(backbone.config, adapters)
@@ -298,8 +294,8 @@ def test_scores_of_a_policy_are_its_log_probabilities(root, merged, tmp_path):
 
 def test_a_policy_is_a_start_of_other_stages(root, merged):
   step = str(root / 'full' / 'checkpoints' / '3')
-  policy = backbones.load_backbone(str(root / 'full'), partitioning.make_mesh())
-  metadata = backbones.load_checkpoint(
+  policy = loading.load_merged(str(root / 'full'), partitioning.make_mesh())
+  metadata = loading.load(
     str(root / 'rm_full'), partitioning.make_mesh()
   ).metadata
   assert metadata.base == {
@@ -307,11 +303,11 @@ def test_a_policy_is_a_start_of_other_stages(root, merged):
     'relative_path': '../full/checkpoints/3',
     'fingerprint': policy.fingerprint,
   }
-  # The merged backbone is a Backbone like any other.
+  # What is merged is a model like any other.
   assert merged.path == str(root / 'lora' / 'checkpoints' / '6')
   own, base = tree_paths.flatten(merged.params), root / 'sft'
   before = tree_paths.flatten(
-    backbones.load_backbone(str(base), partitioning.make_mesh()).params
+    loading.load_merged(str(base), partitioning.make_mesh()).params
   )
   changed = {path for path, leaf in before.items() if (leaf != own[path]).any()}
   assert set(own) == set(before)

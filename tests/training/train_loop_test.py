@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from perlhf_jax.core import errors
-from perlhf_jax.training import checkpoints
 from perlhf_jax.training import compiled_step
 from perlhf_jax.training import metric_writer
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import step_files
 from perlhf_jax.training import train_loop
 from perlhf_jax.training import train_state
 from perlhf_jax.training import train_step
@@ -74,7 +74,7 @@ def _train(
 ):
   optimizer, step, mesh = compiled
   state = train_state.create({'w': jnp.zeros(3)}, optimizer)
-  manager = checkpoints.CheckpointManager(
+  manager = step_files.CheckpointManager(
     folder, METADATA, keep_best=config.keep_best
   )
   latest = manager.latest_step()
@@ -189,7 +189,7 @@ def test_a_loss_that_is_no_number_stops(compiled, tmp_path):
   message = str(error.value)
   assert message.startswith('The loss at step 6 is nan')
   assert 'LEARNING_RATE' in message
-  assert checkpoints.find_step(str(folder)).name == '4'
+  assert step_files.find_step(str(folder)).name == '4'
   assert _records(folder)[-1]['loss'] is None
 
 
@@ -201,7 +201,7 @@ def test_a_diverged_step_is_never_saved(compiled, tmp_path):
   folder = epath.Path(tmp_path)
   with pytest.raises(errors.UserError, match='The loss at step 4 is nan'):
     _train(folder, compiled, config, lambda first: _batches(first, bad_step=4))
-  assert checkpoints.find_step(str(folder)).name == '2'
+  assert step_files.find_step(str(folder)).name == '2'
 
 
 def test_metrics_are_checked_at_records_and_before_evaluations(
@@ -226,7 +226,7 @@ def test_a_check_that_fails_stops_before_the_checkpoint(compiled, tmp_path):
   folder = epath.Path(tmp_path)
   with pytest.raises(errors.UserError, match='enough'):
     _train(folder, compiled, CONFIG, check=check)
-  assert checkpoints.find_step(str(folder)).name == '4'
+  assert step_files.find_step(str(folder)).name == '4'
   assert _records(folder)[-1]['step'] == 8
 
 
@@ -295,10 +295,10 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(
     f'stopped by SIGTERM; step {step} is saved in {folder}. Started again, '
     'the same command goes on from there.'
   )
-  assert checkpoints.find_step(str(folder)).name == str(step)
+  assert step_files.find_step(str(folder)).name == str(step)
   best = folder / 'checkpoints' / 'best'
   if step in (5, 6):  # They were not to be saved, so they cannot be the best.
-    assert checkpoints.find_step(str(best)).name == '4'
+    assert step_files.find_step(str(best)).name == '4'
   assert not (folder / 'summary.json').exists()
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
   state = _train(folder, compiled, CONFIG)
@@ -329,7 +329,7 @@ def test_a_diverged_step_is_not_saved_on_sigterm(compiled, tmp_path):
   folder = epath.Path(tmp_path)
   with pytest.raises(errors.UserError, match='The loss at step 5 is nan'):
     _train(folder, compiled, CONFIG, batches)
-  assert checkpoints.find_step(str(folder)).name == '4'
+  assert step_files.find_step(str(folder)).name == '4'
 
 
 def test_an_error_of_the_evaluation_loses_nothing(whole, compiled, tmp_path):
@@ -341,10 +341,10 @@ def test_an_error_of_the_evaluation_loses_nothing(whole, compiled, tmp_path):
   folder = epath.Path(tmp_path)
   with pytest.raises(errors.DataError, match='the judge is out'):
     _train(folder, compiled, CONFIG, evaluate=evaluate)
-  assert checkpoints.find_step(str(folder)).name == '6'
+  assert step_files.find_step(str(folder)).name == '6'
   # It was not measured, so that it cannot be the best.
   best = folder / 'checkpoints' / 'best'
-  assert checkpoints.find_step(str(best)).name == '4'
+  assert step_files.find_step(str(best)).name == '4'
   state = _train(folder, compiled, CONFIG)
   np.testing.assert_array_equal(state.trainable['w'], whole[1])
   evaluated = [r['step'] for r in _records(folder) if r['split'] == 'eval']

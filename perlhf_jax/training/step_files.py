@@ -4,8 +4,8 @@ MODEL_DIR/checkpoints/<step>/ holds the item `state` (a `TrainState`, or the
 `PolicyState` of reinforcement learning: for LoRA the adapter, heads and
 optimizer, never the frozen backbone) and the item `metadata` (JSON: everything
 that is needed to use the step without the configuration that made it, see
-`stages.run_metadata`). A step is complete or it does not exist: Orbax renames
-it into place last.
+`checkpoints.run_metadata`). A step is complete or it does not exist: Orbax
+renames it into place last.
 """
 
 from collections.abc import Mapping

@@ -13,8 +13,8 @@ import tiny_models
 
 from perlhf_jax.core import errors
 from perlhf_jax.models import lora
-from perlhf_jax.training import checkpoints
 from perlhf_jax.training import optimizers
+from perlhf_jax.training import step_files
 from perlhf_jax.training import train_state
 
 METADATA = {'kind': 'reward', 'base': {'fingerprint': 'abc'}, 'ratio': 0.1}
@@ -60,7 +60,7 @@ def _assert_same(actual, expected):
 def run(tmp_path_factory):
   """MODEL_DIR of a run whose best steps are 2 and 3, and the newest 5."""
   folder = epath.Path(tmp_path_factory.mktemp('run'))
-  manager = checkpoints.CheckpointManager(
+  manager = step_files.CheckpointManager(
     folder, METADATA, keep_best=2, keep_latest=1
   )
   for step, metric in enumerate([0.5, 0.9, 0.7, 0.6, -math.inf], start=1):
@@ -75,7 +75,7 @@ def test_the_best_and_the_newest_are_kept(run):
 
 
 def test_restore_is_exact(run):
-  manager = checkpoints.CheckpointManager(run, METADATA)
+  manager = step_files.CheckpointManager(run, METADATA)
   assert manager.latest_step() == 5
   expected = _state(5)
   restored = manager.restore(5, _abstract(expected))
@@ -84,7 +84,7 @@ def test_restore_is_exact(run):
 
 
 def test_a_state_of_other_parts_is_refused(run):
-  manager = checkpoints.CheckpointManager(run, METADATA)
+  manager = step_files.CheckpointManager(run, METADATA)
   other = _abstract(_state(5, {'lora': {'other': np.zeros(2, np.float32)}}))
   with pytest.raises(errors.CheckpointError, match='step 5 in MODEL_DIR has'):
     manager.restore(5, other)
@@ -94,94 +94,98 @@ def test_a_state_of_other_parts_is_refused(run):
 def test_relative_paths(run, monkeypatch):
   monkeypatch.chdir(run.parent)
   for path, step in ((run.name, '5'), (f'{run.name}/checkpoints/best', '2')):
-    found = checkpoints.find_step(path)
+    found = step_files.find_step(path)
     assert found == run / 'checkpoints' / step
-    assert checkpoints.model_dir_of(found) == run
-    assert set(checkpoints.read_trainable(found)) == {'lora', 'heads', 'half'}
+    assert step_files.model_dir_of(found) == run
+    assert set(step_files.read_trainable(found)) == {
+      'lora',
+      'heads',
+      'half',
+    }
 
 
 def test_a_step_that_was_copied_out_is_its_own_model_dir(run, tmp_path):
   copy = epath.Path(tmp_path) / 'mine'
   shutil.copytree(run / 'checkpoints/5', copy)
-  assert checkpoints.find_step(str(copy)) == copy
-  assert checkpoints.model_dir_of(copy) == copy
+  assert step_files.find_step(str(copy)) == copy
+  assert step_files.model_dir_of(copy) == copy
 
 
 def test_find_step(run):
-  assert checkpoints.find_step(str(run)).name == '5'
-  assert checkpoints.find_step(str(run / 'checkpoints/2')).name == '2'
-  assert checkpoints.find_step(str(run / 'checkpoints/best')).name == '2'
+  assert step_files.find_step(str(run)).name == '5'
+  assert step_files.find_step(str(run / 'checkpoints/2')).name == '2'
+  assert step_files.find_step(str(run / 'checkpoints/best')).name == '2'
 
 
 def test_find_step_of_something_else(tmp_path):
-  assert checkpoints.find_step(str(tmp_path)) is None
-  assert checkpoints.find_step(str(tmp_path / 'missing')) is None
+  assert step_files.find_step(str(tmp_path)) is None
+  assert step_files.find_step(str(tmp_path / 'missing')) is None
   (tmp_path / 'config.json').write_text('{}')
-  assert checkpoints.find_step(str(tmp_path)) is None
+  assert step_files.find_step(str(tmp_path)) is None
 
 
 def test_find_step_that_is_not_there(run, tmp_path):
   with pytest.raises(errors.CheckpointError, match='no complete step 4'):
-    checkpoints.find_step(str(run / 'checkpoints/4'))
+    step_files.find_step(str(run / 'checkpoints/4'))
   (tmp_path / 'checkpoints').mkdir()
   with pytest.raises(errors.CheckpointError, match='holds no complete step'):
-    checkpoints.find_step(str(tmp_path))
+    step_files.find_step(str(tmp_path))
 
 
 def test_equally_good_steps_and_steps_without_a_metric(tmp_path, caplog):
   caplog.set_level(logging.WARNING)
   folder = epath.Path(tmp_path)
-  manager = checkpoints.CheckpointManager(folder, {}, keep_latest=9)
+  manager = step_files.CheckpointManager(folder, {}, keep_latest=9)
   manager.save(_state(1), None)
   manager.close()
   assert not caplog.records  # It is meant so, and no matter for a warning.
   with pytest.raises(errors.CheckpointError, match='none is the best'):
-    checkpoints.find_step(str(folder / 'checkpoints/best'))
-  manager = checkpoints.CheckpointManager(folder, {}, keep_latest=9)
+    step_files.find_step(str(folder / 'checkpoints/best'))
+  manager = step_files.CheckpointManager(folder, {}, keep_latest=9)
   for step in (2, 3):
     manager.save(_state(step), 0.5)
   manager.close()
   # Of equals the first: training longer did not help.
-  assert checkpoints.find_step(str(folder / 'checkpoints/best')).name == '2'
+  assert step_files.find_step(str(folder / 'checkpoints/best')).name == '2'
 
 
 def test_a_step_without_a_metric_takes_no_place_of_the_best(tmp_path):
   folder = epath.Path(tmp_path)
   for step, metric in ((1, 0.5), (2, None), (3, None)):
     # A run that is started anew each time.
-    manager = checkpoints.CheckpointManager(folder, {})
+    manager = step_files.CheckpointManager(folder, {})
     manager.save(_state(step), metric)
     manager.close()
   steps = {p.name for p in (folder / 'checkpoints').iterdir() if p.is_dir()}
   assert steps == {'1', '3'}
-  assert checkpoints.find_step(str(folder / 'checkpoints/best')).name == '1'
+  assert step_files.find_step(str(folder / 'checkpoints/best')).name == '1'
 
 
 def test_a_step_that_was_not_finished_is_ignored_and_made_again(tmp_path):
   folder = epath.Path(tmp_path)
-  manager = checkpoints.CheckpointManager(folder, METADATA)
+  manager = step_files.CheckpointManager(folder, METADATA)
   manager.save(_state(5), 0.5)
   manager.close()
   half = folder / 'checkpoints' / '9.orbax-checkpoint-tmp'
   (half / 'state').mkdir(parents=True)
   (half / 'metadata').mkdir()
-  assert checkpoints.find_step(str(folder)).name == '5'
-  assert checkpoints.find_step(str(folder / 'checkpoints/best')).name == '5'
-  manager = checkpoints.CheckpointManager(folder, METADATA)
+  assert step_files.find_step(str(folder)).name == '5'
+  assert step_files.find_step(str(folder / 'checkpoints/best')).name == '5'
+  manager = step_files.CheckpointManager(folder, METADATA)
   assert manager.latest_step() == 5
   manager.save(_state(9), 0.25)
   manager.close()
   assert not half.exists()
-  step = checkpoints.find_step(str(folder))
+  step = step_files.find_step(str(folder))
   assert step.name == '9'
   expected = jax.tree.map(np.asarray, _state(9).trainable)
-  _assert_same(checkpoints.read_trainable(step), expected)
+  _assert_same(step_files.read_trainable(step), expected)
 
 
 def test_reading_without_the_configuration(run):
-  step = checkpoints.find_step(str(run))
-  assert checkpoints.read_metadata(step) == METADATA
-  trainable = checkpoints.read_trainable(step)
+  step = step_files.find_step(str(run))
+  assert step_files.read_metadata(step) == METADATA
+  trainable = step_files.read_trainable(step)
   assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(trainable))
   expected = jax.tree.map(np.asarray, _state(5).trainable)
   _assert_same(trainable, expected)
@@ -189,7 +193,7 @@ def test_reading_without_the_configuration(run):
 
 def test_a_save_is_not_disturbed_by_the_steps_after_it(tmp_path):
   folder = epath.Path(tmp_path)
-  manager = checkpoints.CheckpointManager(folder, {})
+  manager = step_files.CheckpointManager(folder, {})
   tree = {'params': {'w': np.full((512, 512), 1.0, np.float32)}}
   state = _state(1, tree)
   advance = jax.jit(
@@ -202,7 +206,7 @@ def test_a_save_is_not_disturbed_by_the_steps_after_it(tmp_path):
     state = advance(state)
   jax.block_until_ready(state)
   manager.close()
-  saved = checkpoints.read_trainable(checkpoints.find_step(str(folder)))
+  saved = step_files.read_trainable(step_files.find_step(str(folder)))
   np.testing.assert_array_equal(saved['params']['w'], 1.0)
 
 
@@ -222,7 +226,7 @@ def test_an_adapter_checkpoint_on_disk_is_small(tmp_path):
   sizes = {}
   for name, tree in trees.items():
     folder = epath.Path(tmp_path) / name
-    manager = checkpoints.CheckpointManager(folder, METADATA)
+    manager = step_files.CheckpointManager(folder, METADATA)
     manager.save(_state(1, tree), 0.5)
     manager.close()
     sizes[name] = _size(tmp_path / name)
@@ -230,7 +234,7 @@ def test_an_adapter_checkpoint_on_disk_is_small(tmp_path):
 
 
 def test_prepare_model_dir(tmp_path):
-  path = checkpoints.prepare_model_dir(str(tmp_path / 'a' / 'b'))
+  path = step_files.prepare_model_dir(str(tmp_path / 'a' / 'b'))
   assert path.is_dir()
   assert not list(path.iterdir())
 
@@ -238,7 +242,7 @@ def test_prepare_model_dir(tmp_path):
 def test_model_dir_that_cannot_be_written_to(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(errors.CheckpointError) as error:
-    checkpoints.prepare_model_dir(str(tmp_path / 'file' / 'run'))
+    step_files.prepare_model_dir(str(tmp_path / 'file' / 'run'))
   assert f'MODEL_DIR {tmp_path / "file" / "run"} cannot be' in str(error.value)
 
 

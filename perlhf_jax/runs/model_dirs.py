@@ -9,14 +9,14 @@ from absl import logging
 from etils import epath
 import jax
 
+from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.core import errors
 from perlhf_jax.core import operative_config
 from perlhf_jax.data import dataset_config
-from perlhf_jax.stages import recorded_tasks
-from perlhf_jax.stages import run_metadata
-from perlhf_jax.training import checkpoints
+from perlhf_jax.runs import recorded_tasks
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import step_files
 
 _CONFIG = 'config.gin'
 # They say where, how long and how often, and nothing of what is learnt.
@@ -75,7 +75,7 @@ class ModelDir:
 
   def resume(
     self,
-    manager: checkpoints.CheckpointManager,
+    manager: step_files.CheckpointManager,
     state: Any,
     shardings: Any,
     metadata: run_metadata.RunMetadata,
@@ -176,7 +176,7 @@ def prepare(model_dir: str, train_steps: int) -> ModelDir:
   Raises:
     CheckpointError: it cannot be written to, or as `find`.
   """
-  return find(checkpoints.prepare_model_dir(model_dir), train_steps)
+  return find(step_files.prepare_model_dir(model_dir), train_steps)
 
 
 def find(path: epath.Path, train_steps: int) -> ModelDir:
@@ -190,7 +190,7 @@ def find(path: epath.Path, train_steps: int) -> ModelDir:
     CheckpointError: it holds more steps than are wanted.
   """
   with multihost.together():
-    newest = checkpoints.newest_step(path)
+    newest = step_files.newest_step(path)
     step = None if newest is None else int(newest.name)
     if step is not None and step > train_steps:
       raise errors.CheckpointError(
@@ -201,6 +201,6 @@ def find(path: epath.Path, train_steps: int) -> ModelDir:
   if newest is None:
     return ModelDir(path, train_steps)
   # Processes wait for each other here.
-  fields = checkpoints.read_metadata(newest)
+  fields = step_files.read_metadata(newest)
   metadata = run_metadata.from_json(fields, str(newest))
   return ModelDir(path, train_steps, step, metadata)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import ram_bucket
 
+from perlhf_jax.checkpoints import loading
 from perlhf_jax.core import errors
-from perlhf_jax.stages import backbones
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 
@@ -27,8 +27,8 @@ def bucket(monkeypatch, tmp_path):
 
 def test_the_backbone_is_that_of_the_local_directory(bucket):
   mesh = partitioning.make_mesh()
-  local = backbones.load_backbone(str(_SOURCE), mesh)
-  remote = backbones.load_backbone(bucket, mesh)
+  local = loading.load_merged(str(_SOURCE), mesh)
+  remote = loading.load_merged(bucket, mesh)
   # What an adapter records of its base, so that any machine finds it.
   assert remote.path == bucket
   assert remote.fingerprint == local.fingerprint
@@ -36,8 +36,8 @@ def test_the_backbone_is_that_of_the_local_directory(bucket):
   jax.tree.map(np.testing.assert_array_equal, remote.params, local.params)
   recorded = remote.describe(epath.Path('/local/run'))
   assert recorded == {'path': bucket, 'fingerprint': local.fingerprint}
-  again = backbones.load_recorded(
-    recorded, 'The adapter', epath.Path('/run/checkpoints/1'), 'base', mesh
+  again = loading.load_recorded(
+    recorded, 'The adapter', '/run/checkpoints/1', 'base', mesh
   )
   assert again.path == bucket
 
@@ -58,7 +58,7 @@ def test_errors_about_the_copy_name_the_bucket(
 ):
   ram_bucket.write(f'{bucket}/{name}', b'{')
   with pytest.raises(error_class, match=message) as caught:
-    backbones.load_backbone(bucket, partitioning.make_mesh())
+    loading.load_merged(bucket, partitioning.make_mesh())
   assert f' is a copy of {bucket}: it is there that' in str(caught.value)
 
 
@@ -69,5 +69,5 @@ def test_a_host_that_cannot_copy_tells_the_others(bucket, monkeypatch):
   )
   monkeypatch.setattr('tempfile.tempdir', '/nowhere')
   with pytest.raises(ZeroDivisionError):
-    backbones.load_backbone(bucket, partitioning.make_mesh())
+    loading.load_merged(bucket, partitioning.make_mesh())
   assert 'Set TMPDIR to a local folder' in told[0]

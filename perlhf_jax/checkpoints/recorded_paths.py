@@ -14,7 +14,7 @@ from etils import epath
 
 from perlhf_jax.core import errors
 from perlhf_jax.interop import remote_files
-from perlhf_jax.training import checkpoints
+from perlhf_jax.training import step_files
 
 Loaded = TypeVar('Loaded')
 
@@ -31,7 +31,7 @@ def describe(
     model_dir: of the run that records it.
     name: `path`, or what else to name the two entries.
   """
-  here = checkpoints.absolute(path)
+  here = step_files.absolute(path)
   found = {name: path if _bucket(path) else str(here.resolve())}
   bucket = _bucket(path)
   if bucket == _bucket(str(model_dir)):

@@ -3,45 +3,22 @@
 import dataclasses
 from typing import Any
 
+from perlhf_jax.checkpoints import loaded_model
+from perlhf_jax.checkpoints import loading
 from perlhf_jax.core import errors
-from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
-from perlhf_jax.stages import backbones
 from perlhf_jax.training import partitioning
 
 
-@dataclasses.dataclass(frozen=True)
-class Start:
-  """Where a run starts from.
-
-  Attributes:
-    config: the model to train.
-    vocabulary: the tokenizer.
-    backbone: initial weights; None to draw them.
-  """
-
-  config: t5_config.T5Config
-  vocabulary: Any
-  backbone: backbones.Backbone | None
-
-  def load_examples(
-    self, dataset: input_pipeline.DatasetConfig
-  ) -> input_pipeline.Examples:
-    """Reads a split as the model reads it; see `input_pipeline`."""
-    return input_pipeline.load_examples(
-      dataset, self.vocabulary, self.config.image_size
-    )
-
-
-def resolve_start(
+def load_initial(
   model: t5_config.T5Config | None,
   vocabulary: Any,
   lora: lora_lib.LoraConfig | None,
   initial_checkpoint_path: str | None,
   mesh: partitioning.LogicalMesh,
   initial_vit_path: str | None = None,
-) -> Start:
+) -> loaded_model.LoadedModel:
   """Loads the initial checkpoint and holds it against the configuration.
 
   Args:
@@ -53,25 +30,30 @@ def resolve_start(
     initial_vit_path: a SigLIP directory whose ViT is put in front of the T5
       of the checkpoint.
 
+  Returns:
+    The model to train, of that configuration and in its layout, without
+    adapters. Its `params` are None where all weights are to be drawn.
+
   Raises:
     ConfigError: nothing to start from, or two models that differ.
   """
   if initial_checkpoint_path is None:
     check_from_scratch(model, vocabulary, lora, initial_vit_path)
-    return Start(model, vocabulary, None)
-  backbone = backbones.load_backbone(initial_checkpoint_path, mesh)
+    return loaded_model.LoadedModel(model, vocabulary)
+  loaded = loading.load_merged(initial_checkpoint_path, mesh)
   if initial_vit_path is not None:
-    backbone = backbones.with_vit(backbone, initial_vit_path, mesh)
+    loaded = loading.with_vit(loaded, initial_vit_path, mesh)
   model = match(
     model,
     vocabulary,
-    backbone.config,
-    backbone.vocabulary,
+    loaded.config,
+    loaded.vocabulary,
     initial_checkpoint_path,
     adds_vit=initial_vit_path is not None,
   )
-  backbone = backbone.at_image_size(model.image_size, mesh)
-  return Start(model, backbone.vocabulary, backbone)
+  loaded = loaded.at_image_size(model.image_size, mesh)
+  params = loaded.in_layout_of(model, mesh)
+  return dataclasses.replace(loaded, config=model, params=params)
 
 
 def check_from_scratch(

@@ -7,13 +7,13 @@ import jax
 import pytest
 import tiny_models
 
+from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import vocabularies
 from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import reward_model
-from perlhf_jax.stages import roles
-from perlhf_jax.stages import starts
+from perlhf_jax.rl import roles
 
 BASE = tiny_models.T5_1_1_BASE
 
@@ -30,7 +30,7 @@ def _held(lora, config=BASE):
     adapters = lora_lib.resolve(
       lora, encoder_decoder.dense_module_paths(config)
     )
-  start = starts.Start(config, vocabularies.byte_vocabulary(), None)
+  start = loaded_model.LoadedModel(config, vocabularies.byte_vocabulary())
   held = jax.eval_shape(
     lambda: roles.init_roles(start, adapters, 0, needs_value=True)[1]
   )
@@ -68,7 +68,7 @@ def test_without_a_baseline_there_is_no_value_model():
   adapters = lora_lib.resolve(
     lora_lib.LoraConfig(), encoder_decoder.dense_module_paths(BASE)
   )
-  start = starts.Start(BASE, vocabularies.byte_vocabulary(), None)
+  start = loaded_model.LoadedModel(BASE, vocabularies.byte_vocabulary())
   held = jax.eval_shape(
     lambda: roles.init_roles(start, adapters, 0, needs_value=False)[1]
   )
@@ -89,7 +89,7 @@ def test_policy_and_value_begin_with_adapters_of_their_own():
   adapters = lora_lib.resolve(
     lora_lib.LoraConfig(rank=2), encoder_decoder.dense_module_paths(config)
   )
-  start = starts.Start(config, vocabularies.byte_vocabulary(), None)
+  start = loaded_model.LoadedModel(config, vocabularies.byte_vocabulary())
   _, held = roles.init_roles(start, adapters, 0, needs_value=True)
   held = flax.core.meta.unbox(held)
   policy = tree_paths.flatten(held['policy'])

@@ -12,6 +12,9 @@ from typing import Any
 from absl import logging
 import jax
 
+from perlhf_jax.checkpoints import loaded_model
+from perlhf_jax.checkpoints import loading
+from perlhf_jax.checkpoints import placed
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
 from perlhf_jax.models import encoder_decoder
@@ -21,10 +24,7 @@ from perlhf_jax.models import policy as policy_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import tuned_params
 from perlhf_jax.rl import shared_backbone
-from perlhf_jax.stages import backbones
-from perlhf_jax.stages import model_variables
-from perlhf_jax.stages import starts
-from perlhf_jax.stages import trained_models
+from perlhf_jax.training import model_variables
 from perlhf_jax.training import partitioning
 
 
@@ -38,6 +38,7 @@ class Roles:
     frozen: `{'params': …, 'rewards': (…,)}`.
     trainable_shardings: of `trainable`.
     trainable_fraction: trainable parameters over all that are held.
+    reward_models: what was loaded of them, without weights.
   """
 
   models: shared_backbone.Models
@@ -45,29 +46,31 @@ class Roles:
   frozen: Mapping[str, Any]
   trainable_shardings: Mapping[str, Any]
   trainable_fraction: float
+  reward_models: tuple[loaded_model.LoadedModel, ...] = ()
 
 
 def load_reward_model(
   path: str,
-  shared: backbones.Backbone,
+  shared: loaded_model.LoadedModel,
   mesh: partitioning.LogicalMesh,
   response_length: int,
-) -> backbones.Checkpoint:
+) -> loaded_model.LoadedModel:
   """Loads a reward model and holds it against a policy.
 
   Args:
     path: its checkpoint.
-    shared: the policy's reference, which their adapters may be trained on.
+    shared: the policy's reference, which their adapters may be trained on;
+      with its weights or without.
     mesh: where to put weights.
     response_length: most tokens of a response.
 
   Raises:
     CheckpointError: it is no reward model, or reads another vocabulary.
   """
-  checkpoint = trained_models.require_reward_model(
-    backbones.load_checkpoint(path, mesh, shared=shared), path
+  checkpoint = placed.require_reward_model(
+    loading.load(path, mesh, shared=shared), path
   )
-  theirs, vocabulary = checkpoint.backbone.vocabulary, shared.vocabulary
+  theirs, vocabulary = checkpoint.vocabulary, shared.vocabulary
   if theirs != vocabulary:
     raise errors.CheckpointError(
       f'The reward model {path} reads {theirs}, but the policy writes '
@@ -75,7 +78,7 @@ def load_reward_model(
       "the policy's vocabulary."
     )
   _check_image_size(checkpoint, path, shared.config.image_size)
-  trained = checkpoint.metadata.task_feature_lengths['targets']
+  trained = checkpoint.lengths.get('targets', response_length)
   if trained < response_length:
     logging.warning(
       'Responses may have %d tokens, but the reward model %s was trained on '
@@ -87,7 +90,7 @@ def load_reward_model(
 
 def _check_image_size(checkpoint, path, image_size) -> None:
   """Refuses a reward model that cannot read the policy's images."""
-  theirs = checkpoint.metadata.model.image_size
+  theirs = checkpoint.config.image_size
   if image_size in (None, theirs):
     return
   what = 'text alone' if theirs is None else f'images of {theirs} pixels'
@@ -99,7 +102,7 @@ def _check_image_size(checkpoint, path, image_size) -> None:
 
 
 def init_roles(
-  start: starts.Start,
+  start: loaded_model.LoadedModel,
   adapters: lora_lib.Adapters | None,
   seed: int,
   *,
@@ -141,13 +144,13 @@ def init_roles(
 
 
 def make_roles(
-  start: starts.Start,
+  start: loaded_model.LoadedModel,
   lora: lora_lib.LoraConfig | None,
   mesh: partitioning.LogicalMesh,
   seed: int,
   *,
   needs_value: bool,
-  rewards: Sequence[backbones.Checkpoint] = (),
+  rewards: Sequence[loaded_model.LoadedModel] = (),
   only_shapes: bool = False,
 ) -> Roles:
   """Puts all roles on the mesh.
@@ -160,9 +163,10 @@ def make_roles(
     needs_value: whether there is a value model.
     rewards: of `load_reward_model`.
     only_shapes: whether to make `jax.ShapeDtypeStruct`s instead of arrays,
-      for compiling; `start` then needs no backbone, and no `rewards` are
-      given.
+      for compiling; `start` then needs no weights, and no `rewards` are given.
   """
+  # The programs below must not remember the weights.
+  params, start = start.params, start.without_weights()
   adapters = None
   if lora is not None:
     adapters = lora_lib.resolve(
@@ -173,9 +177,7 @@ def make_roles(
   def init(name):
     return init_roles(start, adapters, seed, needs_value=needs_value)[1][name]
 
-  given = {}
-  if not only_shapes:
-    given['params'] = start.backbone.in_layout_of(start.config, mesh)
+  given = {} if only_shapes else {'params': params}
 
   def place(init, given):
     if only_shapes:
@@ -195,8 +197,7 @@ def make_roles(
   frozen = {'params': frozen_dtypes.cast(given['params'], start.config)}
   modules, variables = (), ()
   if rewards:
-    shared = dataclasses.replace(start.backbone, config=start.config)
-    modules, variables = place_reward_models(rewards, shared, mesh)
+    modules, variables = place_reward_models(rewards, start, mesh)
   frozen['rewards'] = variables
   models = dataclasses.replace(models, rewards=modules)
   trained = tree_paths.count_parameters(trainable)
@@ -211,19 +212,26 @@ def make_roles(
     total / backbone,
     f'{trained:,}',
   )
-  return Roles(models, trainable, frozen, shardings, trained / total)
+  return Roles(
+    models,
+    trainable,
+    frozen,
+    shardings,
+    trained / total,
+    tuple(loaded.without_weights() for loaded in rewards),
+  )
 
 
 def place_reward_models(
-  checkpoints: Sequence[backbones.Checkpoint],
-  shared: backbones.Backbone,
+  checkpoints: Sequence[loaded_model.LoadedModel],
+  shared: loaded_model.LoadedModel,
   mesh: partitioning.LogicalMesh,
 ) -> tuple[tuple[reward_model.RewardModel, ...], tuple[Mapping[str, Any], ...]]:
   """Puts on the mesh what reward models have beside a shared backbone.
 
   Args:
     checkpoints: of `load_reward_model`.
-    shared: the backbone on the mesh, in the layout it has there.
+    shared: the model whose backbone is on the mesh, in that layout.
     mesh: the mesh.
 
   Returns:
@@ -232,22 +240,16 @@ def place_reward_models(
   """
   modules, variables = [], []
   for checkpoint in checkpoints:
-    shares = (
-      checkpoint.lora is not None
-      and checkpoint.backbone.fingerprint == shared.fingerprint
-    )
-    if shares:
-      backbone = dataclasses.replace(checkpoint.backbone, config=shared.config)
-      checkpoint = dataclasses.replace(checkpoint, backbone=backbone)
+    is_adapter = checkpoint.lora is not None
+    if is_adapter and checkpoint.backbone_fingerprint == shared.fingerprint:
+      checkpoint = checkpoint.on_shared(shared.config)
     else:
       logging.info(
         'The reward model %s has a backbone of its own, which is held beside '
         'the others.',
-        checkpoint.step_path,
+        checkpoint.path,
       )
-    module, own = trained_models.place_reward_model(
-      checkpoint, mesh, share_params=shares
-    )
+    module, own = placed.place_reward_model(checkpoint, mesh)
     modules.append(module)
     variables.append(own)
   return tuple(modules), tuple(variables)

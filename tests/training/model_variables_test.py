@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perlhf_jax.stages import model_variables
+from perlhf_jax.training import model_variables
 from perlhf_jax.training import partitioning
 
 

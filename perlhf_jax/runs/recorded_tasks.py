@@ -5,9 +5,9 @@ import dataclasses
 from absl import logging
 from etils import epy
 
+from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.core import errors
 from perlhf_jax.data import dataset_config
-from perlhf_jax.stages import run_metadata
 from perlhf_jax.training import multihost
 
 with epy.lazy_imports():

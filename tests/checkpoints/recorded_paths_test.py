@@ -1,8 +1,8 @@
 from etils import epath
 import pytest
 
+from perlhf_jax.checkpoints import recorded_paths
 from perlhf_jax.core import errors
-from perlhf_jax.stages import recorded_paths
 
 
 def test_paths_are_recorded_absolute_and_relative(tmp_path, monkeypatch):

@@ -1,0 +1,1 @@
+"""Trained models: how one is loaded, what it says of itself, every format."""

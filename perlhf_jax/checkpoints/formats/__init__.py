@@ -1,0 +1,1 @@
+"""Formats of checkpoints, one a file, in one registry."""

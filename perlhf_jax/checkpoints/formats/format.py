@@ -1,0 +1,185 @@
+"""What a format of checkpoints is to the rest of the library."""
+
+import abc
+from collections.abc import Callable, Mapping
+import os
+from typing import Any
+
+from perlhf_jax.checkpoints import loaded_model
+from perlhf_jax.core import errors
+from perlhf_jax.core import tree_paths
+from perlhf_jax.interop import remote_files
+from perlhf_jax.models import t5_config
+from perlhf_jax.models import vit_config
+from perlhf_jax.training import multihost
+from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
+
+# A parameter's path and array on this host -> what is kept of it.
+Put = Callable[[str, Any], Any]
+
+
+class Format(abc.ABC):
+  """Tells one kind of checkpoints from others.
+
+  Attributes:
+    name: short, in lower case, for command lines.
+    title: what a user is told to give, with its article.
+  """
+
+  name: str
+  title: str
+
+  @abc.abstractmethod
+  def recognises(self, path: str) -> bool:
+    """Whether a path holds such a checkpoint, a damaged one included.
+
+    Args:
+      path: local or remote; there may be nothing.
+
+    Raises:
+      CheckpointError: a remote path cannot be reached.
+    """
+
+
+class ModelFormat(Format):
+  """Reads encoder-decoders, or what was trained on them.
+
+  Formats of whole models are `WeightsFormat`s. One of adapters gives them as
+  `lora` and `lora_config`, the path of their model as `base`, and what it does
+  not know, such as the `config`, as None: `loading` takes it from the base.
+  """
+
+  @abc.abstractmethod
+  def peek(self, path: str) -> loaded_model.LoadedModel:
+    """Returns what lies at a path, without weights.
+
+    Args:
+      path: that the format recognises.
+
+    Raises:
+      CheckpointError: it cannot be used.
+    """
+
+  @abc.abstractmethod
+  def load(
+    self, path: str, mesh: partitioning.LogicalMesh
+  ) -> loaded_model.LoadedModel:
+    """Reads what lies at a path; `loading.load` puts it on its base.
+
+    Args:
+      path: that the format recognises.
+      mesh: where to put the weights.
+
+    Raises:
+      CheckpointError: it cannot be used.
+    """
+
+
+class WeightsFormat(ModelFormat):
+  """Reads whole models: a configuration, weights and a vocabulary."""
+
+  @abc.abstractmethod
+  def load_config(self, path: str) -> t5_config.T5Config:
+    """Reads the architecture, with unrolled layers.
+
+    Args:
+      path: local or remote.
+
+    Raises:
+      CheckpointError: it is missing, or of no model that is supported.
+    """
+
+  @abc.abstractmethod
+  def load_params(
+    self, path: str, config: t5_config.T5Config, put: Put
+  ) -> Mapping[str, Any]:
+    """Reads the weights, one array at a time.
+
+    Args:
+      path: of `local_directory`.
+      config: of `load_config`.
+      put: what is kept of each float32 array, such as its part on the mesh.
+
+    Returns:
+      A nested dict with our names and unrolled layers.
+
+    Raises:
+      CheckpointError: weights are missing, too many, damaged or misshapen.
+    """
+
+  @abc.abstractmethod
+  def load_vocabulary(self, path: str) -> Any:
+    """Reads the tokenizer.
+
+    Args:
+      path: of `local_directory`.
+    """
+
+  def local_directory(self, path: str) -> str | os.PathLike[str]:
+    """Returns where weights and vocabulary are read from.
+
+    That is the path itself, unless a format copies what is remote.
+    """
+    return path
+
+  def peek(self, path: str) -> loaded_model.LoadedModel:
+    """Returns what lies at a path, without weights.
+
+    A remote vocabulary is not copied for a look, and is None.
+    """
+    is_remote = remote_files.is_remote(path)
+    return loaded_model.LoadedModel(
+      config=self.load_config(path),
+      vocabulary=None if is_remote else self.load_vocabulary(path),
+      path=path,
+      source=self.title,
+    )
+
+  def load(
+    self, path: str, mesh: partitioning.LogicalMesh
+  ) -> loaded_model.LoadedModel:
+    """Reads configuration, weights and vocabulary."""
+    config = self.load_config(path)
+    directory = error = None
+    try:
+      directory = self.local_directory(path)
+    except errors.CheckpointError as e:
+      error = e
+    # One host may have no room for a copy of a remote directory.
+    multihost.raise_together(error)
+    places = tree_paths.flatten(loaded_model.params_shardings(config, mesh))
+    with remote_files.named(path, directory):
+      params = self.load_params(
+        str(directory),
+        config,
+        lambda name, leaf: placement.put(leaf, places[name]),
+      )
+      vocabulary = self.load_vocabulary(str(directory))
+    return loaded_model.LoadedModel(
+      config=config,
+      vocabulary=vocabulary,
+      path=path,
+      source=self.title,
+      params=params,
+    )
+
+
+class VitFormat(Format):
+  """Reads image towers, which INITIAL_VIT_PATH puts in front of a T5."""
+
+  @abc.abstractmethod
+  def load_config(self, path: str) -> vit_config.ViTConfig:
+    """Reads the architecture, as `WeightsFormat.load_config`."""
+
+  @abc.abstractmethod
+  def load_params(
+    self, path: str, config: vit_config.ViTConfig, put: Put
+  ) -> Mapping[str, Any]:
+    """Reads the weights, as `WeightsFormat.load_params`.
+
+    Args:
+      path: local or remote.
+      config: of `load_config`.
+      put: what is kept of each array.
+    """

@@ -1,0 +1,69 @@
+"""Every format that is known, ours and those that others register."""
+
+from typing import TypeVar
+
+from etils import epath
+
+from perlhf_jax.checkpoints.formats import format as format_lib
+from perlhf_jax.checkpoints.formats import hugging_face
+from perlhf_jax.checkpoints.formats import perlhf
+from perlhf_jax.checkpoints.formats import siglip
+from perlhf_jax.core import errors
+from perlhf_jax.interop import remote_files
+
+_Kind = TypeVar('_Kind', bound=format_lib.Format)
+
+# The first that recognises a path reads it.
+_formats: list[format_lib.Format] = [
+  perlhf.Perlhf(),
+  hugging_face.HuggingFace(),
+  siglip.Siglip(),
+]
+
+
+def register(format_: format_lib.Format) -> None:
+  """Adds a format, which is asked before those that are known already.
+
+  From then on, all that takes a checkpoint takes what it recognises.
+
+  Args:
+    format_: a `ModelFormat`, most easily a `WeightsFormat`; or a `VitFormat`.
+
+  Raises:
+    ConfigError: there is one of that name.
+  """
+  if format_.name in {each.name for each in _formats}:
+    raise errors.ConfigError(
+      f'A checkpoint format {format_.name!r} is registered already; choose '
+      'another name.'
+    )
+  _formats.insert(0, format_)
+
+
+def find(path: str, kind: type[_Kind] = format_lib.ModelFormat) -> _Kind:
+  """Returns the format that reads what lies at a path.
+
+  Args:
+    path: local or remote.
+    kind: `ModelFormat` or `VitFormat`.
+
+  Raises:
+    CheckpointError: no format recognises it, or it cannot be reached.
+  """
+  with remote_files.explained(path):
+    known = [each for each in _formats if isinstance(each, kind)]
+    for format_ in known:
+      if format_.recognises(path):
+        return format_
+    directory = epath.Path(path)
+    is_directory, is_file = directory.is_dir(), directory.exists()
+  if is_directory:
+    names = ', '.join(each.name for each in known)
+    found = f'what is there is of no format that is known ({names})'
+  else:
+    found = 'it is a file' if is_file else 'there is no such folder'
+  raise errors.CheckpointError(
+    f'No checkpoint at {path}: {found}. Give '
+    f'{" or ".join(each.title for each in known)} (a model of the Hub is '
+    'downloaded first: hf download NAME --local-dir=DIR).'
+  )

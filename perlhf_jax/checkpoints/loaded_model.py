@@ -1,0 +1,182 @@
+"""A loaded model: what a checkpoint holds, on the mesh, and what it is."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from etils import epath
+import jax
+
+from perlhf_jax.checkpoints import recorded_paths
+from perlhf_jax.checkpoints import run_metadata
+from perlhf_jax.core import tree_paths
+from perlhf_jax.data import input_pipeline
+from perlhf_jax.models import encoder_decoder
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import resolution
+from perlhf_jax.models import t5_config
+from perlhf_jax.training import layer_layout
+from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
+
+VIT_PATH = 'vit_path'
+_POSITIONS = 'vit/pos_embedding'
+_KEEP_END = 'keep_end'
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LoadedModel:
+  """A model: its weights, and all that is needed to use them.
+
+  It lives as long as the function that loaded it: what is made of it, such as
+  the state that is trained, keeps `without_weights` at most.
+
+  Attributes:
+    config: the architecture, and the layout of `params`. Of foreign adapters
+      that are not put on their base yet, None.
+    vocabulary: the tokenizer; None where nothing has told it.
+    path: the step's folder, or the directory, that it was loaded from; None
+      of weights that are drawn.
+    source: what its format calls it, such as 'a Hugging Face T5 directory'.
+    params: float32 arrays on the mesh, split as their logical axes say: all of
+      them, those of the base for LoRA. None where they are to be drawn, or
+      where another holds them.
+    lora: unrolled adapters, or None.
+    lora_config: of the adapters.
+    tuned: unrolled parameters that were trained in full beside adapters, on the
+      mesh; they take the place of those in `params`.
+    heads: heads by name, empty where there are none.
+    kind: `sft`, `reward` or `policy`; None where the format does not tell.
+    metadata: of a run of ours; None for other people's checkpoints.
+    base: what it stands on, as recorded: of `describe`; None where it holds
+      every weight itself.
+    vit_path: where its ViT comes from, if from elsewhere; it then has no
+      projection of image tokens yet, and `params` none.
+    backbone_fingerprint: identifies `params`; see `training.fingerprint`.
+    fingerprint: identifies all there is: `params` and what was trained on them.
+  """
+
+  config: t5_config.T5Config | None
+  vocabulary: Any = None
+  path: str | None = None
+  source: str = ''
+  params: Mapping[str, Any] | None = None
+  lora: Mapping[str, Any] | None = None
+  lora_config: lora_lib.LoraConfig | None = None
+  tuned: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  kind: str | None = None
+  metadata: run_metadata.RunMetadata | None = None
+  base: Mapping[str, str] | None = None
+  vit_path: str | None = None
+  backbone_fingerprint: str | None = None
+  fingerprint: str | None = None
+
+  def __str__(self):
+    if self.metadata is None:
+      return self.source
+    objective = self.metadata.objective
+    kinds = {
+      run_metadata.SFT: 'an SFT model',
+      run_metadata.REWARD: f'a {objective} reward model',
+      run_metadata.POLICY: f'a policy ({objective})',
+    }
+    tuning = 'LoRA' if self.metadata.tuning == 'lora' else 'full tuning'
+    return f'{kinds[self.kind]}, {tuning}, step {epath.Path(self.path).name}'
+
+  @property
+  def is_reward_model(self) -> bool:
+    """Whether it scores text and writes none."""
+    return self.kind == run_metadata.REWARD
+
+  @property
+  def lengths(self) -> Mapping[str, int]:
+    """Tokens of each feature in training; empty where nothing tells them."""
+    return {} if self.metadata is None else self.metadata.task_feature_lengths
+
+  @property
+  def truncate_prompt(self) -> str:
+    """Which end of a long prompt is kept, as it was in training."""
+    return _KEEP_END if self.metadata is None else self.metadata.truncate_prompt
+
+  @property
+  def trained_config(self) -> t5_config.T5Config:
+    """The model as it was trained, in whose layout modules were named."""
+    return self.config if self.metadata is None else self.metadata.model
+
+  def without_weights(self) -> 'LoadedModel':
+    """Returns what it is, for those that need to know it for long."""
+    return dataclasses.replace(self, params=None, lora=None, tuned={}, heads={})
+
+  def backbone(self) -> 'LoadedModel':
+    """Returns the frozen base alone, as if nothing was trained on it."""
+    return LoadedModel(
+      config=self.config,
+      vocabulary=self.vocabulary,
+      path=None if self.base is None else self.base['path'],
+      params=self.params,
+      backbone_fingerprint=self.backbone_fingerprint,
+      fingerprint=self.backbone_fingerprint,
+    )
+
+  def on_shared(self, config: t5_config.T5Config) -> 'LoadedModel':
+    """Returns it for use beside a model that holds its `params`.
+
+    Args:
+      config: of that model, whose layout the `params` have.
+    """
+    return dataclasses.replace(self, config=config, params=None)
+
+  def in_layout_of(
+    self, config: t5_config.T5Config, mesh: partitioning.LogicalMesh
+  ) -> Mapping[str, Any]:
+    """Returns `params` in the layout of another configuration."""
+    return layer_layout.to_layout(
+      self.params, config.scan_layers, params_shardings(config, mesh)
+    )
+
+  def at_image_size(
+    self, image_size: int | None, mesh: partitioning.LogicalMesh
+  ) -> 'LoadedModel':
+    """Returns it for images of another size, of the same content."""
+    if image_size == self.config.image_size:
+      return self
+    config = self.config.with_image_size(image_size)
+    if self.params is None:
+      return dataclasses.replace(self, config=config)
+    flat = tree_paths.flatten(self.params)
+    places = tree_paths.flatten(params_shardings(config, mesh))
+    flat[_POSITIONS] = placement.put(
+      resolution.resize_positions(
+        placement.to_host(flat[_POSITIONS]), config.vit.num_tokens
+      ),
+      places[_POSITIONS],
+    )
+    params = tree_paths.unflatten(flat)
+    return dataclasses.replace(self, config=config, params=params)
+
+  def describe(self, model_dir: epath.Path) -> dict[str, str]:
+    """Returns how a run in `model_dir` records it, for `load_recorded`."""
+    recorded = recorded_paths.describe(self.path, model_dir)
+    if self.vit_path is not None:
+      recorded |= recorded_paths.describe(self.vit_path, model_dir, VIT_PATH)
+    return {**recorded, 'fingerprint': self.fingerprint}
+
+  def load_examples(
+    self, dataset: input_pipeline.DatasetConfig
+  ) -> input_pipeline.Examples:
+    """Reads a split as the model reads it; see `input_pipeline`."""
+    return input_pipeline.load_examples(
+      dataset, self.vocabulary, self.config.image_size
+    )
+
+
+def params_shardings(
+  config: t5_config.T5Config, mesh: partitioning.LogicalMesh
+) -> Mapping[str, Any]:
+  """Returns the sharding of every parameter of a model without adapters."""
+  model = encoder_decoder.make_model(config)
+  boxed = jax.eval_shape(
+    lambda: encoder_decoder.init_variables(model, jax.random.key(0))
+  )
+  return partitioning.shardings_of(boxed['params'], mesh)

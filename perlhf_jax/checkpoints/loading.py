@@ -1,0 +1,321 @@
+"""One way to load a model, whatever its format, with what it stands on.
+
+Weights are read straight onto the mesh: no host ever holds a whole model.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+
+from absl import logging
+from etils import epath
+import jax
+
+from perlhf_jax.checkpoints import loaded_model
+from perlhf_jax.checkpoints import recorded_paths
+from perlhf_jax.checkpoints.formats import format as format_lib
+from perlhf_jax.checkpoints.formats import registry
+from perlhf_jax.core import errors
+from perlhf_jax.core import tree_paths
+from perlhf_jax.models import encoder_decoder
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import merge
+from perlhf_jax.models import pali_config
+from perlhf_jax.models import tuned_params
+from perlhf_jax.training import fingerprint as fingerprint_lib
+from perlhf_jax.training import layer_layout
+from perlhf_jax.training import partitioning
+from perlhf_jax.training import placement
+from perlhf_jax.training import step_files
+
+# Largest |Δlogit| that merging SFT adapters may make, in float32.
+_TOLERANCE = 1e-3
+
+
+def load(
+  path: str,
+  mesh: partitioning.LogicalMesh,
+  base_checkpoint: str | None = None,
+  shared: loaded_model.LoadedModel | None = None,
+) -> loaded_model.LoadedModel:
+  """Loads whatever a format recognises, on the base that it stands on.
+
+  Args:
+    path: MODEL_DIR (newest step), MODEL_DIR/checkpoints/<step or 'best'>, or
+      a directory of another format.
+    mesh: where to put the weights.
+    base_checkpoint: where the base of an adapter lies now, if it has moved.
+    shared: a model that is loaded already. An adapter that was trained on it
+      gets its `params`, or none if it has none, and nothing is read twice.
+
+  Raises:
+    CheckpointError: nothing usable there, or an adapter without its base.
+  """
+  loaded = registry.find(path).load(path, mesh)
+  if loaded.base is not None:
+    # Weights that are frozen beside tuned ones are copied out of it.
+    can_share = shared is not None and (
+      loaded.lora is not None or shared.params is not None
+    )
+    if can_share and shared.fingerprint == loaded.base.get('fingerprint'):
+      base = shared
+    else:
+      what = 'checkpoint' if loaded.lora is None else 'adapter'
+      base = load_recorded(
+        *(loaded.base, f'The {what}', loaded.path, 'base'),
+        *(mesh, base_checkpoint),
+      )
+    loaded = _put_on(loaded, base, mesh)
+  return _with_fingerprints(loaded)
+
+
+def peek(path: str) -> loaded_model.LoadedModel:
+  """Reads what a checkpoint says of itself, without its weights.
+
+  Args:
+    path: as of `load`.
+
+  Raises:
+    CheckpointError: nothing usable there.
+  """
+  peeked = registry.find(path).peek(path)
+  if peeked.config is not None:
+    return peeked
+  base = peek(peeked.base['path'])
+  return dataclasses.replace(
+    peeked, config=base.config, vocabulary=base.vocabulary
+  )
+
+
+def _put_on(loaded, base, mesh) -> loaded_model.LoadedModel:
+  """Completes what was trained with the weights that it was trained on."""
+  config = loaded.config
+  if config is not None:
+    base = base.at_image_size(config.image_size, mesh)
+  if loaded.lora is None:
+    _, kept = tuned_params.split(
+      base.in_layout_of(config, mesh), config, lora=False
+    )
+    params = tree_paths.overlay(kept, loaded.params)
+    return dataclasses.replace(loaded, params=params)
+  return dataclasses.replace(
+    loaded,
+    config=base.config,
+    vocabulary=base.vocabulary,
+    params=base.params,
+    backbone_fingerprint=base.fingerprint,
+  )
+
+
+def _with_fingerprints(loaded) -> loaded_model.LoadedModel:
+  """Identifies a base, and all that was trained on it.
+
+  It is named by its parts, for a merged sum's last bits depend on the machine.
+  """
+  backbone = loaded.backbone_fingerprint
+  if backbone is None:
+    backbone = fingerprint_lib.fingerprint(loaded.params)
+  parts = [backbone]
+  if loaded.lora is not None:
+    parts += [
+      fingerprint_lib.fingerprint(loaded.lora),
+      repr(loaded.lora_config.scale),
+    ]
+  parts += [
+    fingerprint_lib.fingerprint(tree)
+    for tree in (loaded.tuned, loaded.heads)
+    if tree
+  ]
+  return dataclasses.replace(
+    loaded,
+    backbone_fingerprint=backbone,
+    fingerprint=backbone if len(parts) == 1 else _combine(parts),
+  )
+
+
+def load_merged(
+  path: str, mesh: partitioning.LogicalMesh
+) -> loaded_model.LoadedModel:
+  """Loads a language model to start from; its adapters are merged.
+
+  Raises:
+    CheckpointError: as `load`, or the checkpoint is a reward model.
+  """
+  loaded = load(path, mesh)
+  check_language_model(loaded, path)
+  return merged(loaded, mesh)
+
+
+def check_language_model(loaded: loaded_model.LoadedModel, path: str) -> None:
+  """Raises a CheckpointError if a stage cannot start from a model.
+
+  Args:
+    loaded: the model, with or without weights.
+    path: as it was given.
+  """
+  if loaded.is_reward_model:
+    raise errors.CheckpointError(
+      f'{path} is a reward model. A stage starts from a language model: give '
+      'an SFT checkpoint or a Hugging Face T5 directory as '
+      'INITIAL_CHECKPOINT_PATH.'
+    )
+
+
+def merged(
+  loaded: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh
+) -> loaded_model.LoadedModel:
+  """Returns a model whose adapters are in its `params`.
+
+  Args:
+    loaded: of `load`; without adapters it is returned as it is.
+    mesh: where its weights are.
+
+  Raises:
+    CheckpointError: the sum is another model than the parts.
+  """
+  if loaded.lora is None:
+    return loaded
+  # In the layout it was trained in, which its target_modules may name.
+  config = dataclasses.replace(loaded.trained_config, dtype='float32')
+  adapters = lora_lib.resolve(
+    loaded.lora_config, encoder_decoder.dense_module_paths(config)
+  )
+  params = tree_paths.overlay(
+    loaded.in_layout_of(config, mesh),
+    layer_layout.to_layout(loaded.tuned, config.scan_layers),
+  )
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+  with partitioning.use_mesh(mesh):
+    params, report = merge.merge_and_check(
+      encoder_decoder.make_model(config, adapters),
+      params,
+      layer_layout.to_layout(loaded.lora, config.scan_layers),
+      tolerance=_TOLERANCE,
+      shardings=shardings,
+    )
+  logging.info(
+    'Merged the adapters of %s into their base: logits change by at most %.2g.',
+    loaded.path,
+    report.max_logit_difference,
+  )
+  return dataclasses.replace(
+    loaded,
+    config=dataclasses.replace(loaded.config, scan_layers=config.scan_layers),
+    params=params,
+    lora=None,
+    lora_config=None,
+    tuned={},
+    base=None,
+    backbone_fingerprint=loaded.fingerprint,
+  )
+
+
+def with_vit(
+  loaded: loaded_model.LoadedModel, path: str, mesh: partitioning.LogicalMesh
+) -> loaded_model.LoadedModel:
+  """Puts a ViT of its own directory in front of a T5.
+
+  Args:
+    loaded: the T5, without adapters.
+    path: of the ViT, such as a SigLIP directory.
+    mesh: where to put the weights.
+
+  Raises:
+    CheckpointError: the model has a ViT already, or there is none at `path`.
+  """
+  config = config_with_vit(loaded, path)
+  # SigLIP's blocks are unrolled, whatever the layout of the T5 is.
+  unrolled = dataclasses.replace(config, scan_layers=False)
+  places = tree_paths.flatten(
+    loaded_model.params_shardings(unrolled, mesh)['vit']
+  )
+  vit = registry.find(path, format_lib.VitFormat).load_params(
+    path, config.vit, lambda name, leaf: placement.put(leaf, places[name])
+  )
+  parts = loaded.fingerprint, fingerprint_lib.fingerprint({'vit': vit})
+  vit = layer_layout.to_layout(
+    {'vit': vit},
+    config.scan_layers,
+    loaded_model.params_shardings(config, mesh),
+  )
+  fingerprint = _combine(parts)
+  return dataclasses.replace(
+    loaded,
+    config=config,
+    params={**loaded.params, **vit},
+    vit_path=path,
+    backbone_fingerprint=fingerprint,
+    fingerprint=fingerprint,
+  )
+
+
+def config_with_vit(
+  loaded: loaded_model.LoadedModel, path: str
+) -> pali_config.PaliConfig:
+  """Returns the architecture with the ViT of a directory in front.
+
+  Args:
+    loaded: the T5, with or without weights.
+    path: of the ViT.
+
+  Raises:
+    CheckpointError: there is a ViT already, or none at `path`.
+  """
+  vit = registry.find(path, format_lib.VitFormat).load_config(path)
+  return pali_config.in_front_of(loaded.config, vit, loaded.path)
+
+
+def _combine(parts: Sequence[str]) -> str:
+  """A fingerprint of what is named by its parts."""
+  return hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]
+
+
+def load_recorded(
+  recorded: Mapping[str, str],
+  owner: str,
+  step: str,
+  role: str,
+  mesh: partitioning.LogicalMesh,
+  moved_to: str | None = None,
+) -> loaded_model.LoadedModel:
+  """Loads a model that a checkpoint names by path and fingerprint.
+
+  Args:
+    recorded: of `LoadedModel.describe`.
+    owner: what was trained on it, for messages.
+    step: the folder of that.
+    role: what it is there, for messages.
+    mesh: where to put the weights.
+    moved_to: where it lies now.
+
+  Raises:
+    CheckpointError: it is not there, or is not what it was.
+  """
+  model_dir = step_files.model_dir_of(epath.Path(step))
+  vit_path = None
+  if loaded_model.VIT_PATH in recorded:
+    vit_path, *_ = recorded_paths.candidates(
+      recorded, model_dir, loaded_model.VIT_PATH
+    )
+
+  def load(path):
+    base = load_merged(path, mesh)
+    return base if vit_path is None else with_vit(base, vit_path, mesh)
+
+  try:
+    return recorded_paths.load(
+      recorded,
+      [moved_to]
+      if moved_to
+      else recorded_paths.candidates(recorded, model_dir),
+      load,
+      lambda base: base.fingerprint,
+    )
+  except errors.CheckpointError as error:
+    fingerprint = recorded.get('fingerprint')
+    known = '' if fingerprint is None else f' (fingerprint {fingerprint})'
+    raise errors.CheckpointError(
+      f'{owner} {step} needs its {role} {recorded["path"]}{known}, which '
+      f'cannot be loaded: {error} If it has moved, say where with '
+      '--base_checkpoint=DIR.'
+    ) from error

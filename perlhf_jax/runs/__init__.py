@@ -1,0 +1,1 @@
+"""What all training runs share: MODEL_DIR, set-up, description, the loop."""
