@@ -14,7 +14,7 @@ _TRAIN_EXAMPLE = (
 
 _CHECKPOINT = (
   'a MODEL_DIR (its newest step), the folder of one step, or a Hugging Face T5'
-  ' directory'
+  ' or PEFT directory'
 )
 
 _BASE = "where an adapter's base is, if it has been moved"
@@ -237,6 +237,50 @@ COMMANDS: Mapping[str, Command] = {
     ),
     gin_file='gin/runs/plan.gin',
     compiles_for_others=True,
+  ),
+  'convert': Command(
+    help='a checkpoint in another format: Hugging Face, PEFT or T5X',
+    module='perlhf_jax.stages.convert',
+    function='convert',
+    example=(
+      'perlhf convert --source=runs/train_policy --to=hf --target=policy_hf'
+    ),
+    flags=(
+      Flag(
+        'source',
+        'a checkpoint of any format that is read, T5X ones too',
+        required=True,
+      ),
+      Flag('to', 'the format to write: hf, peft or t5x', required=True),
+      Flag('target', 'the folder to write, new or empty', required=True),
+      Flag('base_checkpoint', _BASE),
+      Flag(
+        'base',
+        'what a PEFT directory names as its base; default: where it is now',
+      ),
+      Flag(
+        'vocabulary',
+        'of a T5X checkpoint, which has none: a SentencePiece model, or byte',
+      ),
+      Flag(
+        'extra_ids',
+        'sentinels behind it; T5 has 100',
+        int,
+        default=0,
+        minimum=0,
+      ),
+      Flag('dtype', 'of the weights: float32 or bfloat16', default='float32'),
+      Flag('overwrite', 'replace a model that is there', bool, default=False),
+      _MESH_SHAPE,
+    ),
+    on_hosts=True,
+  ),
+  'inspect': Command(
+    help='what a checkpoint is: format, size, adapters, base, figures',
+    module='perlhf_jax.stages.inspect_checkpoint',
+    function='inspect_checkpoint',
+    example='perlhf inspect --checkpoint=runs/train_reward',
+    flags=(Flag('checkpoint', 'of any format that is read', required=True),),
   ),
   'tasks': Command(
     help='the registered tasks: source, licence, and where the files go',

@@ -52,8 +52,12 @@ def load_initial(
     adds_vit=initial_vit_path is not None,
   )
   loaded = loaded.at_image_size(model.image_size, mesh)
-  params = loaded.in_layout_of(model, mesh)
-  return dataclasses.replace(loaded, config=model, params=params)
+  return dataclasses.replace(
+    loaded,
+    config=model,
+    vocabulary=loaded.vocabulary or vocabulary,
+    params=loaded.in_layout_of(model, mesh),
+  )
 
 
 def check_from_scratch(
@@ -124,7 +128,7 @@ def match(
     model: the architecture; the checkpoint's if None.
     vocabulary: the tokenizer; the checkpoint's if None.
     config: the checkpoint's architecture, with the ViT that is added.
-    their_vocabulary: the checkpoint's tokenizer.
+    their_vocabulary: the checkpoint's tokenizer; None if it has none.
     path: of the checkpoint, for messages.
     adds_vit: whether a ViT is put in front of it.
 
@@ -153,7 +157,14 @@ def match(
       f'{", ".join(differing)}. Use the gin/models file of the checkpoint, or '
       'leave it out.'
     )
-  if vocabulary is not None and vocabulary != their_vocabulary:
+  if their_vocabulary is None:
+    if vocabulary is None:
+      raise errors.ConfigError(
+        f'{path} holds no vocabulary, and VOCABULARY is None: put a file of '
+        'gin/vocabularies behind the gin/models file.'
+      )
+    check_vocabulary(model, vocabulary)
+  elif vocabulary is not None and vocabulary != their_vocabulary:
     raise errors.ConfigError(
       f'VOCABULARY is {vocabulary}, but {path} was trained with '
       f"{their_vocabulary}. Leave VOCABULARY None to take the checkpoint's."

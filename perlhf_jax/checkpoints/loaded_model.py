@@ -82,12 +82,18 @@ class LoadedModel:
       run_metadata.POLICY: f'a policy ({objective})',
     }
     tuning = 'LoRA' if self.metadata.tuning == 'lora' else 'full tuning'
-    return f'{kinds[self.kind]}, {tuning}, step {epath.Path(self.path).name}'
+    return f'{kinds[self.kind]}, {tuning}, step {self.step}'
 
   @property
   def is_reward_model(self) -> bool:
     """Whether it scores text and writes none."""
     return self.kind == run_metadata.REWARD
+
+  @property
+  def step(self) -> int:
+    """The step of its training; 0 where nothing tells it."""
+    name = '' if self.path is None else epath.Path(self.path).name
+    return int(name) if self.metadata is not None and name.isdigit() else 0
 
   @property
   def lengths(self) -> Mapping[str, int]:

@@ -6,6 +6,7 @@ Weights are read straight onto the mesh: no host ever holds a whole model.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -37,6 +38,7 @@ def load(
   mesh: partitioning.LogicalMesh,
   base_checkpoint: str | None = None,
   shared: loaded_model.LoadedModel | None = None,
+  vocabulary: Any = None,
 ) -> loaded_model.LoadedModel:
   """Loads whatever a format recognises, on the base that it stands on.
 
@@ -47,10 +49,28 @@ def load(
     base_checkpoint: where the base of an adapter lies now, if it has moved.
     shared: a model that is loaded already. An adapter that was trained on it
       gets its `params`, or none if it has none, and nothing is read twice.
+    vocabulary: the tokenizer, if the checkpoint has none.
 
   Raises:
-    CheckpointError: nothing usable there, or an adapter without its base.
+    CheckpointError: nothing usable there, an adapter without its base, or no
+      vocabulary.
   """
+  loaded = _load(path, mesh, base_checkpoint, shared)
+  if loaded.vocabulary is not None:
+    return loaded
+  if vocabulary is None:
+    raise errors.CheckpointError(
+      f'{path} is {loaded}, which holds no vocabulary. Make a Hugging Face '
+      f'directory of it that does: perlhf convert --to=hf --source={path} '
+      '--target=DIR --vocabulary=spiece.model (or --vocabulary=byte).'
+    )
+  return dataclasses.replace(loaded, vocabulary=vocabulary)
+
+
+def _load(
+  path, mesh, base_checkpoint=None, shared=None
+) -> loaded_model.LoadedModel:
+  """Loads a model, perhaps without a vocabulary."""
   loaded = registry.find(path).load(path, mesh)
   if loaded.base is not None:
     # Weights that are frozen beside tuned ones are copied out of it.
@@ -101,7 +121,7 @@ def _put_on(loaded, base, mesh) -> loaded_model.LoadedModel:
   return dataclasses.replace(
     loaded,
     config=base.config,
-    vocabulary=base.vocabulary,
+    vocabulary=loaded.vocabulary or base.vocabulary,
     params=base.params,
     backbone_fingerprint=base.fingerprint,
   )
@@ -138,10 +158,12 @@ def load_merged(
 ) -> loaded_model.LoadedModel:
   """Loads a language model to start from; its adapters are merged.
 
+  A format without a vocabulary leaves it None.
+
   Raises:
     CheckpointError: as `load`, or the checkpoint is a reward model.
   """
-  loaded = load(path, mesh)
+  loaded = _load(path, mesh)
   check_language_model(loaded, path)
   return merged(loaded, mesh)
 

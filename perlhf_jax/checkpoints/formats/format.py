@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Mapping
+import dataclasses
 import os
 from typing import Any
 
@@ -19,16 +20,37 @@ from perlhf_jax.training import placement
 Put = Callable[[str, Any], Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class WriteOptions:
+  """How a checkpoint is written.
+
+  Attributes:
+    dtype: 'float32' or 'bfloat16', of the weights.
+    overwrite: whether a model that is there is replaced.
+    base: of adapters, where their base is or will be, as they record it; None
+      for where it was loaded from.
+  """
+
+  dtype: str = 'float32'
+  overwrite: bool = False
+  base: str | None = None
+
+
 class Format(abc.ABC):
   """Tells one kind of checkpoints from others.
 
   Attributes:
     name: short, in lower case, for command lines.
     title: what a user is told to give, with its article.
+    can_write: whether there is a `write`.
+    keeps_adapters: whether `write` takes adapters beside their base; others
+      take merged models.
   """
 
   name: str
   title: str
+  can_write: bool = False
+  keeps_adapters: bool = False
 
   @abc.abstractmethod
   def recognises(self, path: str) -> bool:
@@ -40,6 +62,25 @@ class Format(abc.ABC):
     Raises:
       CheckpointError: a remote path cannot be reached.
     """
+
+  def write(
+    self,
+    loaded: loaded_model.LoadedModel,
+    target: str,
+    options: WriteOptions,
+  ) -> None:
+    """Writes a model; on several hosts all of them call it.
+
+    Args:
+      loaded: has weights and a vocabulary.
+      target: a local folder, which is complete or not there afterwards.
+      options: how.
+
+    Raises:
+      CheckpointError: the model has no such form, or the folder cannot be
+        written or has something in it.
+    """
+    raise NotImplementedError
 
 
 class ModelFormat(Format):
@@ -110,7 +151,7 @@ class WeightsFormat(ModelFormat):
 
   @abc.abstractmethod
   def load_vocabulary(self, path: str) -> Any:
-    """Reads the tokenizer.
+    """Reads the tokenizer; None if the format has none.
 
     Args:
       path: of `local_directory`.

@@ -1,15 +1,29 @@
 """Hugging Face directories of T5, as a format."""
 
+import numpy as np
+
 from perlhf_jax.checkpoints.formats import format as format_lib
 from perlhf_jax.data import vocabularies
 from perlhf_jax.interop import hf
+from perlhf_jax.interop import hf_output
+from perlhf_jax.interop import output
+from perlhf_jax.interop import pali_directory
+from perlhf_jax.interop import reward_directory
+from perlhf_jax.models import pali_config
+from perlhf_jax.training import layer_layout
+from perlhf_jax.training import placement
 
 
 class HuggingFace(format_lib.WeightsFormat):
-  """See `interop.hf`."""
+  """See `interop.hf`.
+
+  A PaLI is written as its parts, which the format `pali` reads, and a reward
+  model with its head.
+  """
 
   name = 'hf'
   title = 'a Hugging Face T5 directory'
+  can_write = True
 
   def recognises(self, path):
     """See `format`."""
@@ -30,3 +44,26 @@ class HuggingFace(format_lib.WeightsFormat):
   def local_directory(self, path):
     """See `format`."""
     return hf.local_directory(path)
+
+  def write(self, loaded, target, options):
+    """See `format`."""
+    make, heads = hf_output.contents, ()
+    if loaded.is_reward_model:
+      make, heads = reward_directory.contents, (loaded.heads,)
+    elif isinstance(loaded.config, pali_config.PaliConfig):
+      make = pali_directory.contents
+    contents = make(
+      layer_layout.to_layout(loaded.params, scan_layers=False),
+      *heads,
+      loaded.config,
+      vocabulary=vocabularies.to_dict(loaded.vocabulary),
+      dtype=options.dtype,
+      fetch=_fetch,
+    )
+    output.write(contents, target, overwrite=options.overwrite)
+
+
+def _fetch(path, leaf):
+  # Heads are on this host already.
+  is_here = isinstance(leaf, np.ndarray)
+  return output.as_numpy(path, leaf) if is_here else placement.to_host(leaf)

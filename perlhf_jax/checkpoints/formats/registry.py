@@ -6,8 +6,11 @@ from etils import epath
 
 from perlhf_jax.checkpoints.formats import format as format_lib
 from perlhf_jax.checkpoints.formats import hugging_face
+from perlhf_jax.checkpoints.formats import pali
+from perlhf_jax.checkpoints.formats import peft
 from perlhf_jax.checkpoints.formats import perlhf
 from perlhf_jax.checkpoints.formats import siglip
+from perlhf_jax.checkpoints.formats import t5x
 from perlhf_jax.core import errors
 from perlhf_jax.interop import remote_files
 
@@ -16,7 +19,10 @@ _Kind = TypeVar('_Kind', bound=format_lib.Format)
 # The first that recognises a path reads it.
 _formats: list[format_lib.Format] = [
   perlhf.Perlhf(),
+  peft.Peft(),
   hugging_face.HuggingFace(),
+  pali.Pali(),
+  t5x.T5x(),
   siglip.Siglip(),
 ]
 
@@ -38,6 +44,21 @@ def register(format_: format_lib.Format) -> None:
       'another name.'
     )
   _formats.insert(0, format_)
+
+
+def writer(name: str) -> format_lib.Format:
+  """Returns the format of a name, which can be written.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  names = {each.name: each for each in _formats if each.can_write}
+  if name not in names:
+    raise errors.ConfigError(
+      f'No checkpoint can be written as {name!r}; there are '
+      f'{", ".join(sorted(names))}. (--to)'
+    )
+  return names[name]
 
 
 def find(path: str, kind: type[_Kind] = format_lib.ModelFormat) -> _Kind:

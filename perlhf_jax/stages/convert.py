@@ -1,0 +1,84 @@
+"""Writes a checkpoint in another format."""
+
+import os
+from typing import Annotated, Any
+
+from absl import logging
+
+from perlhf_jax.checkpoints import loaded_model
+from perlhf_jax.checkpoints import loading
+from perlhf_jax.checkpoints.formats import format as format_lib
+from perlhf_jax.checkpoints.formats import registry
+from perlhf_jax.core import checks
+from perlhf_jax.data import vocabularies
+from perlhf_jax.training import partitioning
+
+_BYTE = 'byte'
+
+
+@checks.checked
+def convert(
+  *,
+  source: str,
+  target: str,
+  to: str,
+  base_checkpoint: str | None = None,
+  base: str | None = None,
+  vocabulary: str | None = None,
+  extra_ids: Annotated[int, checks.Range(least=0)] = 0,
+  dtype: Annotated[str, checks.OneOf('float32', 'bfloat16')] = 'float32',
+  overwrite: bool = False,
+  mesh_shape: str = '-1,1,1',
+) -> loaded_model.LoadedModel:
+  """Writes a model in another format, from any format that is read.
+
+  Adapters are merged into their base, and by how much that changes logits is
+  measured, unless the format keeps adapters.
+
+  Args:
+    source: the checkpoint, of any format.
+    target: a local folder, new or empty; it is complete or not there afterwards.
+    to: a format that can be written: `hf`, `peft` or `t5x`.
+    base_checkpoint: where the base of an adapter lies now, if it has moved.
+    base: what a PEFT directory will name as its base; by default where the base
+      lies now.
+    vocabulary: the tokenizer of a T5X checkpoint: a SentencePiece model, or
+      `byte`.
+    extra_ids: sentinels behind that vocabulary.
+    dtype: of the weights, `float32` or `bfloat16`.
+    overwrite: whether a model in `target` is replaced.
+    mesh_shape: sizes of (data, fsdp, tensor), separated by commas; one of
+      them may be -1.
+
+  Returns:
+    What was written, without its weights.
+
+  Raises:
+    UserError: the source cannot be read, has no such form, or the target
+      cannot be written; the source stays as it is.
+  """
+  mesh = partitioning.make_mesh(partitioning.parse_mesh_shape(mesh_shape))
+  format_ = registry.writer(to)
+  loaded = loading.load(
+    source,
+    mesh,
+    base_checkpoint,
+    vocabulary=_make_vocabulary(vocabulary, extra_ids),
+  )
+  if not format_.keeps_adapters:
+    loaded = loading.merged(loaded, mesh)
+  format_.write(
+    loaded,
+    target,
+    format_lib.WriteOptions(dtype=dtype, overwrite=overwrite, base=base),
+  )
+  logging.info('Wrote %s, %s, to %s.', loaded, to, os.path.abspath(target))
+  return loaded.without_weights()
+
+
+def _make_vocabulary(name: str | None, extra_ids: int) -> Any:
+  if name is None:
+    return None
+  if name == _BYTE:
+    return vocabularies.byte_vocabulary(extra_ids)
+  return vocabularies.sentencepiece_vocabulary(name, extra_ids)

@@ -1,0 +1,85 @@
+"""Says what a checkpoint is, without reading its weights."""
+
+from collections.abc import Iterator
+import json
+
+from etils import epath
+import jax
+
+from perlhf_jax.checkpoints import loaded_model
+from perlhf_jax.checkpoints import loading
+from perlhf_jax.checkpoints.formats import registry
+from perlhf_jax.core import tree_paths
+from perlhf_jax.models import encoder_decoder
+from perlhf_jax.training import step_files
+
+# Files of MODEL_DIR with the figures of a run.
+_FIGURES = ('summary.json', 'eval.json')
+
+
+def inspect_checkpoint(*, checkpoint: str) -> None:
+  """Prints format, family, parameters, adapters, base, step, metrics and size.
+
+  Args:
+    checkpoint: of any format that is read.
+
+  Raises:
+    CheckpointError: nothing usable there.
+  """
+  format_ = registry.find(checkpoint)
+  peeked = loading.peek(checkpoint)
+  for name, value in _lines(peeked, format_.name):
+    print(f'{name + ":":12} {value}')
+
+
+def _lines(
+  peeked: loaded_model.LoadedModel, format_name: str
+) -> Iterator[tuple[str, str]]:
+  config, metadata = peeked.config, peeked.metadata
+  yield 'format', f'{format_name}, {peeked}'
+  yield 'path', str(peeked.path)
+  family = type(config).__name__.removesuffix('Config')
+  yield (
+    'family',
+    (
+      f'{family}, {config.num_encoder_layers} + {config.num_decoder_layers} '
+      f'layers of width {config.emb_dim}, vocabulary of {config.vocab_size:,}'
+    ),
+  )
+  params = jax.eval_shape(
+    lambda: encoder_decoder.init_variables(
+      encoder_decoder.make_model(config), jax.random.key(0)
+    )
+  )['params']
+  yield 'parameters', f'{tree_paths.count_parameters(params):,}'
+  yield 'computes in', config.dtype
+  lora = peeked.lora_config
+  if lora is not None:
+    sites = lora.target_modules
+    yield 'adapters', f'LoRA of rank {lora.rank}, scale {lora.scale:g}, {sites}'
+  if peeked.base is not None:
+    known = peeked.base.get('fingerprint')
+    yield 'base', peeked.base['path'] + (f' ({known})' if known else '')
+  if metadata is not None:
+    lengths = ', '.join(f'{n} {v}' for n, v in peeked.lengths.items())
+    yield 'trained on', f'{metadata.task}; tokens at most: {lengths}'
+    versions = ', '.join(f'{n} {v}' for n, v in metadata.versions.items())
+    yield 'written by', versions
+    yield from _figures(step_files.model_dir_of(epath.Path(peeked.path)))
+  sizes = list(_sizes(epath.Path(peeked.path)))
+  yield 'size', f'{sum(sizes) / 2**20:,.1f} MiB in {len(sizes)} files'
+
+
+def _sizes(folder: epath.Path) -> Iterator[int]:
+  for entry in folder.iterdir():
+    if entry.is_dir():
+      yield from _sizes(entry)
+    else:
+      yield entry.stat().length
+
+
+def _figures(model_dir: epath.Path) -> Iterator[tuple[str, str]]:
+  for name in _FIGURES:
+    file = model_dir / name
+    if file.exists():
+      yield name, json.dumps(json.loads(file.read_text()))
