@@ -37,7 +37,8 @@ def convert(
 
   Args:
     source: the checkpoint, of any format.
-    target: a local folder, new or empty; it is complete or not there afterwards.
+    target: a local folder, new or empty; it is complete at the end, or not
+      there.
     to: a format that can be written: `hf`, `peft` or `t5x`.
     base_checkpoint: where the base of an adapter lies now, if it has moved.
     base: what a PEFT directory will name as its base; by default where the base

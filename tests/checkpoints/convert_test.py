@@ -20,10 +20,8 @@ _ROWS = [
 
 
 def _convert(source, target, to, *flags):
-  return main.run(
-    ['convert', f'--source={source}', f'--target={target}', f'--to={to}']
-    + list(flags)
-  )
+  flags = (f'--source={source}', f'--target={target}', f'--to={to}', *flags)
+  return main.run(['convert', *flags])
 
 
 def _logprobs(checkpoint, tmp_path):
