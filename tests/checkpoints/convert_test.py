@@ -28,19 +28,31 @@ def _logprobs(checkpoint, tmp_path):
   return [row['logprob'] for row in runs.score(checkpoint, _ROWS, tmp_path)]
 
 
-@pytest.fixture(scope='module')
-def adapter(tmp_path_factory):
-  """A LoRA run on a copy of the golden T5."""
-  folder = tmp_path_factory.mktemp('adapter')
-  base = shutil.copytree(_GOLDEN, folder / 'base')
+def _train(command, task, start, folder):
+  """A LoRA run of three steps."""
   no_model = ('--gin.MODEL=None', '--gin.VOCABULARY=None')
   arguments = runs.arguments(
-    *('train_sft', 'attention', folder / 'sft', 'demo_sft', *no_model),
-    start=base,
-    steps=3,
+    *(command, 'attention', folder, task, *no_model), start=start, steps=3
   )
   assert main.run(arguments) == 0
-  return folder / 'sft'
+  return folder
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+  return shutil.copytree(_GOLDEN, tmp_path_factory.mktemp('base') / 'base')
+
+
+@pytest.fixture(scope='module')
+def adapter(base, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('adapter') / 'sft'
+  return _train('train_sft', 'demo_sft', base, folder)
+
+
+@pytest.fixture(scope='module')
+def reward(base, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('reward') / 'rm'
+  return _train('train_reward', 'demo_rm', base, folder)
 
 
 def test_hf_to_t5x_and_back_is_exact(tmp_path):
@@ -67,16 +79,20 @@ def test_adapters_go_out_and_score_the_same(to, adapter, tmp_path):
   assert np.abs(np.subtract(wanted, _logprobs(_GOLDEN, tmp_path))).min() > 1e-3
 
 
+@pytest.mark.parametrize('to', ['hf', 'peft'])
+def test_reward_models_go_out_with_their_head(to, reward, tmp_path):
+  assert _convert(reward, tmp_path / to, to) == 0
+  scores = [
+    [row['score'] for row in runs.score(path, _ROWS, tmp_path)]
+    for path in (reward, tmp_path / to)
+  ]
+  np.testing.assert_allclose(*scores, atol=1e-4)
+
+
 def test_peft_adapters_are_trained_on(adapter, tmp_path):
   assert _convert(adapter, tmp_path / 'peft', 'peft') == 0
-  no_model = ('--gin.MODEL=None', '--gin.VOCABULARY=None')
-  arguments = runs.arguments(
-    *('train_sft', 'attention', tmp_path / 'run', 'demo_sft', *no_model),
-    start=tmp_path / 'peft',
-    steps=2,
-  )
-  assert main.run(arguments) == 0
-  assert np.isfinite(_logprobs(tmp_path / 'run', tmp_path)).all()
+  run = _train('train_sft', 'demo_sft', tmp_path / 'peft', tmp_path / 'run')
+  assert np.isfinite(_logprobs(run, tmp_path)).all()
 
 
 def test_inspect_says_what_it_is(adapter, tmp_path, capsys):

@@ -1,7 +1,10 @@
 """Hugging Face directories of T5, as a format."""
 
+import dataclasses
+
 import numpy as np
 
+from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.checkpoints.formats import format as format_lib
 from perlhf_jax.data import vocabularies
 from perlhf_jax.interop import hf
@@ -9,6 +12,7 @@ from perlhf_jax.interop import hf_output
 from perlhf_jax.interop import output
 from perlhf_jax.interop import pali_directory
 from perlhf_jax.interop import reward_directory
+from perlhf_jax.interop import reward_head
 from perlhf_jax.models import pali_config
 from perlhf_jax.training import layer_layout
 from perlhf_jax.training import placement
@@ -44,6 +48,21 @@ class HuggingFace(format_lib.WeightsFormat):
   def local_directory(self, path):
     """See `format`."""
     return hf.local_directory(path)
+
+  def peek(self, path):
+    """See `format`."""
+    peeked = super().peek(path)
+    if not reward_head.is_there(path):
+      return peeked
+    return dataclasses.replace(peeked, kind=run_metadata.REWARD)
+
+  def load(self, path, mesh):
+    """See `format`."""
+    loaded = super().load(path, mesh)
+    if not reward_head.is_there(path):
+      return loaded
+    heads = reward_head.load(path, loaded.config)
+    return dataclasses.replace(loaded, kind=run_metadata.REWARD, heads=heads)
 
   def write(self, loaded, target, options):
     """See `format`."""
