@@ -273,7 +273,6 @@ COMMANDS: Mapping[str, Command] = {
       Flag('overwrite', 'replace a model that is there', bool, default=False),
       _MESH_SHAPE,
     ),
-    on_hosts=True,
   ),
   'inspect': Command(
     help='what a checkpoint is: format, size, adapters, base, figures',

@@ -203,7 +203,8 @@ def test_half_of_the_files_are_shorter_than_200_lines():
 
 @pytest.mark.parametrize('path', LIBRARY, ids=_name)
 def test_package_files_hold_a_docstring_only(path):
-  if path.name == '__init__.py':
+  # The package itself has `perlhf_jax.load`.
+  if path.name == '__init__.py' and path.parent.name != 'perlhf_jax':
     body = ast.parse(path.read_text(encoding='utf-8')).body
     assert len(body) == 1
     assert isinstance(body[0], ast.Expr)

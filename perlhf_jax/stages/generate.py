@@ -28,7 +28,7 @@ from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 
 # Of a Hugging Face directory, which says nothing of it.
-_MAX_LENGTH = 128
+MAX_LENGTH = 128
 _LOG_SECONDS = 10
 
 Config = sampler.SamplingConfig | beam.BeamConfig
@@ -90,7 +90,7 @@ def generate(
   partitioning.check_batch_size(batch_size, mesh)
   if not 0 <= seed < 2**32:
     raise errors.ConfigError(f'--seed={seed} is not between 0 and 2**32 - 1.')
-  config = _decoding_config(
+  config = decoding_config(
     max_length, temperature, top_k, top_p, num_beams, num_samples
   )
   with multihost.together():
@@ -208,7 +208,7 @@ def decode_prompts(
   return responses
 
 
-def _decoding_config(
+def decoding_config(
   max_length: int | None,
   temperature: float | None,
   top_k: int | None,
@@ -216,7 +216,19 @@ def _decoding_config(
   num_beams: int | None,
   num_samples: int,
 ) -> Config:
-  """Returns what the flags ask for, of length 1 if none is given."""
+  """Returns what the flags ask for, of length 1 if none is given.
+
+  Args:
+    max_length: of `generate`, as are the others.
+    temperature: likewise.
+    top_k: likewise.
+    top_p: likewise.
+    num_beams: likewise.
+    num_samples: likewise.
+
+  Raises:
+    ConfigError: they exclude each other.
+  """
   length = max_length or 1
   if num_beams is None:
     if temperature == 0 and num_samples > 1:
@@ -313,19 +325,26 @@ def _load_decoder(
       'give a language model: an SFT or policy checkpoint, or a Hugging Face '
       'T5 directory.'
     )
-  length = max_length or loaded.lengths.get('targets', _MAX_LENGTH)
+  length = max_length or loaded.lengths.get('targets', MAX_LENGTH)
   config = dataclasses.replace(config, max_length=length)
-  decoder = _make_decoder(loaded, config, seed, mesh)
+  decoder = make_decoder(loaded, config, seed, mesh)
   return decoder, config, loaded.without_weights()
 
 
-def _make_decoder(
+def make_decoder(
   loaded: loaded_model.LoadedModel,
   config: Config,
   seed: int,
   mesh: partitioning.LogicalMesh,
 ) -> Decoder:
-  """Returns a compiled function that answers batches of prompts."""
+  """Returns a compiled function that answers batches of prompts.
+
+  Args:
+    loaded: a language model.
+    config: of the decoding.
+    seed: of the sampling.
+    mesh: the mesh, on which batches are put.
+  """
   model, variables = placed.place(loaded, mesh)
 
   def function(variables, batch):

@@ -300,8 +300,21 @@ def _load_scorer(
 ) -> tuple[BatchScorer, loaded_model.LoadedModel]:
   """Returns what scores batches, and the model without its weights."""
   loaded = loading.load(checkpoint, mesh, base_checkpoint)
+  return make_scorer(loaded, mesh), loaded.without_weights()
+
+
+def make_scorer(
+  loaded: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh
+) -> BatchScorer:
+  """Returns what scores batches.
+
+  Args:
+    loaded: a reward model, whose scores are returned; or a language model,
+      which gives the summed log-probability in nats of the response and EOS.
+    mesh: the mesh, on which batches are put.
+  """
   make = _reward_scorer if loaded.is_reward_model else _logprob_scorer
-  return make(loaded, mesh), loaded.without_weights()
+  return make(loaded, mesh)
 
 
 def _reward_scorer(

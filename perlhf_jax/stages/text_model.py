@@ -1,0 +1,211 @@
+"""A loaded model for Python programs: strings in, numbers or strings out."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from perlhf_jax.checkpoints import loaded_model
+from perlhf_jax.checkpoints import loading
+from perlhf_jax.core import errors
+from perlhf_jax.data import feature_converters
+from perlhf_jax.stages import generate as generate_lib
+from perlhf_jax.stages import score as score_lib
+from perlhf_jax.training import partitioning
+
+
+def load(
+  path: str,
+  *,
+  base_checkpoint: str | None = None,
+  batch_size: int = 32,
+  mesh_shape: Sequence[int] = (-1, 1, 1),
+) -> 'TextModel':
+  """Loads a checkpoint of any format, to score or to write text with.
+
+  Args:
+    path: MODEL_DIR, one of its steps, a Hugging Face T5 or a PEFT directory.
+    base_checkpoint: where the base of an adapter lies now, if it has moved.
+    batch_size: texts at a time; it does not change what comes out.
+    mesh_shape: devices as (data, fsdp, tensor); one of them may be -1.
+
+  Raises:
+    CheckpointError: nothing usable there.
+    ConfigError: the model reads images, or the mesh does not divide a batch.
+  """
+  mesh = partitioning.make_mesh(tuple(mesh_shape))
+  partitioning.check_batch_size(batch_size, mesh)
+  loaded = loading.load(path, mesh, base_checkpoint)
+  if loaded.config.image_size is not None:
+    raise errors.ConfigError(
+      f'{path} reads images, and the Python interface text alone; use perlhf '
+      'score and perlhf generate.'
+    )
+  return TextModel(loaded, batch_size, mesh)
+
+
+class TextModel:
+  """A reward model or a language model.
+
+  Programs are compiled when they are first needed, for each bucket of lengths.
+  Prompts of models that we trained are cut to the length of the training, at
+  the same end; others are not cut.
+
+  Attributes:
+    about: what was loaded, without its weights.
+  """
+
+  def __init__(
+    self,
+    loaded: loaded_model.LoadedModel,
+    batch_size: int,
+    mesh: partitioning.LogicalMesh,
+  ):
+    """Prepares a model; see `load`."""
+    self.about = loaded.without_weights()
+    self._loaded, self._batch_size, self._mesh = loaded, batch_size, mesh
+    self._scorer: score_lib.BatchScorer | None = None
+    self._decoders: dict[Any, generate_lib.Decoder] = {}
+
+  def score(
+    self, prompts: Sequence[str], responses: Sequence[str]
+  ) -> list[float]:
+    """Scores one response to each prompt with a reward model.
+
+    Args:
+      prompts: the prompts.
+      responses: as many; they are cut to the length of the training.
+
+    Raises:
+      CheckpointError: this is a language model.
+    """
+    if not self.about.is_reward_model:
+      raise errors.CheckpointError(
+        f'{self.about.path} is a language model and gives no scores; call '
+        'logprobs, or load a reward model.'
+      )
+    lengths = self.about.lengths
+    limits = lengths.get('inputs'), lengths.get('targets')
+    return self._score(
+      prompts, responses, limits, feature_converters.PointwiseConverter
+    )
+
+  def logprobs(
+    self, prompts: Sequence[str], responses: Sequence[str]
+  ) -> list[float]:
+    """Returns the log-probability of one response to each prompt.
+
+    Args:
+      prompts: the prompts, of any length.
+      responses: as many.
+
+    Returns:
+      In nats, summed over the tokens of the response and EOS.
+
+    Raises:
+      CheckpointError: this is a reward model.
+    """
+    self._check_writes()
+    return self._score(
+      prompts, responses, (None, None), feature_converters.SftConverter
+    )
+
+  def generate(
+    self,
+    prompts: Sequence[str],
+    *,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    num_beams: int | None = None,
+    num_samples: int = 1,
+    max_length: int | None = None,
+    seed: int = 0,
+  ) -> list[str] | list[list[str]]:
+    """Answers prompts; arguments as of `perlhf generate`.
+
+    Args:
+      prompts: the prompts.
+      temperature: divides the logits; 1 if None, 0 for the likeliest tokens.
+      top_k: samples from the k likeliest tokens.
+      top_p: samples from the fewest tokens of this probability.
+      num_beams: width of a beam search, in the place of sampling.
+      num_samples: responses to a prompt.
+      max_length: tokens of a response, EOS included; that of the training, or
+        128.
+      seed: of the sampling. What is sampled depends on it, on the prompt and
+        on its place among the prompts.
+
+    Returns:
+      A string for each prompt, or a list of `num_samples` strings if these are
+      several.
+
+    Raises:
+      CheckpointError: this is a reward model.
+      ConfigError: arguments that exclude each other.
+    """
+    self._check_writes()
+    config = generate_lib.decoding_config(
+      max_length, temperature, top_k, top_p, num_beams, num_samples
+    )
+    lengths, vocabulary = self.about.lengths, self.about.vocabulary
+    config = dataclasses.replace(
+      config,
+      max_length=max_length or lengths.get('targets', generate_lib.MAX_LENGTH),
+    )
+    if (config, seed) not in self._decoders:
+      self._decoders[config, seed] = generate_lib.make_decoder(
+        self._loaded, config, seed, self._mesh
+      )
+    responses = generate_lib.decode_prompts(
+      [feature_converters.tokenize(vocabulary, prompt) for prompt in prompts],
+      self._decoders[config, seed],
+      batch_size=self._batch_size,
+      prompt_length=lengths.get('inputs'),
+      truncate_prompt=self.about.truncate_prompt,
+      image_rows=[()] * len(prompts),
+    )
+    texts = [
+      [vocabulary.decode(tokens.tolist()) for tokens in several]
+      for several in responses
+    ]
+    return texts if num_samples > 1 else [several[0] for several in texts]
+
+  def _score(self, prompts, responses, limits, converter) -> list[float]:
+    if len(prompts) != len(responses):
+      raise errors.DataError(
+        f'There are {len(prompts)} prompts and {len(responses)} responses; '
+        'give one response to each prompt.'
+      )
+    if self._scorer is None:
+      self._scorer = score_lib.make_scorer(self._loaded, self._mesh)
+
+    def tokenize(text):
+      return feature_converters.tokenize(self.about.vocabulary, text)
+
+    examples: list[Mapping[str, Any]] = [
+      {'inputs': tokenize(prompt), 'targets': tokenize(response), 'label': 0.0}
+      for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    batches = score_lib.make_batches(
+      [len(example['inputs']) for example in examples],
+      [len(example['targets']) for example in examples],
+      limits,
+      self._batch_size,
+    )
+    scores = score_lib.score_examples(
+      examples,
+      batches,
+      self._scorer,
+      converter,
+      batch_size=self._batch_size,
+      truncate_prompt=self.about.truncate_prompt,
+      image_rows=[()] * len(examples),
+    )
+    return scores.tolist()
+
+  def _check_writes(self) -> None:
+    if self.about.is_reward_model:
+      raise errors.CheckpointError(
+        f'{self.about.path} is a reward model, which scores text and writes '
+        'none; call score, or load a language model.'
+      )
