@@ -95,6 +95,21 @@ def test_peft_adapters_are_trained_on(adapter, tmp_path):
   assert np.isfinite(_logprobs(run, tmp_path)).all()
 
 
+def test_t5x_checkpoints_are_trained_on(tmp_path, capfd):
+  assert _convert(_GOLDEN, tmp_path / 't5x', 't5x') == 0
+  arguments = runs.arguments(
+    *('train_sft', 'attention', tmp_path / 'run', 'demo_sft'),
+    '--gin.MODEL=None',
+    start=tmp_path / 't5x',
+    steps=2,
+  )
+  assert main.run([*arguments, '--gin.VOCABULARY=None']) == 2
+  assert 'gin/vocabularies' in capfd.readouterr().err
+  assert main.run([*arguments, '--gin_file=gin/vocabularies/byte.gin']) == 0
+  # The adapter has the vocabulary that its base lacks.
+  assert np.isfinite(_logprobs(tmp_path / 'run', tmp_path)).all()
+
+
 def test_inspect_says_what_it_is(adapter, tmp_path, capsys):
   assert _convert(_GOLDEN, tmp_path / 't5x', 't5x') == 0
   capsys.readouterr()
