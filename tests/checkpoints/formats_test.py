@@ -34,6 +34,7 @@ class Npz(format_lib.WeightsFormat):
 
   name = 'npz'
   title = 'a folder with weights.npz'
+  can_write = True
 
   def recognises(self, path):
     return (pathlib.Path(path) / 'weights.npz').exists()
@@ -50,6 +51,13 @@ class Npz(format_lib.WeightsFormat):
 
   def load_vocabulary(self, path):
     return vocabularies.byte_vocabulary()
+
+  def write(self, loaded, target, options):
+    folder = pathlib.Path(target)
+    folder.mkdir()
+    fields = json.dumps(dataclasses.asdict(loaded.config))
+    (folder / 'config.txt').write_text(fields)
+    np.savez(folder / 'weights.npz', **tree_paths.flatten(loaded.params))
 
 
 @pytest.fixture
@@ -96,6 +104,20 @@ def test_commands_take_it(source, tmp_path, capsys):
   ]
   assert np.isfinite(scores).all()
   assert scores[0] != scores[1]
+
+
+def test_convert_reads_and_writes_it(source, tmp_path):
+  for first, last, to in (
+    (source, tmp_path / 'hf', 'hf'),
+    (tmp_path / 'hf', tmp_path / 'again', 'npz'),
+  ):
+    flags = (f'--source={first}', f'--target={last}', f'--to={to}')
+    assert main.run(['convert', *flags]) == 0
+  mesh = partitioning.make_mesh()
+  first, last = (
+    loading.load(str(path), mesh) for path in (source, tmp_path / 'again')
+  )
+  assert last.fingerprint == first.fingerprint
 
 
 class NpzAdapter(format_lib.ModelFormat):
