@@ -210,6 +210,12 @@ def test_package_files_hold_a_docstring_only(path):
     assert isinstance(body[0], ast.Expr)
 
 
+def test_test_files_have_names_of_their_own():
+  # Pytest imports them by name, whatever their folder is.
+  names = [path.name for path in (ROOT / 'tests').glob('**/*_test.py')]
+  assert len(names) == len(set(names))
+
+
 def test_every_folder_is_a_package():
   for path in [*LIBRARY, *TASKS]:
     assert (path.parent / '__init__.py').exists(), _name(path)

@@ -200,7 +200,7 @@ def test_a_name_is_taken_once(source):
   [
     (
       format_lib.ModelFormat,
-      r'known \(perlhf, hf\)\. Give a MODEL_DIR or',
+      r'known \(perlhf, peft, hf, pali, t5x\)\. Give a MODEL_DIR or',
     ),
     (format_lib.VitFormat, r'known \(siglip\)\. Give a Hugging Face SigLIP'),
   ],
