@@ -29,12 +29,11 @@ _LORA = lora_lib.LoraConfig(rank=2, alpha=4.0)
 _ROWS = [{'prompt': 'todo: gym', 'response': 'gym'}]
 
 
-class Npz(format_lib.WeightsFormat):
+class Npz(format_lib.WeightsFormat, format_lib.WritableFormat):
   """A folder of `config.txt` and `weights.npz`."""
 
   name = 'npz'
   title = 'a folder with weights.npz'
-  can_write = True
 
   def recognises(self, path):
     return (pathlib.Path(path) / 'weights.npz').exists()

@@ -42,15 +42,10 @@ class Format(abc.ABC):
   Attributes:
     name: short, in lower case, for command lines.
     title: what a user is told to give, with its article.
-    can_write: whether there is a `write`.
-    keeps_adapters: whether `write` takes adapters beside their base; others
-      take merged models.
   """
 
   name: str
   title: str
-  can_write: bool = False
-  keeps_adapters: bool = False
 
   @abc.abstractmethod
   def recognises(self, path: str) -> bool:
@@ -63,6 +58,18 @@ class Format(abc.ABC):
       CheckpointError: a remote path cannot be reached.
     """
 
+
+class WritableFormat(Format):
+  """Writes models.
+
+  Attributes:
+    keeps_adapters: whether `write` takes adapters beside their base; others
+      take merged models.
+  """
+
+  keeps_adapters: bool = False
+
+  @abc.abstractmethod
   def write(
     self,
     loaded: loaded_model.LoadedModel,
@@ -80,7 +87,6 @@ class Format(abc.ABC):
       CheckpointError: the model has no such form, or the folder cannot be
         written or has something in it.
     """
-    raise NotImplementedError
 
 
 class ModelFormat(Format):

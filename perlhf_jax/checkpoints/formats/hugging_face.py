@@ -18,7 +18,7 @@ from perlhf_jax.training import layer_layout
 from perlhf_jax.training import placement
 
 
-class HuggingFace(format_lib.WeightsFormat):
+class HuggingFace(format_lib.WeightsFormat, format_lib.WritableFormat):
   """See `interop.hf`.
 
   A PaLI is written as its parts, which the format `pali` reads, and a reward
@@ -27,7 +27,6 @@ class HuggingFace(format_lib.WeightsFormat):
 
   name = 'hf'
   title = 'a Hugging Face T5 directory'
-  can_write = True
 
   def recognises(self, path):
     """See `format`."""

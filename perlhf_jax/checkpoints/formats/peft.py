@@ -11,12 +11,11 @@ from perlhf_jax.interop import output
 from perlhf_jax.interop import peft
 
 
-class Peft(format_lib.ModelFormat):
+class Peft(format_lib.ModelFormat, format_lib.WritableFormat):
   """See `interop.peft`. The base is a Hugging Face directory."""
 
   name = 'peft'
   title = 'a PEFT directory of adapters'
-  can_write = True
   keeps_adapters = True
 
   def recognises(self, path):

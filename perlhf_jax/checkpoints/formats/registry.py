@@ -46,13 +46,17 @@ def register(format_: format_lib.Format) -> None:
   _formats.insert(0, format_)
 
 
-def writer(name: str) -> format_lib.Format:
+def writer(name: str) -> format_lib.WritableFormat:
   """Returns the format of a name, which can be written.
 
   Raises:
     ConfigError: there is none.
   """
-  names = {each.name: each for each in _formats if each.can_write}
+  names = {
+    each.name: each
+    for each in _formats
+    if isinstance(each, format_lib.WritableFormat)
+  }
   if name not in names:
     raise errors.ConfigError(
       f'No checkpoint can be written as {name!r}; there are '

@@ -7,12 +7,11 @@ from perlhf_jax.models import pali_config
 from perlhf_jax.training import layer_layout
 
 
-class T5x(format_lib.WeightsFormat):
+class T5x(format_lib.WeightsFormat, format_lib.WritableFormat):
   """See `interop.t5x`. They hold no vocabulary."""
 
   name = 't5x'
   title = 'a T5X checkpoint'
-  can_write = True
 
   def recognises(self, path):
     """See `format`."""
