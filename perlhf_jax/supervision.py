@@ -31,26 +31,32 @@ def run(work: Callable[[], int]) -> int:
   global _report
   reading, writing = os.pipe()
   alive_reading, alive_writing = os.pipe()
+  # The parent takes its signals with sigwait(): a handler could be set too
+  # late, or run just before a blocking wait that nothing interrupts any more.
+  awaited = {signal.SIGTERM, signal.SIGCHLD}
+  signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+  signal.signal(signal.SIGCHLD, signal.SIG_DFL)
   child = os.fork()
   if not child:
     os.close(reading)
     os.close(alive_writing)
     _report = writing
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
     threading.Thread(
       target=_die_with_parent, args=[alive_reading], daemon=True
     ).start()
     return work()
   os.close(writing)
   os.close(alive_reading)
-
-  def pass_on(number, _):
-    with contextlib.suppress(ProcessLookupError):
-      os.kill(child, number)
-
-  signal.signal(signal.SIGTERM, pass_on)
   # A terminal sends it to the child as well.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+  ended = status = 0
+  while not ended:
+    if signal.sigwait(awaited) == signal.SIGTERM:
+      os.kill(child, signal.SIGTERM)
+    ended, status = os.waitpid(child, os.WNOHANG)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
+  code = os.waitstatus_to_exitcode(status)
   if code >= 0:
     return code
   return _explain(-code, _last_report(reading))

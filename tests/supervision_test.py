@@ -56,7 +56,9 @@ def test_how_a_process_ends(work, code, err):
 
 _TALKING = """signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
   print('ready', flush=True)
-  time.sleep(60)"""
+  # Many sleeps: a signal just before a sleep begins does not end it.
+  for _ in range(600):
+    time.sleep(.1)"""
 
 
 def test_sigterm_reaches_the_work():
