@@ -8,9 +8,17 @@ start_demo() { # ROOT WORLD MODEL OUTPUT_DIR, then extras to install
   "$root/launch/setup_venv.sh" "${@:5}"
   export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
   export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
+  # A device per core: two of them trained the text demo's models 1.4 times as
+  # fast as one device with two threads did.
+  if [[ -z "${JAX_NUM_CPU_DEVICES:-}" && -z "${XLA_FLAGS:-}" ]]; then
+    local cores=8 # A power of two, by which the batch can be divided.
+    while ((cores > $(nproc))); do ((cores /= 2)); done
+    export JAX_NUM_CPU_DEVICES="$cores"
+  fi
   mkdir -p "$4"
   output="$(cd "$4" && pwd -P)"
   cd "$root" || exit
+  env | grep '^JAX_' | sort | sed 's/^/$ export /'
   SECONDS=0
 }
 
