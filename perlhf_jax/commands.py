@@ -152,7 +152,11 @@ COMMANDS: Mapping[str, Command] = {
         float,
         minimum=0,
       ),
-      Flag('num_beams', 'beam search of this width instead of sampling', int),
+      Flag(
+        'num_beams',
+        "beam search of this width, as transformers', instead of sampling",
+        int,
+      ),
       Flag(
         'num_samples',
         'responses to a prompt; "response" is a list if several',

@@ -1,10 +1,15 @@
-"""Beam search.
+"""Beam search, which gives the responses that `transformers` gives.
 
-A beam holds hypotheses that have ended and open ones alike, ranked by the
-same score: the sum of log-probabilities over length**length_penalty. At every
-step an open hypothesis competes with all its continuations, an ended one as
-it is. One beam is therefore greedy decoding, and enough beams search
-everything.
+A beam holds open hypotheses alone, ranked by the sum of their
+log-probabilities. Those that end leave it for a list of the best ended ones,
+ranked by that sum over length**length_penalty. Ended hypotheses take no room of
+open ones, so that as many as there are beams go on to the next step.
+
+The order of things is that of `generate(num_beams=k, do_sample=False)` of
+transformers 5.24 (`GenerationMixin._beam_search` in generation/utils.py), with
+its default `early_stopping=False`. Of hypotheses that tie, the one of the
+better beam, then of the lower token, then the older one comes first; torch
+leaves that open.
 """
 
 import dataclasses
@@ -13,7 +18,8 @@ from typing import Annotated
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
+import numpy as np
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import masking
@@ -47,24 +53,32 @@ class BeamConfig:
 
 @struct.dataclass
 class BeamState:
-  """What the loop carries. `rows` are the hypotheses of all prompts.
+  """What the loop carries.
 
   Attributes:
     index: int32 scalar, the position that is filled next.
-    tokens: int32 `[rows, length]`, 0 from `index` on and after EOS.
-    logprobs: float32 `[rows, length]`, likewise.
-    sums: float32 `[rows]`, of `logprobs`; -inf where a row is no hypothesis.
-    lengths: int32 `[rows]`, tokens so far, EOS included.
-    ended: bool `[rows]`, which hypotheses have their EOS.
-    cache: the model's collection `cache`; empty before the first step.
+    tokens: int32 `[batch, beams, length]`, of open hypotheses; 0 from `index`
+      on.
+    logprobs: float32 `[batch, beams, length]`, likewise.
+    sums: float32 `[batch, beams]`, of `logprobs`, the highest first; -inf where
+      there is no hypothesis.
+    scores: float32 `[batch, beams]`, of the best ended hypotheses, the highest
+      first; -inf where none has ended yet.
+    best_tokens: int32 `[batch, length]`, of the best of them; 0 after EOS.
+    best_logprobs: float32 `[batch, length]`, likewise.
+    done: bool `[batch]`, for which prompts no hypothesis may end any more.
+    cache: the model's collection `cache`, a row for each open hypothesis; empty
+      before the first step.
   """
 
   index: typing.PyTree
   tokens: typing.PyTree
   logprobs: typing.PyTree
   sums: typing.PyTree
-  lengths: typing.PyTree
-  ended: typing.PyTree
+  scores: typing.PyTree
+  best_tokens: typing.PyTree
+  best_logprobs: typing.PyTree
+  done: typing.PyTree
   cache: typing.PyTree
 
 
@@ -76,10 +90,17 @@ def beam_search(
 ) -> tuple[sampler.Samples, Float[jax.Array, ' batch']]:
   """Searches for the response of each prompt with the highest score.
 
-  A prompt is done when none of its open hypotheses can overtake the best ended
-  one, which leaves the result as it would be at `max_length`; there, open
-  hypotheses count as they are. Compile it with `jax.jit`, `model` and `config`
-  closed over.
+  Each step takes the 2 * num_beams likeliest continuations of the open
+  hypotheses of a prompt. Those that end, and rank among the first num_beams of
+  them, may enter the list of the best num_beams ended hypotheses; the likeliest
+  num_beams without EOS are the next open ones. At `max_length` the first
+  num_beams count as ended as they are.
+
+  A prompt is done when its list is full and the likeliest open hypothesis would
+  not beat the last of the list if it ended at its present length. A longer
+  response may then still have had a higher score if `length_penalty` is above
+  0. The loop ends when all prompts are done, which changes none of the
+  responses. Compile it with `jax.jit`, `model` and `config` closed over.
 
   Args:
     model: the policy.
@@ -96,79 +117,100 @@ def beam_search(
   rows, length = batch * num_beams, config.max_length
   vocab_size = model.config.vocab_size
   first_rows = num_beams * jnp.arange(batch, dtype=jnp.int32)[:, None]
+  # Of hypotheses of 1, 2, … tokens. In float64, as transformers has them.
+  divisors = np.arange(1, length + 1) ** float(config.length_penalty)
+  divisors = jnp.asarray(divisors, jnp.float32)
   encoded = model.apply(variables, prompts, method='encode')
-
-  def score(sums, lengths):
-    return sums / jnp.asarray(lengths, jnp.float32) ** config.length_penalty
 
   def step(state: BeamState) -> BeamState:
     logits, cache = decoding.next_logits(
       model,
       variables,
       encoded,
-      state.tokens,
+      state.tokens.reshape(rows, length),
       state.index,
       state.cache,
     )
-    # What has ended has one continuation, a padding token that costs nothing.
-    stays = jnp.where(jnp.arange(vocab_size) == 0, 0.0, -jnp.inf)
-    logprobs = jnp.where(
-      state.ended[:, None], stays, jax.nn.log_softmax(logits)
+    logprobs = jax.nn.log_softmax(logits).reshape(batch, num_beams, vocab_size)
+    sums = (state.sums[:, :, None] + logprobs).reshape(batch, -1)
+    sums, chosen = jax.lax.top_k(sums, 2 * num_beams)
+    parents, tokens = chosen // vocab_size, chosen % vocab_size
+    logprobs = _take(logprobs.reshape(batch, -1), chosen)
+
+    def continue_with(order):
+      """Histories of candidates `[batch, n]`."""
+
+      def write(history, values):
+        return jax.lax.dynamic_update_slice_in_dim(
+          _take(history, _take(parents, order)),
+          _take(values, order)[:, :, None],
+          state.index,
+          axis=2,
+        )
+
+      return write(state.tokens, tokens), write(state.logprobs, logprobs)
+
+    divisor = divisors[state.index]
+    ends = (tokens == decoding.EOS_ID) | (state.index + 1 == length)
+    may_end = ends[:, :num_beams] & ~state.done[:, None]
+    ended = jnp.where(may_end, sums[:, :num_beams] / divisor, -jnp.inf)
+    scores, _ = jax.lax.top_k(
+      jnp.concatenate([state.scores, ended], axis=1), num_beams
     )
-    sums = state.sums[:, None] + logprobs
-    lengths = state.lengths + ~state.ended
-    scores = score(sums, lengths[:, None]).reshape(batch, -1)
-    _, chosen = jax.lax.top_k(scores, num_beams)
-    parents = (first_rows + chosen // vocab_size).reshape(rows)
-    tokens = (chosen % vocab_size).reshape(rows)
+    best = jnp.argmax(ended, axis=1, keepdims=True)
+    is_better = _take(ended, best) > state.scores[:, :1]
+    best_tokens, best_logprobs = continue_with(best)
 
-    def write(history, values):
-      return jax.lax.dynamic_update_slice_in_dim(
-        history[parents], values[:, None], state.index, axis=1
-      )
-
+    sums, order = jax.lax.top_k(
+      jnp.where(tokens == decoding.EOS_ID, -jnp.inf, sums), num_beams
+    )
+    open_tokens, open_logprobs = continue_with(order)
+    parents = (first_rows + _take(parents, order)).reshape(rows)
     return BeamState(
       index=state.index + 1,
-      tokens=write(state.tokens, tokens),
-      logprobs=write(state.logprobs, logprobs[parents, tokens]),
-      sums=sums[parents, tokens],
-      lengths=lengths[parents],
-      ended=state.ended[parents] | (tokens == decoding.EOS_ID),
+      tokens=open_tokens,
+      logprobs=open_logprobs,
+      sums=sums,
+      scores=scores,
+      best_tokens=jnp.where(is_better, best_tokens[:, 0], state.best_tokens),
+      best_logprobs=jnp.where(
+        is_better, best_logprobs[:, 0], state.best_logprobs
+      ),
+      done=state.done | (sums[:, 0] / divisor <= scores[:, -1]),
       cache=kv_cache.take_rows(cache, parents),
     )
 
-  def best(scores, counts):
-    scores = jnp.where(counts, scores, -jnp.inf).reshape(batch, num_beams)
-    return jnp.max(scores, axis=1), jnp.argmax(scores, axis=1)
-
   def goes_on(state: BeamState) -> Bool[jax.Array, '']:
-    ended, _ = best(score(state.sums, state.lengths), state.ended)
-    # No sum can grow, and no length beyond the longest.
-    in_reach, _ = best(score(state.sums, length), ~state.ended)
-    return (state.index < length) & jnp.any(ended < in_reach)
+    return (state.index < length) & ~jnp.all(state.done)
 
   # All beams begin alike: one of them is a hypothesis.
-  is_first = jnp.arange(rows) % num_beams == 0
+  is_first = jnp.arange(num_beams) == 0
   state = BeamState(
     index=jnp.zeros((), jnp.int32),
-    tokens=jnp.zeros((rows, length), jnp.int32),
-    logprobs=jnp.zeros((rows, length), jnp.float32),
-    sums=jnp.where(is_first, 0.0, -jnp.inf),
-    lengths=jnp.zeros((rows,), jnp.int32),
-    ended=jnp.zeros((rows,), bool),
+    tokens=jnp.zeros((batch, num_beams, length), jnp.int32),
+    logprobs=jnp.zeros((batch, num_beams, length), jnp.float32),
+    sums=jnp.tile(jnp.where(is_first, 0.0, -jnp.inf), (batch, 1)),
+    scores=jnp.full((batch, num_beams), -jnp.inf),
+    best_tokens=jnp.zeros((batch, length), jnp.int32),
+    best_logprobs=jnp.zeros((batch, length), jnp.float32),
+    done=jnp.zeros((batch,), bool),
     cache={},
   )
   # The first step makes the cache, before the structure is carried.
   state = jax.lax.while_loop(goes_on, step, step(state))
-  scores, beams = best(
-    score(state.sums, state.lengths), state.ended | (state.index == length)
-  )
-  beams = first_rows + beams[:, None]
-  tokens = state.tokens[beams]
   samples = sampler.Samples(
-    tokens=tokens,
-    mask=masking.mask_after_eos(tokens[:, 0])[:, None],
-    logprobs=state.logprobs[beams],
+    tokens=state.best_tokens[:, None],
+    mask=masking.mask_after_eos(state.best_tokens)[:, None],
+    logprobs=state.best_logprobs[:, None],
     num_steps=state.index,
   )
-  return samples, scores
+  return samples, state.scores[:, 0]
+
+
+def _take(
+  x: Shaped[jax.Array, 'batch rows *rest'],
+  indices: Int[jax.Array, 'batch picked'],
+) -> Shaped[jax.Array, 'batch picked *rest']:
+  """Picks some of each prompt's rows."""
+  indices = indices.reshape(*indices.shape, *(1,) * (x.ndim - 2))
+  return jnp.take_along_axis(x, indices, axis=1)

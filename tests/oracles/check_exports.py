@@ -3,9 +3,12 @@
     python tests/oracles/check_exports.py DIR
 
 Prints the largest difference of each directory, and ends with an error if one
-is above 1e-4.
+is above 1e-4, or if a beam search gives another response that is no matter of
+rounding: `transformers` itself gives another one when log-probabilities change
+by 1e-5.
 """
 
+import functools
 import json
 import pathlib
 import re
@@ -19,6 +22,8 @@ import transformers
 
 TOLERANCE = 1e-4
 MODELS = ('t5_v1_0', 't5_v1_1', 't5_gated_tied', 'mt5', 'umt5', 'bfloat16')
+LENGTH_PENALTIES = 0.6, 1.0, 2.0
+NUM_BEAMS = 4
 MERGED = ('merged',)
 ADAPTERS = (
   'adapter_usual',
@@ -109,6 +114,54 @@ def _compare_greedy(name, model, arrays):
   _require(name, 'greedy, token for token', (padded == arrays['greedy']).all())
 
 
+class _Noise(transformers.LogitsProcessor):
+  """Changes log-probabilities by up to 1e-5."""
+
+  def __init__(self, seed):
+    self._generator = torch.Generator().manual_seed(seed)
+
+  def __call__(self, input_ids, scores):
+    noise = torch.rand(scores.shape, generator=self._generator)
+    return scores + 2e-5 * (noise - 0.5)
+
+
+def _search(model, prompts, length, length_penalty, processors=()):
+  prompts = torch.from_numpy(prompts).long()
+  sequences = model.generate(
+    input_ids=prompts,
+    attention_mask=(prompts != 0).long(),
+    do_sample=False,
+    num_beams=NUM_BEAMS,
+    length_penalty=length_penalty,
+    max_new_tokens=length,
+    use_cache=False,
+    logits_processor=transformers.LogitsProcessorList(processors),
+  )[:, 1:].numpy()
+  # It goes on with EOS after EOS, because its padding token is 0.
+  ended = np.cumsum(sequences == 1, 1) > (sequences == 1)
+  sequences = np.where(ended, 0, sequences)
+  return np.pad(sequences, ((0, 0), (0, length - sequences.shape[1])))
+
+
+def _compare_beams(name, model, arrays):
+  for penalty in LENGTH_PENALTIES:
+    ours, prompts = arrays[f'beams_{penalty}'], arrays['beam_prompts']
+    search = functools.partial(_search, model, prompts, ours.shape[1], penalty)
+    theirs = search()
+    differs = (ours != theirs).any(1)
+    unfirm = np.zeros_like(differs)
+    for seed in range(8 if differs.any() else 0):
+      unfirm |= (search([_Noise(seed)]) != theirs).any(1)
+    ends = (theirs == 1).any(1).sum()
+    print(
+      f'{name:20} beams, length penalty {penalty}: {(~differs).sum()} of '
+      f'{len(ours)} equal, {(differs & unfirm).sum()} a matter of rounding; '
+      f'{ends} end, {len(np.unique(theirs, axis=0))} different responses'
+    )
+    if (differs & ~unfirm).any():
+      problems.append(f'{name}: beams, length penalty {penalty}')
+
+
 def _compare_tokenizer(name, path, texts, arrays):
   tokenizer = transformers.AutoTokenizer.from_pretrained(path)
   for kind in ('prompts', 'responses'):
@@ -133,6 +186,8 @@ def _check_model(path, texts):
   )
   _compare(path.name, model, arrays)
   _compare_greedy(path.name, model, arrays)
+  if 'beam_prompts' in arrays:
+    _compare_beams(path.name, model, arrays)
   _compare_tokenizer(path.name, path, texts, arrays)
   stored = transformers.AutoModelForSeq2SeqLM.from_pretrained(path).dtype
   _require(

@@ -29,6 +29,7 @@ from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5_config
+from perlhf_jax.sampling import beam
 from perlhf_jax.sampling import sampler
 
 PROMPTS = (
@@ -46,6 +47,8 @@ RESPONSES = (
   'Two.',
 )
 GREEDY_LENGTH = 24
+NUM_BEAM_PROMPTS, NUM_BEAMS, BEAM_LENGTH = 200, 4, 24
+LENGTH_PENALTIES = 0.6, 1.0, 2.0
 EOS_FACTOR = 2.0
 
 # No two widths are equal. The vocabulary has rows to spare.
@@ -172,6 +175,28 @@ def _expected(model, variables, vocabulary, heads=None):
   return arrays
 
 
+def _beams(model, variables):
+  """What beam search gives for random prompts.
+
+  Arrays: `beam_prompts` int32 `[200, 12]`; `beams_<length_penalty>` int32
+  `[200, 24]`.
+  """
+  tokens, _ = tiny_models.ragged_tokens(
+    5, NUM_BEAM_PROMPTS, 12, model.config.vocab_size
+  )
+  arrays = {'beam_prompts': tokens}
+  for penalty in LENGTH_PENALTIES:
+    config = beam.BeamConfig(NUM_BEAMS, BEAM_LENGTH, penalty)
+    search = jax.jit(
+      lambda variables, config=config: beam.beam_search(
+        model, variables, prompts_lib.of_tokens(tokens), config
+      )
+    )
+    samples, _ = search(variables)
+    arrays[f'beams_{penalty}'] = np.asarray(samples.tokens)[:, 0]
+  return arrays
+
+
 class _Exports:
   """The directory of exports."""
 
@@ -195,8 +220,9 @@ class _Exports:
     params = jax.tree.map(
       lambda leaf: leaf.astype(output.DTYPES[dtype]).astype(np.float32), params
     )
-    model = encoder_decoder.make_model(config)
-    self.write(name, contents, _expected(model, {'params': params}, vocabulary))
+    model, variables = encoder_decoder.make_model(config), {'params': params}
+    arrays = _expected(model, variables, vocabulary) | _beams(model, variables)
+    self.write(name, contents, arrays)
 
   def adapter(self, name, base, config, lora_config, vocabulary, heads=None):
     model, lora = tiny_models.adapted(lora_config, config)

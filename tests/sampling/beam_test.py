@@ -4,6 +4,7 @@ import itertools
 
 import jax
 import numpy as np
+import program_results
 import pytest
 import sampling_reference
 import tiny_models
@@ -17,10 +18,12 @@ from perlhf_jax.training import layer_layout
 CONFIG = sampling_reference.CONFIG
 MODEL = t5.T5(CONFIG)
 BATCH, LENGTH = 4, 7
+# Random weights of which most responses end, many of them early.
+SEEDS = 0, 3, 21
 
 
-def _variables(config=CONFIG):
-  return {'params': tiny_models.params(config)}
+def _variables(config=CONFIG, seed=0):
+  return {'params': tiny_models.params(config, seed)}
 
 
 def _prompts(vocab_size=CONFIG.vocab_size, seed=0):
@@ -36,29 +39,34 @@ def _best(samples, row):
   return samples.tokens[row, 0][samples.mask[row, 0]].tolist()
 
 
-def _slow(length=LENGTH):
-  return sampling_reference.Slow(MODEL, _variables(), length)
+@functools.cache
+def _slow(seed):
+  return sampling_reference.Slow(MODEL, _variables(seed=seed), LENGTH)
 
 
-@pytest.mark.parametrize(
-  ('num_beams', 'length_penalty'), [(2, 1.0), (3, 0.0), (5, 0.6), (4, 2.0)]
-)
+@pytest.mark.parametrize('length_penalty', [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize('num_beams', [1, 2, 4])
 def test_matches_lists_of_hypotheses(num_beams, length_penalty):
   config = beam.BeamConfig(num_beams, LENGTH, length_penalty)
-  samples, scores = _search(MODEL, _variables(), _prompts(), config)
-  assert samples.tokens.shape == (BATCH, 1, LENGTH)
-  slow = _slow()
-  for row, prompt in enumerate(tiny_models.one_by_one(_prompts())):
-    response, score = slow.beam_search(prompt, num_beams, length_penalty)
-    assert _best(samples, row) == response
-    assert not samples.tokens[row, 0, len(response) :].any()
-    np.testing.assert_allclose(scores[row], score, atol=1e-4)
-    logprobs = [
-      slow.logprobs(prompt, response[:index])[token]
-      for index, token in enumerate(response)
-    ]
-    logprobs += [0.0] * (LENGTH - len(response))
-    np.testing.assert_allclose(samples.logprobs[row, 0], logprobs, atol=1e-4)
+  for seed in SEEDS:
+    samples, scores = _search(MODEL, _variables(seed=seed), _prompts(), config)
+    assert samples.tokens.shape == (BATCH, 1, LENGTH)
+    steps = []
+    for row, prompt in enumerate(tiny_models.one_by_one(_prompts())):
+      response, score, made = _slow(seed).beam_search(
+        prompt, num_beams, length_penalty
+      )
+      steps.append(made)
+      assert _best(samples, row) == response
+      assert not samples.tokens[row, 0, len(response) :].any()
+      np.testing.assert_allclose(scores[row], score, atol=1e-4)
+      logprobs = [
+        _slow(seed).logprobs(prompt, response[:index])[token]
+        for index, token in enumerate(response)
+      ]
+      logprobs += [0.0] * (LENGTH - len(response))
+      np.testing.assert_allclose(samples.logprobs[row, 0], logprobs, atol=1e-4)
+    assert samples.num_steps == max(steps)
 
 
 def test_a_beam_finds_what_greedy_decoding_misses():
@@ -152,6 +160,15 @@ def test_scanned_layers_follow_their_beams():
   actual = _search(t5.T5(scanned), stacked, _prompts(), search)
   np.testing.assert_array_equal(actual[0].tokens, expected[0].tokens)
   np.testing.assert_allclose(actual[1], expected[1], atol=1e-5)
+
+
+def test_an_adapted_policy_on_a_mesh(tmp_path):
+  results = program_results.run('sampling/beam_program.py', tmp_path)
+  one, four = results[1, 1, 1], results[2, 1, 2]
+  np.testing.assert_array_equal(four['tokens'], one['tokens'])
+  np.testing.assert_array_equal(four['mask'], one['mask'])
+  np.testing.assert_allclose(four['logprobs'], one['logprobs'], atol=1e-5)
+  np.testing.assert_allclose(four['scores'], one['scores'], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Decoding in plain python: slow, one token at a time, nothing kept."""
+"""Decoding in plain python: slow, one token at a time, no cache."""
 
 import dataclasses
 import functools
@@ -55,15 +55,22 @@ def warp(row, temperature, top_k, top_p):
 
 
 class Slow:
-  """A model that is run anew, on all that was written, for every token."""
+  """A model that is run on all that was written for every token."""
 
   def __init__(self, model, variables, length):
     self._model = model
     self._variables = variables
     self._length = length
+    self._known = {}
 
   def logprobs(self, prompt, response):
     """Log-probabilities of the token after `response`, of one prompt."""
+    key = prompt.tokens.tobytes(), prompt.mask.tobytes(), tuple(response)
+    if key not in self._known:
+      self._known[key] = self._compute(prompt, response)
+    return self._known[key]
+
+  def _compute(self, prompt, response):
     # Padded to one length, or each would be compiled; the decoder is causal.
     padded = np.zeros((1, self._length), np.int32)
     padded[0, : len(response)] = response
@@ -78,21 +85,22 @@ class Slow:
     return response
 
   def beam_search(self, prompt, num_beams, length_penalty):
-    """The best response and its score; every step to the last is made."""
-
-    def score(hypothesis):
-      response, total = hypothesis
-      return total / len(response) ** length_penalty
-
-    beam = [([], 0.0)]
-    for _ in range(self._length):
+    """The best response, its score, and the steps that were made."""
+    running, finished = [((), 0.0)], []
+    for length in range(1, self._length + 1):
       candidates = []
-      for response, total in beam:
-        if EOS in response:
-          candidates.append((response, total))
-          continue
-        logprobs = self.logprobs(prompt, response)
-        for token, logprob in enumerate(logprobs):
-          candidates.append(([*response, token], total + logprob))
-      beam = sorted(candidates, key=score, reverse=True)[:num_beams]
-    return beam[0][0], score(beam[0])
+      for response, total in running:
+        for token, logprob in enumerate(self.logprobs(prompt, response)):
+          candidates.append(((*response, token), total + logprob))
+      candidates.sort(key=lambda candidate: -candidate[1])
+      for response, total in candidates[:num_beams]:
+        if response[-1] == EOS or length == self._length:
+          finished.append((list(response), total / length**length_penalty))
+      finished.sort(key=lambda hypothesis: -hypothesis[1])
+      del finished[num_beams:]
+      open_ones = [c for c in candidates[: 2 * num_beams] if c[0][-1] != EOS]
+      running = open_ones[:num_beams]
+      best_possible = running[0][1] / length**length_penalty
+      if len(finished) == num_beams and best_possible <= finished[-1][1]:
+        break
+    return *finished[0], length
