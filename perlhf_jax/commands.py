@@ -239,7 +239,7 @@ COMMANDS: Mapping[str, Command] = {
     compiles_for_others=True,
   ),
   'convert': Command(
-    help='a checkpoint in another format: Hugging Face, PEFT or T5X',
+    help='a checkpoint in another format, or in ours without a base',
     module='perlhf_jax.stages.convert',
     function='convert',
     example=(
@@ -251,7 +251,11 @@ COMMANDS: Mapping[str, Command] = {
         'a checkpoint of any format that is read, T5X ones too',
         required=True,
       ),
-      Flag('to', 'the format to write: hf, peft or t5x', required=True),
+      Flag(
+        'to',
+        'the format to write: perlhf (ours), hf, peft or t5x',
+        required=True,
+      ),
       Flag('target', 'the folder to write, new or empty', required=True),
       Flag('base_checkpoint', _BASE),
       Flag(

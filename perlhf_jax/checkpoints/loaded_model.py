@@ -76,12 +76,19 @@ class LoadedModel:
     if self.metadata is None:
       return self.source
     objective = self.metadata.objective
+    if objective is None:
+      return 'a reward model' if self.is_reward_model else 'a language model'
     kinds = {
       run_metadata.SFT: 'an SFT model',
       run_metadata.REWARD: f'a {objective} reward model',
       run_metadata.POLICY: f'a policy ({objective})',
     }
-    tuning = 'LoRA' if self.metadata.tuning == 'lora' else 'full tuning'
+    tunings = {
+      run_metadata.LORA: 'LoRA',
+      run_metadata.MERGED: 'LoRA, merged',
+      run_metadata.FULL: 'full tuning',
+    }
+    tuning = tunings[self.metadata.tuning]
     return f'{kinds[self.kind]}, {tuning}, step {self.step}'
 
   @property

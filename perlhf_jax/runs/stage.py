@@ -165,7 +165,7 @@ def describe(
   return run_metadata.RunMetadata(
     kind=kind,
     objective=objective,
-    tuning='lora' if is_lora else 'full',
+    tuning=run_metadata.LORA if is_lora else run_metadata.FULL,
     model=start.config,
     lora=prepared.lora,
     vocabulary=start.vocabulary,

@@ -37,9 +37,10 @@ def convert(
 
   Args:
     source: the checkpoint, of any format.
-    target: a local folder, new or empty; it is complete at the end, or not
-      there.
-    to: a format that can be written: `hf`, `peft` or `t5x`.
+    target: a local folder, of `perlhf` a remote one too, new or empty; it is
+      complete at the end, or not there.
+    to: a format that can be written: `perlhf`, which is ours, and then names no
+      other checkpoint, `hf`, `peft` or `t5x`.
     base_checkpoint: where the base of an adapter lies now, if it has moved.
     base: what a PEFT directory will name as its base; by default where the base
       lies now.

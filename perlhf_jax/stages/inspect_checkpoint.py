@@ -60,9 +60,12 @@ def _lines(
   if peeked.base is not None:
     known = peeked.base.get('fingerprint')
     yield 'base', peeked.base['path'] + (f' ({known})' if known else '')
-  if metadata is not None:
+  if metadata is not None and metadata.made_of is not None:
+    yield 'made of', metadata.made_of
+  if metadata is not None and metadata.task is not None:
     lengths = ', '.join(f'{n} {v}' for n, v in peeked.lengths.items())
     yield 'trained on', f'{metadata.task}; tokens at most: {lengths}'
+  if metadata is not None:
     versions = ', '.join(f'{n} {v}' for n, v in metadata.versions.items())
     yield 'written by', versions
     yield from _figures(step_files.model_dir_of(epath.Path(peeked.path)))

@@ -35,6 +35,18 @@ class WriteOptions:
   overwrite: bool = False
   base: str | None = None
 
+  def check_new_and_exact(self, what: str) -> None:
+    """Raises a ConfigError of a format that knows no other way.
+
+    Args:
+      what: it writes.
+    """
+    if self.overwrite or self.dtype != 'float32':
+      raise errors.ConfigError(
+        f'{what} are written in float32 to a new folder: leave out --overwrite '
+        'and --dtype.'
+      )
+
 
 class Format(abc.ABC):
   """Tells one kind of checkpoints from others.
