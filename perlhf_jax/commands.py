@@ -17,7 +17,7 @@ _CHECKPOINT = (
   ' or PEFT directory'
 )
 
-_BASE = "where an adapter's base is, if it has been moved"
+_BASE = "where an adapter's base is, if not where the adapter says"
 
 _MESH_SHAPE = Flag(
   'mesh_shape',
@@ -283,7 +283,15 @@ COMMANDS: Mapping[str, Command] = {
     module='perlhf_jax.stages.inspect_checkpoint',
     function='inspect_checkpoint',
     example='perlhf inspect --checkpoint=runs/train_reward',
-    flags=(Flag('checkpoint', 'of any format that is read', required=True),),
+    flags=(
+      Flag(
+        'checkpoint',
+        'a MODEL_DIR, one of its steps, or a directory: Hugging Face T5, a'
+        " PaLI's parts, PEFT, T5X",
+        required=True,
+      ),
+      Flag('base_checkpoint', _BASE),
+    ),
   ),
   'tasks': Command(
     help='the registered tasks: source, licence, and where the files go',

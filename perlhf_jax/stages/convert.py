@@ -41,7 +41,7 @@ def convert(
       complete at the end, or not there.
     to: a format that can be written: `perlhf`, which is ours, and then names no
       other checkpoint, `hf`, `peft` or `t5x`.
-    base_checkpoint: where the base of an adapter lies now, if it has moved.
+    base_checkpoint: where an adapter's base is, if not where the adapter says.
     base: what a PEFT directory will name as its base; by default where the base
       lies now.
     vocabulary: the tokenizer of a T5X checkpoint: a SentencePiece model, or

@@ -72,8 +72,8 @@ def evaluate(
       default, and if no task is named, the one that the checkpoint records.
     use_cached: whether to read SeqIO's offline cache of the task.
     skip_bad_rows: whether to leave out rows that cannot be used.
-    base_checkpoint: where the adapter's base is, or the reference of a policy
-      that was tuned in full, if it has been moved.
+    base_checkpoint: where an adapter's base is, or the reference of a policy
+      that was tuned in full, if not where the checkpoint says.
     policy: how to evaluate a language model; of a reward model, nothing.
     partitioner: how the model and batches are split among devices.
 

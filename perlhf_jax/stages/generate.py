@@ -75,7 +75,7 @@ def generate(
       the training, or 128 for a Hugging Face directory.
     seed: of the sampling, below 2**32.
     batch_size: lines answered at once; it does not change the responses.
-    base_checkpoint: where the adapter's base is, if it has been moved.
+    base_checkpoint: where an adapter's base is, if not where the adapter says.
     prompt_length: longest prompt in tokens, EOS included; by default that of
       the training, or any length for a Hugging Face directory.
     mesh_shape: sizes of (data, fsdp, tensor), separated by commas; one of
@@ -309,7 +309,7 @@ def _load_decoder(
   Args:
     checkpoint: of the model.
     mesh: the mesh.
-    base_checkpoint: where its base is, if it has been moved.
+    base_checkpoint: where its base is, if not where it says.
     config: of the decoding, but for its length.
     max_length: longest response; that of the training if None.
     seed: of the sampling.

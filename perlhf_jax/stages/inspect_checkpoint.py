@@ -17,17 +17,22 @@ from perlhf_jax.training import step_files
 _FIGURES = ('summary.json', 'eval.json')
 
 
-def inspect_checkpoint(*, checkpoint: str) -> None:
+def inspect_checkpoint(
+  *, checkpoint: str, base_checkpoint: str | None = None
+) -> None:
   """Prints format, family, parameters, adapters, base, step, metrics and size.
 
   Args:
-    checkpoint: of any format that is read.
+    checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
+      is registered.
+    base_checkpoint: where the base of an adapter lies now, if it is not where
+      the adapter says.
 
   Raises:
     CheckpointError: nothing usable there.
   """
   format_ = registry.find(checkpoint)
-  peeked = loading.peek(checkpoint)
+  peeked = loading.peek(checkpoint, base_checkpoint)
   for name, value in _lines(peeked, format_.name):
     print(f'{name + ":":12} {value}')
 

@@ -66,6 +66,7 @@ def train_policy(
   rollout_parts: Annotated[int, checks.AtLeastOne] = 1,
   model: t5_config.T5Config | None = None,
   vocabulary: Any = None,
+  base_checkpoint: str | None = None,
   shaping: rewards_lib.RewardShaping | None = None,
   controller: kl_controller.AdaptiveKl | None = None,
   alarms: alarms_lib.Alarms | None = None,
@@ -98,6 +99,8 @@ def train_policy(
       so that the KV caches of one at a time are held.
     model: architecture; that of the initial checkpoint if None.
     vocabulary: tokenizer; that of the initial checkpoint if None.
+    base_checkpoint: where the base of an initial adapter lies now, if it is not
+      where the adapter says.
     shaping: normalisation, clipping and penalties of scores.
     controller: adapts β to a target KL; None keeps it.
     alarms: thresholds of warnings.
@@ -147,6 +150,7 @@ def train_policy(
     loop=loop,
     lora=lora,
     initial_checkpoint_path=initial_checkpoint_path,
+    base_checkpoint=base_checkpoint,
     model=model,
     vocabulary=vocabulary,
     partitioner=partitioner,

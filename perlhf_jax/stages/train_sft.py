@@ -72,6 +72,7 @@ def train_sft(
   initial_checkpoint_path: str | None = None,
   model: t5_config.T5Config | None = None,
   vocabulary: Any = None,
+  base_checkpoint: str | None = None,
   initial_vit_path: str | None = None,
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
   label_smoothing: Annotated[float, checks.Range(least=0, below=1)] = 0.0,
@@ -90,6 +91,8 @@ def train_sft(
       train from random weights.
     model: architecture; that of the initial checkpoint if None.
     vocabulary: tokenizer; that of the initial checkpoint if None.
+    base_checkpoint: where the base of an initial adapter lies now, if it is not
+      where the adapter says.
     initial_vit_path: a Hugging Face SigLIP directory, whose ViT makes a PaLI of
       the T5 of the initial checkpoint.
     partitioner: how the model and batches are split among devices.
@@ -120,6 +123,7 @@ def train_sft(
     loop=loop,
     lora=lora,
     initial_checkpoint_path=initial_checkpoint_path,
+    base_checkpoint=base_checkpoint,
     model=model,
     vocabulary=vocabulary,
     partitioner=partitioner,

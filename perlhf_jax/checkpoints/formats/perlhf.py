@@ -47,9 +47,8 @@ class Perlhf(format_lib.ModelFormat, format_lib.WritableFormat):
       base=metadata.base,
     )
 
-  def load(self, path, mesh):
+  def load(self, peeked, mesh):
     """See `format`."""
-    peeked = self.peek(path)
     metadata, config = peeked.metadata, peeked.config
     is_lora = metadata.tuning == run_metadata.LORA
     places = loaded_model.params_shardings(config, mesh)
