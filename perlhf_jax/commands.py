@@ -13,8 +13,8 @@ _TRAIN_EXAMPLE = (
 )
 
 _CHECKPOINT = (
-  'a MODEL_DIR (its newest step), the folder of one step, or a Hugging Face T5'
-  ' or PEFT directory'
+  'a MODEL_DIR, one of its steps, or a directory of any format that perlhf'
+  ' inspect knows'
 )
 
 _BASE = "where an adapter's base is, if not where the adapter says"
@@ -161,8 +161,7 @@ COMMANDS: Mapping[str, Command] = {
       ),
       Flag(
         'max_length',
-        "longest response; default: the training's, 128 for a Hugging Face"
-        ' directory',
+        "longest response; default: the training's, 128 where nothing tells it",
         int,
       ),
       Flag('seed', 'of the sampling', int, default=0, minimum=0),
@@ -170,8 +169,7 @@ COMMANDS: Mapping[str, Command] = {
       Flag('base_checkpoint', _BASE),
       Flag(
         'prompt_length',
-        "longest prompt; default: the training's, none for a Hugging Face"
-        ' directory',
+        "longest prompt; default: the training's, none where nothing tells it",
         int,
       ),
       _MESH_SHAPE,
@@ -246,11 +244,7 @@ COMMANDS: Mapping[str, Command] = {
       'perlhf convert --source=runs/train_policy --to=hf --target=policy_hf'
     ),
     flags=(
-      Flag(
-        'source',
-        'a checkpoint of any format that is read, T5X ones too',
-        required=True,
-      ),
+      Flag('source', _CHECKPOINT, required=True),
       Flag(
         'to',
         'the format to write: perlhf (ours), hf, peft or t5x',

@@ -36,7 +36,8 @@ def convert(
   measured, unless the format keeps adapters.
 
   Args:
-    source: the checkpoint, of any format.
+    source: a MODEL_DIR, one of its steps, or a directory of any format that
+      `perlhf inspect` knows.
     target: a local folder, of `perlhf` a remote one too, new or empty; it is
       complete at the end, or not there.
     to: a format that can be written: `perlhf`, which is ours, and then names no

@@ -60,8 +60,8 @@ def evaluate(
   against a baseline, and exact match and ROUGE where the task has targets.
 
   Args:
-    checkpoint: MODEL_DIR (newest step), one of its checkpoints/<step>,
-      checkpoints/best included, or a Hugging Face T5 directory.
+    checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
+      `perlhf inspect` knows.
     mixture_or_task_name: the task; by default the one it was trained on.
     split: of the task.
     batch_size: examples at once; the metrics of reward models do not depend

@@ -78,7 +78,8 @@ def score(
   before any is scored.
 
   Args:
-    checkpoint: MODEL_DIR, one of its steps, or a Hugging Face T5 directory.
+    checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
+      `perlhf inspect` knows.
     input_path: JSON lines with the string `prompt`, the string `response` or
       a list of them, and, for models of images, `image`; see `line_images`.
     output_path: where to write.

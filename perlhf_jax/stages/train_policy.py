@@ -89,8 +89,8 @@ def train_policy(
     policy_optimizer: optimizer and schedule of the policy.
     value_optimizer: of the value model, where the algorithm has one.
     lora: adapters of policy and value model; None for full tuning.
-    initial_checkpoint_path: SFT checkpoint or Hugging Face T5 directory; it
-      is the reference too.
+    initial_checkpoint_path: a MODEL_DIR, one of its steps, or a directory of
+      any format that `perlhf inspect` knows; it is the reference too.
     kl_beta: β in [0, 1].
     temperature: of the sampling, above 0. The policy that is trained is the
       one that samples, temperature included.
@@ -216,7 +216,8 @@ def _check_start(model, lora, path) -> None:
   if path is None:
     raise errors.ConfigError(
       'A policy starts from a language model: set INITIAL_CHECKPOINT_PATH to '
-      'a MODEL_DIR of perlhf train_sft or a Hugging Face T5 directory.'
+      'a MODEL_DIR, such as one of perlhf train_sft, one of its steps, or a '
+      'directory of any format that perlhf inspect knows.'
     )
   for name, config in (('T5Config', model), ('LoraConfig', lora)):
     if config is not None and config.dropout_rate:

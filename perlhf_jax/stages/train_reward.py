@@ -113,8 +113,9 @@ def train_reward(
     loop: lengths and periods.
     optimizer: optimizer and schedule.
     lora: adapters; None for full tuning.
-    initial_checkpoint_path: SFT checkpoint or Hugging Face T5 directory;
-      None to train from random weights (full tuning only).
+    initial_checkpoint_path: a MODEL_DIR, one of its steps, or a directory of
+      any format that `perlhf inspect` knows; None to train from random
+      weights (full tuning only).
     model: architecture; that of the initial checkpoint if None.
     vocabulary: tokenizer; that of the initial checkpoint if None.
     base_checkpoint: where the base of an initial adapter lies now, if it is not

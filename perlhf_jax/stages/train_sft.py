@@ -87,8 +87,9 @@ def train_sft(
     loop: lengths and periods.
     optimizer: optimizer and schedule.
     lora: adapters; None for full tuning.
-    initial_checkpoint_path: checkpoint or Hugging Face T5 directory; None to
-      train from random weights.
+    initial_checkpoint_path: a MODEL_DIR, one of its steps, or a directory of
+      any format that `perlhf inspect` knows; None to train from random
+      weights.
     model: architecture; that of the initial checkpoint if None.
     vocabulary: tokenizer; that of the initial checkpoint if None.
     base_checkpoint: where the base of an initial adapter lies now, if it is not
