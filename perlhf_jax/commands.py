@@ -13,11 +13,11 @@ _TRAIN_EXAMPLE = (
 )
 
 _CHECKPOINT = (
-  'a MODEL_DIR (its newest step), the folder of one step, or a Hugging Face T5'
-  ' or PEFT directory'
+  'a MODEL_DIR, one of its steps, or a directory of any format that perlhf'
+  ' inspect knows'
 )
 
-_BASE = "where an adapter's base is, if it has been moved"
+_BASE = "where an adapter's base is, if not where the adapter says"
 
 _MESH_SHAPE = Flag(
   'mesh_shape',
@@ -165,8 +165,7 @@ COMMANDS: Mapping[str, Command] = {
       ),
       Flag(
         'max_length',
-        "longest response; default: the training's, 128 for a Hugging Face"
-        ' directory',
+        "longest response; default: the training's, 128 where nothing tells it",
         int,
       ),
       Flag('seed', 'of the sampling', int, default=0, minimum=0),
@@ -174,8 +173,7 @@ COMMANDS: Mapping[str, Command] = {
       Flag('base_checkpoint', _BASE),
       Flag(
         'prompt_length',
-        "longest prompt; default: the training's, none for a Hugging Face"
-        ' directory',
+        "longest prompt; default: the training's, none where nothing tells it",
         int,
       ),
       _MESH_SHAPE,
@@ -243,19 +241,19 @@ COMMANDS: Mapping[str, Command] = {
     compiles_for_others=True,
   ),
   'convert': Command(
-    help='a checkpoint in another format: Hugging Face, PEFT or T5X',
+    help='a checkpoint in another format, or in ours without a base',
     module='perlhf_jax.stages.convert',
     function='convert',
     example=(
       'perlhf convert --source=runs/train_policy --to=hf --target=policy_hf'
     ),
     flags=(
+      Flag('source', _CHECKPOINT, required=True),
       Flag(
-        'source',
-        'a checkpoint of any format that is read, T5X ones too',
+        'to',
+        'the format to write: perlhf (ours), hf, peft or t5x',
         required=True,
       ),
-      Flag('to', 'the format to write: hf, peft or t5x', required=True),
       Flag('target', 'the folder to write, new or empty', required=True),
       Flag('base_checkpoint', _BASE),
       Flag(
@@ -283,7 +281,15 @@ COMMANDS: Mapping[str, Command] = {
     module='perlhf_jax.stages.inspect_checkpoint',
     function='inspect_checkpoint',
     example='perlhf inspect --checkpoint=runs/train_reward',
-    flags=(Flag('checkpoint', 'of any format that is read', required=True),),
+    flags=(
+      Flag(
+        'checkpoint',
+        'a MODEL_DIR, one of its steps, or a directory: Hugging Face T5, a'
+        " PaLI's parts, PEFT, T5X",
+        required=True,
+      ),
+      Flag('base_checkpoint', _BASE),
+    ),
   ),
   'tasks': Command(
     help='the registered tasks: source, licence, and where the files go',

@@ -70,6 +70,21 @@ def train(*args, **kwargs):
   assert main.run(arguments(*args, **kwargs)) == 0
 
 
+def train_on(
+  command, task, start, folder, *more, tuning='attention', tiny=TINY
+):
+  """Trains the model of a checkpoint for three steps; returns the MODEL_DIR."""
+  more = '--gin.MODEL=None', '--gin.VOCABULARY=None', *more
+  train(command, tuning, folder, task, *more, start=start, steps=3, tiny=tiny)
+  return folder
+
+
+def convert(source, target, to, *flags):
+  """Converts a checkpoint; returns the exit code."""
+  flags = (f'--source={source}', f'--target={target}', f'--to={to}', *flags)
+  return main.run(['convert', *flags])
+
+
 metrics = metric_records.read
 
 

@@ -17,6 +17,8 @@ def load_initial(
   lora: lora_lib.LoraConfig | None,
   initial_checkpoint_path: str | None,
   mesh: partitioning.LogicalMesh,
+  *,
+  base_checkpoint: str | None = None,
   initial_vit_path: str | None = None,
 ) -> loaded_model.LoadedModel:
   """Loads the initial checkpoint and holds it against the configuration.
@@ -27,6 +29,7 @@ def load_initial(
     lora: the adapters; None for full tuning.
     initial_checkpoint_path: the checkpoint; None to draw all weights.
     mesh: where to put the weights.
+    base_checkpoint: of `loading.load`.
     initial_vit_path: a SigLIP directory whose ViT is put in front of the T5
       of the checkpoint.
 
@@ -40,7 +43,7 @@ def load_initial(
   if initial_checkpoint_path is None:
     check_from_scratch(model, vocabulary, lora, initial_vit_path)
     return loaded_model.LoadedModel(model, vocabulary)
-  loaded = loading.load_merged(initial_checkpoint_path, mesh)
+  loaded = loading.load_merged(initial_checkpoint_path, mesh, base_checkpoint)
   if initial_vit_path is not None:
     loaded = loading.with_vit(loaded, initial_vit_path, mesh)
   model = match(

@@ -19,6 +19,7 @@ from perlhf_jax.training import layer_layout
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 
+BASE_PATH = 'base_path'
 VIT_PATH = 'vit_path'
 _POSITIONS = 'vit/pos_embedding'
 _KEEP_END = 'keep_end'
@@ -32,8 +33,8 @@ class LoadedModel:
   the state that is trained, keeps `without_weights` at most.
 
   Attributes:
-    config: the architecture, and the layout of `params`. Of foreign adapters
-      that are not put on their base yet, None.
+    config: the architecture, and the layout of `params`. Of adapters that do
+      not tell it, None until their base is known.
     vocabulary: the tokenizer; None where nothing has told it.
     path: the step's folder, or the directory, that it was loaded from; None
       of weights that are drawn.
@@ -47,9 +48,10 @@ class LoadedModel:
       mesh; they take the place of those in `params`.
     heads: heads by name, empty where there are none.
     kind: `sft`, `reward` or `policy`; None where the format does not tell.
-    metadata: of a run of ours; None for other people's checkpoints.
-    base: what it stands on, as recorded: of `describe`; None where it holds
-      every weight itself.
+    metadata: of a checkpoint of ours; None for other people's.
+    base: what it stands on: of `describe`, with the `path` where it was found;
+      None where it holds every weight itself.
+    base_path: where its base lies, if that was told when it was loaded.
     vit_path: where its ViT comes from, if from elsewhere; it then has no
       projection of image tokens yet, and `params` none.
     backbone_fingerprint: identifies `params`; see `training.fingerprint`.
@@ -68,6 +70,7 @@ class LoadedModel:
   kind: str | None = None
   metadata: run_metadata.RunMetadata | None = None
   base: Mapping[str, str] | None = None
+  base_path: str | None = None
   vit_path: str | None = None
   backbone_fingerprint: str | None = None
   fingerprint: str | None = None
@@ -76,12 +79,19 @@ class LoadedModel:
     if self.metadata is None:
       return self.source
     objective = self.metadata.objective
+    if objective is None:
+      return 'a reward model' if self.is_reward_model else 'a language model'
     kinds = {
       run_metadata.SFT: 'an SFT model',
       run_metadata.REWARD: f'a {objective} reward model',
       run_metadata.POLICY: f'a policy ({objective})',
     }
-    tuning = 'LoRA' if self.metadata.tuning == 'lora' else 'full tuning'
+    tunings = {
+      run_metadata.LORA: 'LoRA',
+      run_metadata.MERGED: 'LoRA, merged',
+      run_metadata.FULL: 'full tuning',
+    }
+    tuning = tunings[self.metadata.tuning]
     return f'{kinds[self.kind]}, {tuning}, step {self.step}'
 
   @property
@@ -164,8 +174,9 @@ class LoadedModel:
   def describe(self, model_dir: epath.Path) -> dict[str, str]:
     """Returns how a run in `model_dir` records it, for `load_recorded`."""
     recorded = recorded_paths.describe(self.path, model_dir)
-    if self.vit_path is not None:
-      recorded |= recorded_paths.describe(self.vit_path, model_dir, VIT_PATH)
+    for name, path in (BASE_PATH, self.base_path), (VIT_PATH, self.vit_path):
+      if path is not None:
+        recorded |= recorded_paths.describe(path, model_dir, name)
     return {**recorded, 'fingerprint': self.fingerprint}
 
   def load_examples(

@@ -3,7 +3,8 @@
 Weights are read straight onto the mesh: no host ever holds a whole model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import hashlib
 from typing import Any
@@ -29,6 +30,8 @@ from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 from perlhf_jax.training import step_files
 
+# How a user says where a base is.
+_MOVED = '--base_checkpoint=DIR (BASE_CHECKPOINT_PATH in gin)'
 # Largest |Δlogit| that merging SFT adapters may make, in float32.
 _TOLERANCE = 1e-3
 
@@ -43,10 +46,11 @@ def load(
   """Loads whatever a format recognises, on the base that it stands on.
 
   Args:
-    path: MODEL_DIR (newest step), MODEL_DIR/checkpoints/<step or 'best'>, or
-      a directory of another format.
+    path: a MODEL_DIR (its newest step), MODEL_DIR/checkpoints/<step or 'best'>,
+      or a directory of any format that is registered.
     mesh: where to put the weights.
-    base_checkpoint: where the base of an adapter lies now, if it has moved.
+    base_checkpoint: where the base of an adapter lies now, if it is not where
+      the adapter says.
     shared: a model that is loaded already. An adapter that was trained on it
       gets its `params`, or none if it has none, and nothing is read twice.
     vocabulary: the tokenizer, if the checkpoint has none.
@@ -60,9 +64,9 @@ def load(
     return loaded
   if vocabulary is None:
     raise errors.CheckpointError(
-      f'{path} is {loaded}, which holds no vocabulary. Make a Hugging Face '
-      f'directory of it that does: perlhf convert --to=hf --source={path} '
-      '--target=DIR --vocabulary=spiece.model (or --vocabulary=byte).'
+      f'{path} is {loaded}, which holds no vocabulary. Make a checkpoint of it '
+      f'that does: perlhf convert --to=perlhf --source={path} --target=DIR '
+      '--vocabulary=spiece.model (or --vocabulary=byte).'
     )
   return dataclasses.replace(loaded, vocabulary=vocabulary)
 
@@ -71,7 +75,8 @@ def _load(
   path, mesh, base_checkpoint=None, shared=None
 ) -> loaded_model.LoadedModel:
   """Loads a model, perhaps without a vocabulary."""
-  loaded = registry.find(path).load(path, mesh)
+  format_, peeked = _peek(path, base_checkpoint)
+  loaded = format_.load(peeked, mesh)
   if loaded.base is not None:
     # Weights that are frozen beside tuned ones are copied out of it.
     can_share = shared is not None and (
@@ -85,33 +90,56 @@ def _load(
         *(loaded.base, f'The {what}', loaded.path, 'base'),
         *(mesh, base_checkpoint),
       )
-    loaded = _put_on(loaded, base, mesh)
+    loaded = dataclasses.replace(
+      _put_on(loaded, base, mesh),
+      base={**loaded.base, 'path': base.path},
+      base_path=base_checkpoint,
+    )
   return _with_fingerprints(loaded)
 
 
-def peek(path: str) -> loaded_model.LoadedModel:
+def peek(
+  path: str, base_checkpoint: str | None = None
+) -> loaded_model.LoadedModel:
   """Reads what a checkpoint says of itself, without its weights.
 
   Args:
     path: as of `load`.
+    base_checkpoint: as of `load`.
 
   Raises:
-    CheckpointError: nothing usable there.
+    CheckpointError: nothing usable there, or adapters without the base that
+      tells what they are.
   """
-  peeked = registry.find(path).peek(path)
-  if peeked.config is not None:
-    return peeked
-  base = peek(peeked.base['path'])
-  return dataclasses.replace(
-    peeked, config=base.config, vocabulary=base.vocabulary
-  )
+  return _peek(path, base_checkpoint)[1]
+
+
+def _peek(
+  path, base_checkpoint
+) -> tuple[format_lib.ModelFormat, loaded_model.LoadedModel]:
+  format_ = registry.find(path)
+  peeked = format_.peek(path)
+  if not isinstance(format_, format_lib.AdapterFormat):
+    return format_, peeked
+  place = base_checkpoint or peeked.base['path']
+  if not place:
+    raise errors.CheckpointError(
+      f'The adapter {path} names no base; say where it is with {_MOVED}.'
+    )
+  with _explained(peeked.base, 'The adapter', path, 'base'):
+    base = peek(place)
+  try:
+    return format_, format_.on_base(peeked, base)
+  except errors.CheckpointError as error:
+    raise errors.CheckpointError(
+      f'The adapter {path} does not fit the base {place}: {error}'
+    ) from error
 
 
 def _put_on(loaded, base, mesh) -> loaded_model.LoadedModel:
   """Completes what was trained with the weights that it was trained on."""
   config = loaded.config
-  if config is not None:
-    base = base.at_image_size(config.image_size, mesh)
+  base = base.at_image_size(config.image_size, mesh)
   if loaded.lora is None:
     _, kept = tuned_params.split(
       base.in_layout_of(config, mesh), config, lora=False
@@ -154,16 +182,23 @@ def _with_fingerprints(loaded) -> loaded_model.LoadedModel:
 
 
 def load_merged(
-  path: str, mesh: partitioning.LogicalMesh
+  path: str,
+  mesh: partitioning.LogicalMesh,
+  base_checkpoint: str | None = None,
 ) -> loaded_model.LoadedModel:
   """Loads a language model to start from; its adapters are merged.
 
   A format without a vocabulary leaves it None.
 
+  Args:
+    path: as of `load`.
+    mesh: where to put the weights.
+    base_checkpoint: as of `load`.
+
   Raises:
     CheckpointError: as `load`, or the checkpoint is a reward model.
   """
-  loaded = _load(path, mesh)
+  loaded = _load(path, mesh, base_checkpoint)
   check_language_model(loaded, path)
   return merged(loaded, mesh)
 
@@ -178,8 +213,8 @@ def check_language_model(loaded: loaded_model.LoadedModel, path: str) -> None:
   if loaded.is_reward_model:
     raise errors.CheckpointError(
       f'{path} is a reward model. A stage starts from a language model: give '
-      'an SFT checkpoint or a Hugging Face T5 directory as '
-      'INITIAL_CHECKPOINT_PATH.'
+      'an SFT checkpoint, or a directory of any format that perlhf inspect '
+      'knows, as INITIAL_CHECKPOINT_PATH.'
     )
 
 
@@ -314,17 +349,20 @@ def load_recorded(
     CheckpointError: it is not there, or is not what it was.
   """
   model_dir = step_files.model_dir_of(epath.Path(step))
-  vit_path = None
-  if loaded_model.VIT_PATH in recorded:
-    vit_path, *_ = recorded_paths.candidates(
-      recorded, model_dir, loaded_model.VIT_PATH
-    )
+
+  def also(name):
+    if name not in recorded:
+      return None
+    return recorded_paths.candidates(recorded, model_dir, name)[0]
+
+  base_path = also(loaded_model.BASE_PATH)
+  vit_path = also(loaded_model.VIT_PATH)
 
   def load(path):
-    base = load_merged(path, mesh)
+    base = load_merged(path, mesh, base_path)
     return base if vit_path is None else with_vit(base, vit_path, mesh)
 
-  try:
+  with _explained(recorded, owner, step, role):
     return recorded_paths.load(
       recorded,
       [moved_to]
@@ -333,11 +371,17 @@ def load_recorded(
       load,
       lambda base: base.fingerprint,
     )
+
+
+@contextlib.contextmanager
+def _explained(recorded, owner, step, role) -> Iterator[None]:
+  """Says for what something is needed that cannot be loaded."""
+  try:
+    yield
   except errors.CheckpointError as error:
     fingerprint = recorded.get('fingerprint')
     known = '' if fingerprint is None else f' (fingerprint {fingerprint})'
     raise errors.CheckpointError(
       f'{owner} {step} needs its {role} {recorded["path"]}{known}, which '
-      f'cannot be loaded: {error} If it has moved, say where with '
-      '--base_checkpoint=DIR.'
+      f'cannot be loaded: {error} If it has moved, say where with {_MOVED}.'
     ) from error

@@ -12,11 +12,16 @@ from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import pali_config
 from perlhf_jax.models import t5_config
 
-# 1 had no module and no versions, and of reward models the path alone.
-FORMAT_VERSION = 2
+# 1 had no module and no versions, and of reward models the path alone; 2 had
+# no models that were made of others.
+FORMAT_VERSION = 3
 SFT = 'sft'
 REWARD = 'reward'
 POLICY = 'policy'
+# What `tuning` may be.
+LORA = 'lora'
+FULL = 'full'
+MERGED = 'merged'
 # Of `data_order`.
 LENGTH_BUCKETS = 'length_buckets'
 # What is named by `recorded_paths`.
@@ -28,18 +33,19 @@ class RunMetadata:
   """Describes a trained model.
 
   Attributes:
-    kind: `sft`, `reward` or `policy`.
+    kind: `sft`, `reward` or `policy`; None where `made_of` does not tell.
     objective: `sft`, `pairwise`, `pointwise` or the algorithm that tuned a
-      policy.
-    tuning: `lora` or `full`.
+      policy; None likewise.
+    tuning: `lora`, `full`, or `merged`: adapters that are in the weights; None
+      likewise.
     model: architecture and numerics.
     lora: the adapters' configuration, None for full tuning.
     vocabulary: the tokenizer.
     base: `{'path', 'relative_path', 'fingerprint'}` of the backbone that is
-      frozen, all of it or a part, see `recorded_paths`; None where every weight
-      was trained.
-    task: the SeqIO task or mixture it was trained on.
-    task_feature_lengths: tokens of `inputs` and `targets`.
+      frozen, all of it or a part, see `recorded_paths`; None where the
+      checkpoint holds every weight.
+    task: the SeqIO task or mixture it was trained on; None likewise.
+    task_feature_lengths: tokens of `inputs` and `targets`; empty likewise.
     truncate_prompt: which end of a long prompt was kept.
     data_order: what decides which examples a step sees: batch size, seeds, and
       how they are put together by length.
@@ -48,22 +54,25 @@ class RunMetadata:
       what `base` has.
     module: the user's module that registers the task, if any.
     versions: of this library and those below it, see `core.versions`.
+    made_of: what `perlhf convert` made it of, and where that lay; None of what
+      a run saved. It holds every weight, and nothing to go on training from.
   """
 
-  kind: str
-  objective: str
-  tuning: str
+  kind: str | None
+  objective: str | None
+  tuning: str | None
   model: t5_config.T5Config
   lora: lora_lib.LoraConfig | None
   vocabulary: Any
   base: Mapping[str, str] | None
-  task: str
+  task: str | None
   task_feature_lengths: Mapping[str, int]
   truncate_prompt: str
   data_order: Mapping[str, Any]
   policy: Mapping[str, Any] | None = None
   module: str | None = None
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  made_of: str | None = None
 
 
 def to_json(metadata: RunMetadata) -> dict[str, Any]:
@@ -158,7 +167,7 @@ def check_same(saved: RunMetadata, given: RunMetadata, where: str) -> None:
 def _settings(metadata: RunMetadata) -> Iterator[tuple[str, Any]]:
   """Yields what decides a run, by name: `model.emb_dim`, `policy.kl_beta`."""
   for name, value in to_json(metadata).items():
-    if name not in ('format_version', 'module', 'versions'):
+    if name not in ('format_version', 'made_of', 'module', 'versions'):
       yield from _leaves(name, value)
 
 

@@ -55,6 +55,23 @@ def from_task(value: bytes) -> Image:
     return value  # Neither; decoding will say so.
 
 
+def from_array(pixels: np.ndarray) -> Image:
+  """Encodes pixels, without loss.
+
+  Args:
+    pixels: uint8 `[height, width, 3]`, RGB.
+
+  Raises:
+    DataError: it is of another shape or dtype.
+  """
+  if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+    raise errors.DataError(
+      f'An image is an array of {pixels.dtype} {list(pixels.shape)}; give '
+      'uint8 [height, width, 3], RGB.'
+    )
+  return tf.io.encode_png(pixels).numpy()
+
+
 def describe(image: Image) -> str:
   """What messages call an image."""
   if isinstance(image, str):

@@ -213,7 +213,7 @@ class _Check:
       self._report.ok('LoRA', f'{len(adapters.module_paths)} layers adapted')
 
   def _peek_start(self, path: str) -> tuple[Any, Any]:
-    peeked = loading.peek(path)
+    peeked = loading.peek(path, self._get('base_checkpoint'))
     loading.check_language_model(peeked, path)
     config, vit_path = peeked.config, self._get('initial_vit_path')
     if vit_path is not None:
@@ -253,7 +253,8 @@ class _Check:
   def _peek(self, name, path, is_reward_model) -> None:
     if self._skips(name, path, reads=True):
       return
-    peeked = loading.peek(path)
+    base = self._get('base_checkpoint') if name == 'checkpoint' else None
+    peeked = loading.peek(path, base)
     if is_reward_model is not None:
       if peeked.is_reward_model != bool(is_reward_model):
         wanted = 'a reward model' if is_reward_model else 'a language model'
@@ -282,7 +283,7 @@ class _Check:
     path = self._values.get('checkpoint')
     if 'split' not in self._values or check_report.unreachable(path):
       return
-    peeked = loading.peek(path)
+    peeked = loading.peek(path, self._get('base_checkpoint'))
     folder = path
     if peeked.metadata is not None:
       folder = os.fspath(pathlib.PurePosixPath(peeked.path).parents[1])

@@ -187,7 +187,7 @@ def find(path: epath.Path, train_steps: int) -> ModelDir:
     train_steps: updates in all.
 
   Raises:
-    CheckpointError: it holds more steps than are wanted.
+    CheckpointError: it holds more steps than are wanted, or no run.
   """
   with multihost.together():
     newest = step_files.newest_step(path)
@@ -203,4 +203,10 @@ def find(path: epath.Path, train_steps: int) -> ModelDir:
   # Processes wait for each other here.
   fields = step_files.read_metadata(newest)
   metadata = run_metadata.from_json(fields, str(newest))
+  if metadata.made_of is not None:
+    raise errors.CheckpointError(
+      f'MODEL_DIR {path} holds a model that perlhf convert made, and no run to '
+      'go on with. Give another MODEL_DIR, and this one as '
+      'INITIAL_CHECKPOINT_PATH.'
+    )
   return ModelDir(path, train_steps, step, metadata)

@@ -85,6 +85,7 @@ def prepare(
   model: t5_config.T5Config | None,
   vocabulary: Any,
   partitioner: partitioning.Partitioner,
+  base_checkpoint: str | None = None,
   initial_vit_path: str | None = None,
   minibatches: int = 1,
   rollout_parts: int = 1,
@@ -106,6 +107,7 @@ def prepare(
     model: architecture; that of the initial checkpoint if None.
     vocabulary: tokenizer; that of the initial checkpoint if None.
     partitioner: how the model and batches are split among devices.
+    base_checkpoint: where the base of an initial adapter lies now.
     initial_vit_path: a ViT that is put in front of the model.
     minibatches: updates of a step.
     rollout_parts: parts in which a batch is sampled.
@@ -124,7 +126,9 @@ def prepare(
   directory = model_dirs.prepare(model_dir, loop.train_steps)
   dataset = directory.as_begun(dataset)
   start = initial.load_initial(
-    model, vocabulary, lora, initial_checkpoint_path, mesh, initial_vit_path
+    *(model, vocabulary, lora, initial_checkpoint_path, mesh),
+    base_checkpoint=base_checkpoint,
+    initial_vit_path=initial_vit_path,
   )
   with multihost.together():
     examples = start.load_examples(dataset)
@@ -165,7 +169,7 @@ def describe(
   return run_metadata.RunMetadata(
     kind=kind,
     objective=objective,
-    tuning='lora' if is_lora else 'full',
+    tuning=run_metadata.LORA if is_lora else run_metadata.FULL,
     model=start.config,
     lora=prepared.lora,
     vocabulary=start.vocabulary,

@@ -36,11 +36,13 @@ def convert(
   measured, unless the format keeps adapters.
 
   Args:
-    source: the checkpoint, of any format.
-    target: a local folder, new or empty; it is complete at the end, or not
-      there.
-    to: a format that can be written: `hf`, `peft` or `t5x`.
-    base_checkpoint: where the base of an adapter lies now, if it has moved.
+    source: a MODEL_DIR, one of its steps, or a directory of any format that
+      `perlhf inspect` knows.
+    target: a local folder, of `perlhf` a remote one too, new or empty; it is
+      complete at the end, or not there.
+    to: a format that can be written: `perlhf`, which is ours, and then names no
+      other checkpoint, `hf`, `peft` or `t5x`.
+    base_checkpoint: where an adapter's base is, if not where the adapter says.
     base: what a PEFT directory will name as its base; by default where the base
       lies now.
     vocabulary: the tokenizer of a T5X checkpoint: a SentencePiece model, or

@@ -26,7 +26,8 @@ from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import step_files
 
-_HF_LENGTHS = {'inputs': 512, 'targets': 128}
+# Of a checkpoint that says nothing of them.
+_LENGTHS = {'inputs': 512, 'targets': 128}
 
 
 @checks.checked
@@ -59,8 +60,8 @@ def evaluate(
   against a baseline, and exact match and ROUGE where the task has targets.
 
   Args:
-    checkpoint: MODEL_DIR (newest step), one of its checkpoints/<step>,
-      checkpoints/best included, or a Hugging Face T5 directory.
+    checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
+      `perlhf inspect` knows.
     mixture_or_task_name: the task; by default the one it was trained on.
     split: of the task.
     batch_size: examples at once; the metrics of reward models do not depend
@@ -71,8 +72,8 @@ def evaluate(
       default, and if no task is named, the one that the checkpoint records.
     use_cached: whether to read SeqIO's offline cache of the task.
     skip_bad_rows: whether to leave out rows that cannot be used.
-    base_checkpoint: where the adapter's base is, or the reference of a policy
-      that was tuned in full, if it has been moved.
+    base_checkpoint: where an adapter's base is, or the reference of a policy
+      that was tuned in full, if not where the checkpoint says.
     policy: how to evaluate a language model; of a reward model, nothing.
     partitioner: how the model and batches are split among devices.
 
@@ -135,7 +136,7 @@ def dataset_of(
 
   Args:
     checkpoint: its path, for messages.
-    metadata: of the checkpoint; None for a Hugging Face directory.
+    metadata: of the checkpoint; None for other people's.
     mixture_or_task_name: the task; that of training if None.
     task_feature_lengths: those of training if None.
     **options: other fields of the `DatasetConfig`.
@@ -143,7 +144,8 @@ def dataset_of(
   Raises:
     ConfigError: neither says what to read.
   """
-  if metadata is None and mixture_or_task_name is None:
+  trained = metadata is not None and metadata.task is not None
+  if not trained and mixture_or_task_name is None:
     raise errors.ConfigError(
       f'{checkpoint} does not say on what to evaluate it; set '
       'MIXTURE_OR_TASK_NAME.'
@@ -154,7 +156,7 @@ def dataset_of(
   dataset = input_pipeline.DatasetConfig(
     mixture_or_task_name=mixture_or_task_name or metadata.task,
     task_feature_lengths=task_feature_lengths
-    or (_HF_LENGTHS if metadata is None else metadata.task_feature_lengths),
+    or (metadata.task_feature_lengths if trained else _LENGTHS),
     shuffle=False,
     **options,
     **trained_with,

@@ -27,7 +27,7 @@ from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 
-# Of a Hugging Face directory, which says nothing of it.
+# Of a checkpoint that says nothing of it.
 MAX_LENGTH = 128
 _LOG_SECONDS = 10
 
@@ -61,7 +61,8 @@ def generate(
   responses that are too long for the memory are refused before any is answered.
 
   Args:
-    checkpoint: MODEL_DIR, one of its steps, or a Hugging Face T5 directory.
+    checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
+      `perlhf inspect` knows.
     input_path: JSON lines with the string `prompt`, and, for models of images,
       `image`; see `line_images`.
     output_path: where to write.
@@ -72,12 +73,12 @@ def generate(
     num_beams: width of a beam search, which takes the place of sampling.
     num_samples: responses to a prompt.
     max_length: longest response in tokens, EOS included; by default that of
-      the training, or 128 for a Hugging Face directory.
+      the training, or 128 where nothing tells it.
     seed: of the sampling, below 2**32.
     batch_size: lines answered at once; it does not change the responses.
-    base_checkpoint: where the adapter's base is, if it has been moved.
+    base_checkpoint: where an adapter's base is, if not where the adapter says.
     prompt_length: longest prompt in tokens, EOS included; by default that of
-      the training, or any length for a Hugging Face directory.
+      the training, or any length where nothing tells it.
     mesh_shape: sizes of (data, fsdp, tensor), separated by commas; one of
       them may be -1.
 
@@ -309,7 +310,7 @@ def _load_decoder(
   Args:
     checkpoint: of the model.
     mesh: the mesh.
-    base_checkpoint: where its base is, if it has been moved.
+    base_checkpoint: where its base is, if not where it says.
     config: of the decoding, but for its length.
     max_length: longest response; that of the training if None.
     seed: of the sampling.
@@ -322,8 +323,7 @@ def _load_decoder(
   if loaded.is_reward_model:
     raise errors.CheckpointError(
       f'{checkpoint} is a reward model, which scores text and writes none; '
-      'give a language model: an SFT or policy checkpoint, or a Hugging Face '
-      'T5 directory.'
+      'give a language model, such as an SFT or a policy checkpoint.'
     )
   length = max_length or loaded.lengths.get('targets', MAX_LENGTH)
   config = dataclasses.replace(config, max_length=length)

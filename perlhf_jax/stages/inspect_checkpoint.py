@@ -17,17 +17,22 @@ from perlhf_jax.training import step_files
 _FIGURES = ('summary.json', 'eval.json')
 
 
-def inspect_checkpoint(*, checkpoint: str) -> None:
+def inspect_checkpoint(
+  *, checkpoint: str, base_checkpoint: str | None = None
+) -> None:
   """Prints format, family, parameters, adapters, base, step, metrics and size.
 
   Args:
-    checkpoint: of any format that is read.
+    checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
+      is registered.
+    base_checkpoint: where the base of an adapter lies now, if it is not where
+      the adapter says.
 
   Raises:
     CheckpointError: nothing usable there.
   """
   format_ = registry.find(checkpoint)
-  peeked = loading.peek(checkpoint)
+  peeked = loading.peek(checkpoint, base_checkpoint)
   for name, value in _lines(peeked, format_.name):
     print(f'{name + ":":12} {value}')
 
@@ -60,9 +65,12 @@ def _lines(
   if peeked.base is not None:
     known = peeked.base.get('fingerprint')
     yield 'base', peeked.base['path'] + (f' ({known})' if known else '')
-  if metadata is not None:
+  if metadata is not None and metadata.made_of is not None:
+    yield 'made of', metadata.made_of
+  if metadata is not None and metadata.task is not None:
     lengths = ', '.join(f'{n} {v}' for n, v in peeked.lengths.items())
     yield 'trained on', f'{metadata.task}; tokens at most: {lengths}'
+  if metadata is not None:
     versions = ', '.join(f'{n} {v}' for n, v in metadata.versions.items())
     yield 'written by', versions
     yield from _figures(step_files.model_dir_of(epath.Path(peeked.path)))

@@ -1,6 +1,6 @@
-"""Images of the lines that `score` and `generate` read."""
+"""Images of the lines that `score` and `generate` read, and of prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -34,33 +34,62 @@ def read(
     DataError: a line has no image, too many, one that cannot be decoded, or
       one that the model does not read; the message names file and line.
   """
-  config, lengths = loaded.config, loaded.lengths
-  spec = None
+
+  def where(index):
+    return f'{path}:{index + 1}'
+
+  folder, found = epath.Path(path).parent, []
+  for index, row in enumerate(rows):
+    if 'images' in loaded.lengths and 'image' not in row:
+      raise errors.DataError(
+        f'{where(index)} has no "image", and the checkpoint was trained on '
+        'prompts with images; give a path, or null for a prompt without.'
+      )
+    found.append([str(folder / each) for each in _given(row, where(index))])
+  return found, check(loaded, found, where)
+
+
+def check(
+  loaded: loaded_model.LoadedModel,
+  found: Sequence[Sequence[images.Image]],
+  where: Callable[[int], str],
+) -> images.ImageSpec | None:
+  """Makes sure that a model can read the images of prompts.
+
+  Args:
+    loaded: the model, with or without weights.
+    found: the images of each prompt.
+    where: what messages call the prompt of an index.
+
+  Returns:
+    How they are decoded; None for a model that reads text alone.
+
+  Raises:
+    DataError: a prompt has too many images, one that cannot be decoded, or one
+      that the model does not read.
+  """
+  config, spec = loaded.config, None
   if config.image_size is not None:
-    spec = images.ImageSpec(config.image_size, lengths.get('images', 1))
-  folder = epath.Path(path).parent
-  found = []
-  for number, row in enumerate(rows, start=1):
-    where = f'{path}:{number}'
-    given = _given(row, where)
-    if spec is None and given:
+    spec = images.ImageSpec(config.image_size, loaded.lengths.get('images', 1))
+  for index, several in enumerate(found):
+    if spec is None and several:
       raise errors.DataError(
-        f'{where} has an image, and the checkpoint reads text alone; give a '
-        'PaLI, or leave out "image".'
+        f'{where(index)} has an image, and the checkpoint reads text alone; '
+        'give a PaLI, or no image.'
       )
-    if 'images' in lengths and 'image' not in row:
+    if spec is not None and len(several) > spec.count:
       raise errors.DataError(
-        f'{where} has no "image", and the checkpoint was trained on prompts '
-        'with images; give a path, or null for a prompt without.'
+        f'{where(index)} has {len(several)} images; the checkpoint reads at '
+        f'most {spec.count}.'
       )
-    if spec is not None and len(given) > spec.count:
-      raise errors.DataError(
-        f'{where} has {len(given)} images; the checkpoint reads at most '
-        f'{spec.count}.'
-      )
-    found.append([str(folder / each) for each in given])
-  _check(found, path)
-  return found, spec
+  # Each once.
+  distinct = dict.fromkeys(image for row in found for image in row)
+  problems = images.find_problems(list(distinct))
+  for index, several in enumerate(found):
+    for image in several:
+      if image in problems:
+        raise errors.DataError(f'{where(index)}: {problems[image]}.')
+  return spec
 
 
 def num_tokens(
@@ -84,13 +113,3 @@ def _given(row: Mapping[str, Any], where: str) -> list[str]:
     f'{where}: "image" is {given!r}; it must be the path of a PNG or JPEG, a '
     'list of such paths, or null.'
   )
-
-
-def _check(found: Sequence[Sequence[str]], path: str) -> None:
-  """Decodes all images once."""
-  distinct = dict.fromkeys(image for row in found for image in row)
-  problems = images.find_problems(list(distinct))
-  for number, row in enumerate(found, start=1):
-    for image in row:
-      if image in problems:
-        raise errors.DataError(f'{path}:{number}: {problems[image]}.')

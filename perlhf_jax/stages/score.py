@@ -78,12 +78,13 @@ def score(
   before any is scored.
 
   Args:
-    checkpoint: MODEL_DIR, one of its steps, or a Hugging Face T5 directory.
+    checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
+      `perlhf inspect` knows.
     input_path: JSON lines with the string `prompt`, the string `response` or
       a list of them, and, for models of images, `image`; see `line_images`.
     output_path: where to write.
     batch_size: lines scored at once; it does not change the scores.
-    base_checkpoint: where the adapter's base is, if it has been moved.
+    base_checkpoint: where an adapter's base is, if not where the adapter says.
     prompt_length: longest prompt in tokens, EOS included; by default that of
       the training for a reward model, and any length for a language model.
     response_length: longest response in tokens, for reward models.

@@ -1,16 +1,25 @@
-"""A loaded model for Python programs: strings in, numbers or strings out."""
+"""A loaded model for Python programs: strings in, numbers or strings out.
+
+Models that read images take them beside the strings; see `prompt_images`.
+"""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
+
+import numpy as np
 
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.checkpoints import loading
 from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters
 from perlhf_jax.stages import generate as generate_lib
+from perlhf_jax.stages import prompt_images
 from perlhf_jax.stages import score as score_lib
 from perlhf_jax.training import partitioning
+
+# One for each prompt, a list of them, or None; see `prompt_images.read`.
+Images = Sequence[Any] | np.ndarray | None
 
 
 def load(
@@ -23,23 +32,19 @@ def load(
   """Loads a checkpoint of any format, to score or to write text with.
 
   Args:
-    path: MODEL_DIR, one of its steps, a Hugging Face T5 or a PEFT directory.
-    base_checkpoint: where the base of an adapter lies now, if it has moved.
+    path: a MODEL_DIR, one of its steps, or a directory of any format that
+      `perlhf inspect` knows.
+    base_checkpoint: where an adapter's base is, if not where the adapter says.
     batch_size: texts at a time; it does not change what comes out.
     mesh_shape: devices as (data, fsdp, tensor); one of them may be -1.
 
   Raises:
     CheckpointError: nothing usable there.
-    ConfigError: the model reads images, or the mesh does not divide a batch.
+    ConfigError: the mesh does not divide a batch.
   """
   mesh = partitioning.make_mesh(tuple(mesh_shape))
   partitioning.check_batch_size(batch_size, mesh)
   loaded = loading.load(path, mesh, base_checkpoint)
-  if loaded.config.image_size is not None:
-    raise errors.ConfigError(
-      f'{path} reads images, and the Python interface text alone; use perlhf '
-      'score and perlhf generate.'
-    )
   return TextModel(loaded, batch_size, mesh)
 
 
@@ -67,16 +72,21 @@ class TextModel:
     self._decoders: dict[Any, generate_lib.Decoder] = {}
 
   def score(
-    self, prompts: Sequence[str], responses: Sequence[str]
+    self,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    images: Images = None,
   ) -> list[float]:
     """Scores one response to each prompt with a reward model.
 
     Args:
       prompts: the prompts.
       responses: as many; they are cut to the length of the training.
+      images: of models that read them, as many; see `prompt_images.read`.
 
     Raises:
       CheckpointError: this is a language model.
+      DataError: images that cannot be read, or are not read.
     """
     if not self.about.is_reward_model:
       raise errors.CheckpointError(
@@ -86,32 +96,40 @@ class TextModel:
     lengths = self.about.lengths
     limits = lengths.get('inputs'), lengths.get('targets')
     return self._score(
-      prompts, responses, limits, feature_converters.PointwiseConverter
+      prompts, responses, images, limits, feature_converters.PointwiseConverter
     )
 
   def logprobs(
-    self, prompts: Sequence[str], responses: Sequence[str]
+    self,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    images: Images = None,
   ) -> list[float]:
     """Returns the log-probability of one response to each prompt.
 
     Args:
       prompts: the prompts, of any length.
       responses: as many.
+      images: of models that read them, as many; see `prompt_images.read`.
 
     Returns:
       In nats, summed over the tokens of the response and EOS.
 
     Raises:
       CheckpointError: this is a reward model.
+      DataError: images that cannot be read, or are not read.
     """
     self._check_writes()
     return self._score(
-      prompts, responses, (None, None), feature_converters.SftConverter
+      *(prompts, responses, images),
+      (None, None),
+      feature_converters.SftConverter,
     )
 
   def generate(
     self,
     prompts: Sequence[str],
+    images: Images = None,
     *,
     temperature: float | None = None,
     top_k: int | None = None,
@@ -125,6 +143,7 @@ class TextModel:
 
     Args:
       prompts: the prompts.
+      images: of models that read them, as many; see `prompt_images.read`.
       temperature: divides the logits; 1 if None, 0 for the likeliest tokens.
       top_k: samples from the k likeliest tokens.
       top_p: samples from the fewest tokens of this probability.
@@ -142,6 +161,7 @@ class TextModel:
     Raises:
       CheckpointError: this is a reward model.
       ConfigError: arguments that exclude each other.
+      DataError: images that cannot be read, or are not read.
     """
     self._check_writes()
     config = generate_lib.decoding_config(
@@ -151,6 +171,9 @@ class TextModel:
     config = dataclasses.replace(
       config,
       max_length=max_length or lengths.get('targets', generate_lib.MAX_LENGTH),
+    )
+    image_rows, image_spec = prompt_images.read(
+      self.about, images, len(prompts)
     )
     if (config, seed) not in self._decoders:
       self._decoders[config, seed] = generate_lib.make_decoder(
@@ -162,7 +185,8 @@ class TextModel:
       batch_size=self._batch_size,
       prompt_length=lengths.get('inputs'),
       truncate_prompt=self.about.truncate_prompt,
-      image_rows=[()] * len(prompts),
+      image_rows=image_rows,
+      image_spec=image_spec,
     )
     texts = [
       [vocabulary.decode(tokens.tolist()) for tokens in several]
@@ -170,12 +194,17 @@ class TextModel:
     ]
     return texts if num_samples > 1 else [several[0] for several in texts]
 
-  def _score(self, prompts, responses, limits, converter) -> list[float]:
+  def _score(
+    self, prompts, responses, images, limits, converter
+  ) -> list[float]:
     if len(prompts) != len(responses):
       raise errors.DataError(
         f'There are {len(prompts)} prompts and {len(responses)} responses; '
         'give one response to each prompt.'
       )
+    image_rows, image_spec = prompt_images.read(
+      self.about, images, len(prompts)
+    )
     if self._scorer is None:
       self._scorer = score_lib.make_scorer(self._loaded, self._mesh)
 
@@ -199,7 +228,8 @@ class TextModel:
       converter,
       batch_size=self._batch_size,
       truncate_prompt=self.about.truncate_prompt,
-      image_rows=[()] * len(examples),
+      image_rows=image_rows,
+      image_spec=image_spec,
     )
     return scores.tolist()
 

@@ -66,6 +66,7 @@ def train_policy(
   rollout_parts: Annotated[int, checks.AtLeastOne] = 1,
   model: t5_config.T5Config | None = None,
   vocabulary: Any = None,
+  base_checkpoint: str | None = None,
   shaping: rewards_lib.RewardShaping | None = None,
   controller: kl_controller.AdaptiveKl | None = None,
   alarms: alarms_lib.Alarms | None = None,
@@ -88,8 +89,8 @@ def train_policy(
     policy_optimizer: optimizer and schedule of the policy.
     value_optimizer: of the value model, where the algorithm has one.
     lora: adapters of policy and value model; None for full tuning.
-    initial_checkpoint_path: SFT checkpoint or Hugging Face T5 directory; it
-      is the reference too.
+    initial_checkpoint_path: a MODEL_DIR, one of its steps, or a directory of
+      any format that `perlhf inspect` knows; it is the reference too.
     kl_beta: β in [0, 1].
     temperature: of the sampling, above 0. The policy that is trained is the
       one that samples, temperature included.
@@ -98,6 +99,8 @@ def train_policy(
       so that the KV caches of one at a time are held.
     model: architecture; that of the initial checkpoint if None.
     vocabulary: tokenizer; that of the initial checkpoint if None.
+    base_checkpoint: where the base of an initial adapter lies now, if it is not
+      where the adapter says.
     shaping: normalisation, clipping and penalties of scores.
     controller: adapts β to a target KL; None keeps it.
     alarms: thresholds of warnings.
@@ -147,6 +150,7 @@ def train_policy(
     loop=loop,
     lora=lora,
     initial_checkpoint_path=initial_checkpoint_path,
+    base_checkpoint=base_checkpoint,
     model=model,
     vocabulary=vocabulary,
     partitioner=partitioner,
@@ -212,7 +216,8 @@ def _check_start(model, lora, path) -> None:
   if path is None:
     raise errors.ConfigError(
       'A policy starts from a language model: set INITIAL_CHECKPOINT_PATH to '
-      'a MODEL_DIR of perlhf train_sft or a Hugging Face T5 directory.'
+      'a MODEL_DIR, such as one of perlhf train_sft, one of its steps, or a '
+      'directory of any format that perlhf inspect knows.'
     )
   for name, config in (('T5Config', model), ('LoraConfig', lora)):
     if config is not None and config.dropout_rate:

@@ -72,6 +72,7 @@ def train_sft(
   initial_checkpoint_path: str | None = None,
   model: t5_config.T5Config | None = None,
   vocabulary: Any = None,
+  base_checkpoint: str | None = None,
   initial_vit_path: str | None = None,
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
   label_smoothing: Annotated[float, checks.Range(least=0, below=1)] = 0.0,
@@ -86,10 +87,13 @@ def train_sft(
     loop: lengths and periods.
     optimizer: optimizer and schedule.
     lora: adapters; None for full tuning.
-    initial_checkpoint_path: checkpoint or Hugging Face T5 directory; None to
-      train from random weights.
+    initial_checkpoint_path: a MODEL_DIR, one of its steps, or a directory of
+      any format that `perlhf inspect` knows; None to train from random
+      weights.
     model: architecture; that of the initial checkpoint if None.
     vocabulary: tokenizer; that of the initial checkpoint if None.
+    base_checkpoint: where the base of an initial adapter lies now, if it is not
+      where the adapter says.
     initial_vit_path: a Hugging Face SigLIP directory, whose ViT makes a PaLI of
       the T5 of the initial checkpoint.
     partitioner: how the model and batches are split among devices.
@@ -120,6 +124,7 @@ def train_sft(
     loop=loop,
     lora=lora,
     initial_checkpoint_path=initial_checkpoint_path,
+    base_checkpoint=base_checkpoint,
     model=model,
     vocabulary=vocabulary,
     partitioner=partitioner,

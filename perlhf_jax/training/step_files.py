@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from perlhf_jax.core import errors
 from perlhf_jax.core import typing
 from perlhf_jax.training import multihost
+from perlhf_jax.training import train_state
 
 _CHECKPOINTS = 'checkpoints'
 _METRIC = 'selection'
@@ -259,6 +260,35 @@ def read_metadata(step: epath.Path) -> dict[str, Any]:
 def _read_json(item: epath.Path) -> dict[str, Any]:
   with ocp.Checkpointer(ocp.JsonCheckpointHandler(item.name)) as reader:
     return reader.restore(item)
+
+
+def write_weights(
+  model_dir: epath.Path,
+  step: int,
+  trainable: Mapping[str, Any],
+  metadata: Mapping[str, Any],
+) -> None:
+  """Writes a step that holds no optimizer; on all hosts together.
+
+  Args:
+    model_dir: in which the step is to be; there, or to be made.
+    step: its number.
+    trainable: what `read_trainable` is to read.
+    metadata: JSON object to store in it.
+
+  Raises:
+    OSError: it cannot be written; nothing is left of it then.
+  """
+  state = train_state.TrainState(np.int32(step), trainable, opt_state={})
+  try:
+    manager = CheckpointManager(model_dir, metadata, keep_best=0)
+    manager.save(state, metric=None)
+    manager.close()
+  # TensorStore makes a ValueError of a full disk.
+  except (OSError, ValueError) as error:
+    if jax.process_index() == 0:
+      (model_dir / _CHECKPOINTS).rmtree(missing_ok=True)
+    raise OSError(str(error)) from error
 
 
 def read_trainable(

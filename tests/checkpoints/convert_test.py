@@ -19,23 +19,8 @@ _ROWS = [
 ]
 
 
-def _convert(source, target, to, *flags):
-  flags = (f'--source={source}', f'--target={target}', f'--to={to}', *flags)
-  return main.run(['convert', *flags])
-
-
 def _logprobs(checkpoint, tmp_path):
   return [row['logprob'] for row in runs.score(checkpoint, _ROWS, tmp_path)]
-
-
-def _train(command, task, start, folder):
-  """A LoRA run of three steps."""
-  no_model = ('--gin.MODEL=None', '--gin.VOCABULARY=None')
-  arguments = runs.arguments(
-    *(command, 'attention', folder, task, *no_model), start=start, steps=3
-  )
-  assert main.run(arguments) == 0
-  return folder
 
 
 @pytest.fixture(scope='module')
@@ -46,19 +31,19 @@ def base(tmp_path_factory):
 @pytest.fixture(scope='module')
 def adapter(base, tmp_path_factory):
   folder = tmp_path_factory.mktemp('adapter') / 'sft'
-  return _train('train_sft', 'demo_sft', base, folder)
+  return runs.train_on('train_sft', 'demo_sft', base, folder)
 
 
 @pytest.fixture(scope='module')
 def reward(base, tmp_path_factory):
   folder = tmp_path_factory.mktemp('reward') / 'rm'
-  return _train('train_reward', 'demo_rm', base, folder)
+  return runs.train_on('train_reward', 'demo_rm', base, folder)
 
 
 def test_hf_to_t5x_and_back_is_exact(tmp_path):
-  assert _convert(_GOLDEN, tmp_path / 't5x', 't5x') == 0
+  assert runs.convert(_GOLDEN, tmp_path / 't5x', 't5x') == 0
   flags = ('--vocabulary=byte', '--extra_ids=125')
-  assert _convert(tmp_path / 't5x', tmp_path / 'hf', 'hf', *flags) == 0
+  assert runs.convert(tmp_path / 't5x', tmp_path / 'hf', 'hf', *flags) == 0
   mesh = partitioning.make_mesh()
   first, last = (
     loading.load(str(path), mesh) for path in (_GOLDEN, tmp_path / 'hf')
@@ -70,7 +55,7 @@ def test_hf_to_t5x_and_back_is_exact(tmp_path):
 
 @pytest.mark.parametrize('to', ['hf', 'peft'])
 def test_adapters_go_out_and_score_the_same(to, adapter, tmp_path):
-  assert _convert(adapter, tmp_path / to, to) == 0
+  assert runs.convert(adapter, tmp_path / to, to) == 0
   wanted = _logprobs(adapter, tmp_path)
   np.testing.assert_allclose(
     _logprobs(tmp_path / to, tmp_path), wanted, atol=1e-4
@@ -81,7 +66,7 @@ def test_adapters_go_out_and_score_the_same(to, adapter, tmp_path):
 
 @pytest.mark.parametrize('to', ['hf', 'peft'])
 def test_reward_models_go_out_with_their_head(to, reward, tmp_path):
-  assert _convert(reward, tmp_path / to, to) == 0
+  assert runs.convert(reward, tmp_path / to, to) == 0
   scores = [
     [row['score'] for row in runs.score(path, _ROWS, tmp_path)]
     for path in (reward, tmp_path / to)
@@ -90,13 +75,15 @@ def test_reward_models_go_out_with_their_head(to, reward, tmp_path):
 
 
 def test_peft_adapters_are_trained_on(adapter, tmp_path):
-  assert _convert(adapter, tmp_path / 'peft', 'peft') == 0
-  run = _train('train_sft', 'demo_sft', tmp_path / 'peft', tmp_path / 'run')
+  assert runs.convert(adapter, tmp_path / 'peft', 'peft') == 0
+  run = runs.train_on(
+    'train_sft', 'demo_sft', tmp_path / 'peft', tmp_path / 'run'
+  )
   assert np.isfinite(_logprobs(run, tmp_path)).all()
 
 
 def test_t5x_checkpoints_are_trained_on(tmp_path, capfd):
-  assert _convert(_GOLDEN, tmp_path / 't5x', 't5x') == 0
+  assert runs.convert(_GOLDEN, tmp_path / 't5x', 't5x') == 0
   arguments = runs.arguments(
     *('train_sft', 'attention', tmp_path / 'run', 'demo_sft'),
     '--gin.MODEL=None',
@@ -111,7 +98,7 @@ def test_t5x_checkpoints_are_trained_on(tmp_path, capfd):
 
 
 def test_inspect_says_what_it_is(adapter, tmp_path, capsys):
-  assert _convert(_GOLDEN, tmp_path / 't5x', 't5x') == 0
+  assert runs.convert(_GOLDEN, tmp_path / 't5x', 't5x') == 0
   capsys.readouterr()
   expected = {
     adapter: ('perlhf, an SFT model, LoRA, step 3', 'LoRA of rank', '/base ('),
@@ -127,7 +114,7 @@ def test_inspect_says_what_it_is(adapter, tmp_path, capsys):
 @pytest.mark.parametrize(
   ('to', 'flags', 'parts'),
   [
-    ('onnx', (), ("'onnx'", 'hf, peft, t5x')),
+    ('onnx', (), ("'onnx'", 'hf, peft, perlhf, t5x')),
     ('peft', (), ('has no adapters', '--to=hf')),
     ('t5x', ('--dtype=bfloat16',), ('float32', '--dtype')),
     ('hf', ('--dtype=int8',), ('int8', 'bfloat16')),
@@ -135,7 +122,7 @@ def test_inspect_says_what_it_is(adapter, tmp_path, capsys):
   ],
 )
 def test_what_cannot_be_written(to, flags, parts, tmp_path, capfd):
-  assert _convert(_GOLDEN, tmp_path / 'out', to, *flags) == 2
+  assert runs.convert(_GOLDEN, tmp_path / 'out', to, *flags) == 2
   message = capfd.readouterr().err
   assert all(part in message for part in parts), message
   assert 'Traceback' not in message
@@ -144,13 +131,13 @@ def test_what_cannot_be_written(to, flags, parts, tmp_path, capfd):
 
 def test_a_target_is_replaced_only_if_asked_for(tmp_path, capfd):
   target = tmp_path / 'out'
-  assert _convert(_GOLDEN, target, 'hf') == 0
-  assert _convert(_GOLDEN, target, 'hf') == 2
+  assert runs.convert(_GOLDEN, target, 'hf') == 0
+  assert runs.convert(_GOLDEN, target, 'hf') == 2
   assert '--overwrite' in capfd.readouterr().err
-  assert _convert(_GOLDEN, target, 'hf', '--overwrite') == 0
+  assert runs.convert(_GOLDEN, target, 'hf', '--overwrite') == 0
 
 
 def test_a_t5x_checkpoint_needs_a_vocabulary(tmp_path, capfd):
-  assert _convert(_GOLDEN, tmp_path / 't5x', 't5x') == 0
-  assert _convert(tmp_path / 't5x', tmp_path / 'hf', 'hf') == 2
+  assert runs.convert(_GOLDEN, tmp_path / 't5x', 't5x') == 0
+  assert runs.convert(tmp_path / 't5x', tmp_path / 'hf', 'hf') == 2
   assert '--vocabulary' in capfd.readouterr().err

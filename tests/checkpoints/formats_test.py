@@ -119,7 +119,7 @@ def test_convert_reads_and_writes_it(source, tmp_path):
   assert last.fingerprint == first.fingerprint
 
 
-class NpzAdapter(format_lib.ModelFormat):
+class NpzAdapter(format_lib.AdapterFormat):
   """Adapters in `adapter.npz`, beside `base.txt` with the path of the model."""
 
   name = 'npz_adapter'
@@ -134,14 +134,21 @@ class NpzAdapter(format_lib.ModelFormat):
       config=None,
       path=path,
       source=self.title,
-      lora_config=_LORA,
       base={'path': base},
     )
 
-  def load(self, path, mesh):
-    with np.load(pathlib.Path(path) / 'adapter.npz') as arrays:
+  def on_base(self, peeked, base):
+    return dataclasses.replace(
+      peeked,
+      config=base.config,
+      vocabulary=base.vocabulary,
+      lora_config=_LORA,
+    )
+
+  def load(self, peeked, mesh):
+    with np.load(pathlib.Path(peeked.path) / 'adapter.npz') as arrays:
       lora = tree_paths.unflatten(dict(arrays))
-    return dataclasses.replace(self.peek(path), lora=lora)
+    return dataclasses.replace(peeked, lora=lora)
 
 
 def test_adapters_that_do_not_know_their_model(source, tmp_path):

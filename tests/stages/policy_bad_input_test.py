@@ -315,7 +315,7 @@ def test_another_algorithm_in_the_same_folder(root, tmp_path, capsys):
   message = _fails(capsys, _arguments(root, policy, algorithm='grpo'))
   assert 'MODEL_DIR already holds step 1' in message
   assert 'rloo' in message and 'grpo' in message
-  part = '--gin.train/input_pipeline.DatasetConfig.part=(0, 2)'
+  part = '--gin.TRAIN_PART=(0, 2)'
   message = _fails(capsys, _arguments(root, policy, part, algorithm='rloo'))
   assert 'its data_order.part is None, this run has [0, 2]' in message
   # A policy is evaluated against models that write the same tokens.

@@ -35,6 +35,18 @@ class WriteOptions:
   overwrite: bool = False
   base: str | None = None
 
+  def check_new_and_exact(self, what: str) -> None:
+    """Raises a ConfigError of a format that knows no other way.
+
+    Args:
+      what: it writes.
+    """
+    if self.overwrite or self.dtype != 'float32':
+      raise errors.ConfigError(
+        f'{what} are written in float32 to a new folder: leave out --overwrite '
+        'and --dtype.'
+      )
+
 
 class Format(abc.ABC):
   """Tells one kind of checkpoints from others.
@@ -92,9 +104,8 @@ class WritableFormat(Format):
 class ModelFormat(Format):
   """Reads encoder-decoders, or what was trained on them.
 
-  Formats of whole models are `WeightsFormat`s. One of adapters gives them as
-  `lora` and `lora_config`, the path of their model as `base`, and what it does
-  not know, such as the `config`, as None: `loading` takes it from the base.
+  Formats of whole models are `WeightsFormat`s, those of adapters that do not
+  tell of which model they are `AdapterFormat`s.
   """
 
   @abc.abstractmethod
@@ -110,16 +121,40 @@ class ModelFormat(Format):
 
   @abc.abstractmethod
   def load(
-    self, path: str, mesh: partitioning.LogicalMesh
+    self, peeked: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh
   ) -> loaded_model.LoadedModel:
-    """Reads what lies at a path; `loading.load` puts it on its base.
+    """Reads the weights; `loading.load` puts them on their base.
 
     Args:
-      path: that the format recognises.
+      peeked: of `peek`, and of adapters of `AdapterFormat.on_base`.
       mesh: where to put the weights.
 
     Raises:
-      CheckpointError: it cannot be used.
+      CheckpointError: they cannot be used.
+    """
+
+
+class AdapterFormat(ModelFormat):
+  """Reads adapters that do not tell of which model they are.
+
+  What `peek` returns has a `base`, whose path may be empty, and no `config`.
+  """
+
+  @abc.abstractmethod
+  def on_base(
+    self, peeked: loaded_model.LoadedModel, base: loaded_model.LoadedModel
+  ) -> loaded_model.LoadedModel:
+    """Returns what adapters are on a model, still without weights.
+
+    Args:
+      peeked: of `peek`.
+      base: the model, without weights.
+
+    Returns:
+      `peeked` with `config`, `vocabulary` and `lora_config`.
+
+    Raises:
+      CheckpointError: they are not of such a model.
     """
 
 
@@ -184,10 +219,10 @@ class WeightsFormat(ModelFormat):
     )
 
   def load(
-    self, path: str, mesh: partitioning.LogicalMesh
+    self, peeked: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh
   ) -> loaded_model.LoadedModel:
-    """Reads configuration, weights and vocabulary."""
-    config = self.load_config(path)
+    """Reads weights and vocabulary."""
+    path, config = peeked.path, peeked.config
     directory = error = None
     try:
       directory = self.local_directory(path)
@@ -203,13 +238,7 @@ class WeightsFormat(ModelFormat):
         lambda name, leaf: placement.put(leaf, places[name]),
       )
       vocabulary = self.load_vocabulary(str(directory))
-    return loaded_model.LoadedModel(
-      config=config,
-      vocabulary=vocabulary,
-      path=path,
-      source=self.title,
-      params=params,
-    )
+    return dataclasses.replace(peeked, vocabulary=vocabulary, params=params)
 
 
 class VitFormat(Format):

@@ -55,13 +55,13 @@ class HuggingFace(format_lib.WeightsFormat, format_lib.WritableFormat):
       return peeked
     return dataclasses.replace(peeked, kind=run_metadata.REWARD)
 
-  def load(self, path, mesh):
+  def load(self, peeked, mesh):
     """See `format`."""
-    loaded = super().load(path, mesh)
-    if not reward_head.is_there(path):
+    loaded = super().load(peeked, mesh)
+    if not loaded.is_reward_model:
       return loaded
-    heads = reward_head.load(path, loaded.config)
-    return dataclasses.replace(loaded, kind=run_metadata.REWARD, heads=heads)
+    heads = reward_head.load(loaded.path, loaded.config)
+    return dataclasses.replace(loaded, heads=heads)
 
   def write(self, loaded, target, options):
     """See `format`."""

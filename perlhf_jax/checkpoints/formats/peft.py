@@ -1,5 +1,6 @@
 """PEFT directories of adapters, as a format."""
 
+import dataclasses
 import os
 
 from perlhf_jax.checkpoints import loaded_model
@@ -9,10 +10,11 @@ from perlhf_jax.core import errors
 from perlhf_jax.interop import hf
 from perlhf_jax.interop import output
 from perlhf_jax.interop import peft
+from perlhf_jax.interop import reward_head
 
 
-class Peft(format_lib.ModelFormat, format_lib.WritableFormat):
-  """See `interop.peft`. The base is a Hugging Face directory."""
+class Peft(format_lib.AdapterFormat, format_lib.WritableFormat):
+  """See `interop.peft`. What is written stands on a Hugging Face directory."""
 
   name = 'peft'
   title = 'a PEFT directory of adapters'
@@ -24,27 +26,29 @@ class Peft(format_lib.ModelFormat, format_lib.WritableFormat):
 
   def peek(self, path):
     """See `format`."""
-    base = _base(path)
-    adapter = peft.load(path, hf.load_config(base))
-    return self._loaded(path, adapter)
-
-  def load(self, path, mesh):
-    """See `format`."""
-    del mesh
-    base = _base(path)
-    adapter = peft.load(path, hf.load_config(base))
-    return self._loaded(path, adapter, lora=adapter.lora, heads=adapter.heads)
-
-  def _loaded(self, path, adapter, **weights):
     return loaded_model.LoadedModel(
       config=None,
       path=os.fspath(path),
       source=self.title,
-      lora_config=adapter.config,
-      kind=run_metadata.REWARD if adapter.heads else None,
-      base={'path': _base(path)},
-      **weights,
+      kind=run_metadata.REWARD if reward_head.is_there(path) else None,
+      base={'path': peft.base_of(path) or ''},
     )
+
+  def on_base(self, peeked, base):
+    """See `format`."""
+    adapter = peft.load(peeked.path, base.config)
+    return dataclasses.replace(
+      peeked,
+      config=base.config,
+      vocabulary=base.vocabulary,
+      lora_config=adapter.config,
+    )
+
+  def load(self, peeked, mesh):
+    """See `format`."""
+    del mesh
+    adapter = peft.load(peeked.path, peeked.config)
+    return dataclasses.replace(peeked, lora=adapter.lora, heads=adapter.heads)
 
   def write(self, loaded, target, options):
     """See `format`."""
@@ -70,15 +74,3 @@ class Peft(format_lib.ModelFormat, format_lib.WritableFormat):
       dtype=options.dtype,
     )
     output.write(contents, target, overwrite=options.overwrite)
-
-
-def _base(path) -> str:
-  """Returns the directory of the base that an adapter names."""
-  base = peft.base_of(path)
-  if base is None or not hf.is_hf_directory(base):
-    raise errors.CheckpointError(
-      f'{os.fspath(path)} stands on {base}, which is no Hugging Face directory '
-      'here. Write the path of its base under base_model_name_or_path in '
-      f'{peft.CONFIG}.'
-    )
-  return base

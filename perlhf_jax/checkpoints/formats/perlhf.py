@@ -1,19 +1,29 @@
 """Our own checkpoints, which say themselves what they are."""
 
 import dataclasses
+import os
 
 from etils import epath
 
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.checkpoints.formats import format as format_lib
+from perlhf_jax.core import errors
+from perlhf_jax.core import versions
 from perlhf_jax.models import tuned_params
 from perlhf_jax.training import layer_layout
 from perlhf_jax.training import step_files
 
+# Of what a policy records: other checkpoints, which it then does not name.
+_OTHERS = ('reference', 'reward_checkpoints')
 
-class Perlhf(format_lib.ModelFormat):
-  """MODEL_DIR (its newest step), or one of its steps."""
+
+class Perlhf(format_lib.ModelFormat, format_lib.WritableFormat):
+  """MODEL_DIR (its newest step), or one of its steps.
+
+  Training writes steps by itself. Written here is a MODEL_DIR of one step that
+  holds every weight, adapters merged, and names no other checkpoint.
+  """
 
   name = 'perlhf'
   title = 'a MODEL_DIR or one of its checkpoints/<step> folders'
@@ -37,14 +47,13 @@ class Perlhf(format_lib.ModelFormat):
       base=metadata.base,
     )
 
-  def load(self, path, mesh):
+  def load(self, peeked, mesh):
     """See `format`."""
-    peeked = self.peek(path)
     metadata, config = peeked.metadata, peeked.config
-    is_lora = metadata.tuning == 'lora'
-    places, _ = tuned_params.split(
-      loaded_model.params_shardings(config, mesh), config, lora=is_lora
-    )
+    is_lora = metadata.tuning == run_metadata.LORA
+    places = loaded_model.params_shardings(config, mesh)
+    if peeked.base is not None:
+      places, _ = tuned_params.split(places, config, lora=is_lora)
     trainable = step_files.read_trainable(
       epath.Path(peeked.path),
       # The value model is of use to training only.
@@ -60,3 +69,63 @@ class Perlhf(format_lib.ModelFormat):
     else:
       trained['params'] = params
     return dataclasses.replace(peeked, **trained)
+
+  def write(self, loaded, target, options):
+    """See `format`; the folder may be remote."""
+    options.check_new_and_exact('Checkpoints of ours')
+    model_dir = step_files.absolute(target)
+    try:
+      if model_dir.exists() and any(model_dir.iterdir()):
+        raise errors.CheckpointError(
+          f'{target} already holds something; give another folder.'
+        )
+      trainable = {'params': loaded.params}
+      if loaded.heads:
+        trainable['heads'] = loaded.heads
+      if loaded.kind == run_metadata.POLICY:
+        trainable = {'policy': trainable}
+      step_files.write_weights(
+        model_dir,
+        loaded.step,
+        trainable,
+        run_metadata.to_json(_describe(loaded)),
+      )
+    except OSError as error:
+      raise errors.CheckpointError(
+        f'{target} cannot be written ({error}). Choose a folder that you may '
+        'write to, on a disk with room for the weights; nothing was left there.'
+      ) from error
+
+
+def _describe(loaded) -> run_metadata.RunMetadata:
+  """Returns what a checkpoint says of itself that holds a whole model."""
+  known = {
+    'model': loaded.config,
+    'lora': None,
+    'vocabulary': loaded.vocabulary,
+    'base': None,
+    'versions': versions.describe(),
+    'made_of': f'{loaded} ({os.fspath(loaded.path)})',
+  }
+  trained = loaded.metadata
+  if trained is None:
+    return run_metadata.RunMetadata(
+      kind=loaded.kind,
+      objective=None,
+      tuning=None,
+      task=None,
+      task_feature_lengths=loaded.lengths,
+      truncate_prompt=loaded.truncate_prompt,
+      data_order={},
+      **known,
+    )
+  is_lora = trained.tuning == run_metadata.LORA
+  policy = trained.policy and {
+    name: value for name, value in trained.policy.items() if name not in _OTHERS
+  }
+  return dataclasses.replace(
+    trained,
+    tuning=run_metadata.MERGED if is_lora else trained.tuning,
+    policy=policy,
+    **known,
+  )
