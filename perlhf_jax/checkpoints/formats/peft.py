@@ -67,7 +67,7 @@ class Peft(format_lib.ModelFormat, format_lib.WritableFormat):
       base=base,
       heads=loaded.heads or None,
       tuned=loaded.tuned or None,
-      dtype=options.dtype,
+      dtype=options.dtype_of(loaded.lora),
     )
     output.write(contents, target, overwrite=options.overwrite)
 

@@ -39,10 +39,16 @@ class T5x(format_lib.WeightsFormat, format_lib.WritableFormat):
         f'{loaded.path} is {loaded}, and T5X has no place for its {what}; '
         'write it as a Hugging Face directory (--to=hf).'
       )
-    if options.overwrite or options.dtype != 'float32':
+    if options.overwrite:
       raise errors.ConfigError(
-        'T5X checkpoints are written in float32 to a new folder: leave out '
-        '--overwrite and --dtype.'
+        'T5X checkpoints are written to a new folder: leave out --overwrite.'
       )
     params = layer_layout.to_layout(loaded.params, scan_layers=False)
-    t5x.save(params, loaded.config, target, step=loaded.step)
+    t5x.save(
+      params,
+      loaded.config,
+      target,
+      step=loaded.step,
+      dtype=options.dtype_of(params),
+      fetch=format_lib.fetch,
+    )
