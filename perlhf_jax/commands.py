@@ -271,7 +271,11 @@ COMMANDS: Mapping[str, Command] = {
         default=0,
         minimum=0,
       ),
-      Flag('dtype', 'of the weights: float32 or bfloat16', default='float32'),
+      Flag(
+        'dtype',
+        'of the weights: float32 or bfloat16; default: bfloat16 if the source '
+        'has all of them in it, float32 if not',
+      ),
       Flag('overwrite', 'replace a model that is there', bool, default=False),
       _MESH_SHAPE,
     ),

@@ -40,8 +40,9 @@ class LoadedModel:
       of weights that are drawn.
     source: what its format calls it, such as 'a Hugging Face T5 directory'.
     params: float32 arrays on the mesh, split as their logical axes say: all of
-      them, those of the base for LoRA. None where they are to be drawn, or
-      where another holds them.
+      them, those of the base for LoRA; of a model that is only to be written,
+      `stored.Stored`. None where they are to be drawn, or where another holds
+      them.
     lora: unrolled adapters, or None.
     lora_config: of the adapters.
     tuned: unrolled parameters that were trained in full beside adapters, on the

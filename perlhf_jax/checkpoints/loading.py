@@ -27,7 +27,6 @@ from perlhf_jax.models import tuned_params
 from perlhf_jax.training import fingerprint as fingerprint_lib
 from perlhf_jax.training import layer_layout
 from perlhf_jax.training import partitioning
-from perlhf_jax.training import placement
 from perlhf_jax.training import step_files
 
 # How a user says where a base is.
@@ -60,6 +59,28 @@ def load(
       vocabulary.
   """
   loaded = _load(path, mesh, base_checkpoint, shared)
+  return _with_vocabulary(loaded, path, vocabulary)
+
+
+def open_for_writing(
+  path: str,
+  mesh: partitioning.LogicalMesh,
+  base_checkpoint: str | None = None,
+  vocabulary: Any = None,
+) -> loaded_model.LoadedModel:
+  """Loads as `load` does, but whole models stay in their files if they can.
+
+  They have no fingerprint: to take it, every weight would have to be read.
+  """
+  format_, peeked = _peek(path, base_checkpoint)
+  if isinstance(format_, format_lib.WeightsFormat):
+    loaded = format_.open(peeked)
+  else:
+    loaded = _load(path, mesh, base_checkpoint)
+  return _with_vocabulary(loaded, path, vocabulary)
+
+
+def _with_vocabulary(loaded, path, vocabulary) -> loaded_model.LoadedModel:
   if loaded.vocabulary is not None:
     return loaded
   if vocabulary is None:
@@ -283,11 +304,9 @@ def with_vit(
   config = config_with_vit(loaded, path)
   # SigLIP's blocks are unrolled, whatever the layout of the T5 is.
   unrolled = dataclasses.replace(config, scan_layers=False)
-  places = tree_paths.flatten(
-    loaded_model.params_shardings(unrolled, mesh)['vit']
-  )
+  shardings = loaded_model.params_shardings(unrolled, mesh)['vit']
   vit = registry.find(path, format_lib.VitFormat).load_params(
-    path, config.vit, lambda name, leaf: placement.put(leaf, places[name])
+    path, config.vit, format_lib.onto_mesh(shardings)
   )
   parts = loaded.fingerprint, fingerprint_lib.fingerprint({'vit': vit})
   vit = layer_layout.to_layout(

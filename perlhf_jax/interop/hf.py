@@ -26,6 +26,7 @@ from perlhf_jax.interop import hf_match
 from perlhf_jax.interop import hf_names
 from perlhf_jax.interop import remote_files
 from perlhf_jax.interop import safetensors_files
+from perlhf_jax.interop import stored
 from perlhf_jax.models import t5_config
 
 CONFIG = 'config.json'
@@ -107,7 +108,7 @@ def local_directory(path: str | os.PathLike[str]) -> epath.Path:
 def load_params(
   path: str | os.PathLike[str],
   config: t5_config.T5Config,
-  put: Callable[[str, np.ndarray], Any] | None = None,
+  put: Callable[[str, Any], Any] = stored.read,
 ) -> dict[str, Any]:
   """Reads the weights of a Hugging Face T5 directory, one tensor at a time.
 
@@ -115,10 +116,10 @@ def load_params(
     path: local; or remote, which is read from its `local_directory`.
     config: of the model to fill; its architecture must be the directory's,
       while `dtype`, `scan_layers` and the like are free.
-    put: of a parameter's path and float32 array, makes what the result holds
-      of it, such as an array that is split among devices; the array itself if
-      None. No other parameter is in this host's memory meanwhile, but the
-      embedding.
+    put: of a parameter's path and array, which is `stored.Stored` and read by
+      `np.asarray`, makes what the result holds of it, such as an array that is
+      split among devices; by default the array, read. No other parameter is in
+      this host's memory meanwhile.
 
   Returns:
     Nested dict with T5X's names and unrolled layers, whatever
@@ -134,22 +135,27 @@ def load_params(
   if not any((directory / name).exists() for name in _WEIGHTS):
     raise errors.CheckpointError(_no_weights(directory))
   table = hf_names.entries(config)
-  with safetensors_files.Reader(directory) as reader:
-    shapes = reader.shapes()
-    embeddings = hf_match.embedding_names(shapes, config.logits_via_embedding)
-    sources = hf_match.match(
-      table, shapes, embeddings, hf_config.is_tied(raw), str(directory)
+  reader = safetensors_files.Reader(directory)
+  shapes = reader.shapes()
+  embeddings = hf_match.embedding_names(shapes, config.logits_via_embedding)
+  sources = hf_match.match(
+    table, shapes, embeddings, hf_config.is_tied(raw), str(directory)
+  )
+  for name in embeddings[1:]:
+    hf_match.check_copy(
+      reader.read(name), name, reader.read(embeddings[0]), directory
     )
-    embedding = reader.read(embeddings[0])
-    for name in embeddings[1:]:
-      hf_match.check_copy(reader.read(name), name, embedding, directory)
-    flat = {}
-    for entry in table:
-      tensor = reader.read(sources[entry])
-      if entry.transposed:
-        tensor = np.ascontiguousarray(tensor.T)
-      flat[entry.path] = tensor if put is None else put(entry.path, tensor)
-  return tree_paths.unflatten(flat)
+  arrays = {
+    entry.path: reader.stored(
+      sources[entry],
+      entry.shape,
+      np.transpose if entry.transposed else np.asarray,
+    )
+    for entry in table
+  }
+  return tree_paths.unflatten(
+    {path: put(path, array) for path, array in arrays.items()}
+  )
 
 
 def _existing(path: str | os.PathLike[str]) -> epath.Path:

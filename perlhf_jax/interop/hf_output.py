@@ -17,6 +17,7 @@ from perlhf_jax.interop import hf_tokenizer
 from perlhf_jax.interop import output
 from perlhf_jax.interop import safetensors_files
 from perlhf_jax.interop import safetensors_output
+from perlhf_jax.interop import stored
 from perlhf_jax.models import t5_config
 
 
@@ -50,6 +51,7 @@ def contents(
   flat = check_params(
     params, {entry.path: entry.shape for entry in table}, 'T5Config'
   )
+  table = stored.layers_together(table, flat)
 
   def tensor(entry: hf_names.Entry) -> safetensors_output.Tensor:
     def make():

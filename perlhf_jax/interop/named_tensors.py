@@ -1,4 +1,4 @@
-"""Reads a small safetensors file, all of whose tensors are known."""
+"""Reads a safetensors file all of whose tensors are known."""
 
 from collections.abc import Mapping
 import os
@@ -19,7 +19,20 @@ def read(
   source: str,
   whole: str,
 ) -> dict[str, np.ndarray]:
-  """Reads tensors in float32.
+  """Reads tensors in float32; see `reader`."""
+  opened = reader(path, name, shapes, source=source, whole=whole)
+  return {tensor: opened.read(tensor) for tensor in shapes}
+
+
+def reader(
+  path: str | os.PathLike[str],
+  name: str,
+  shapes: Mapping[str, tuple[int, ...]],
+  *,
+  source: str,
+  whole: str,
+) -> safetensors_files.Reader:
+  """Opens a file and checks what it holds.
 
   Args:
     path: of the directory, local or remote.
@@ -36,11 +49,9 @@ def read(
   if remote_files.is_remote(path):
     directory = remote_files.copy_of(directory, [name])
   what = f'{directory / name}'
-  with (
-    remote_files.named(path, directory),
-    safetensors_files.Reader(directory, name) as reader,
-  ):
-    found = reader.shapes()
+  with remote_files.named(path, directory):
+    opened = safetensors_files.Reader(directory, name)
+    found = opened.shapes()
     hf_match.check_names(
       expected=set(shapes),
       found=set(found),
@@ -52,4 +63,4 @@ def read(
       hf_match.check_shape(
         f'{what}: tensor {tensor}', found[tensor], shape, source
       )
-    return {tensor: reader.read(tensor) for tensor in shapes}
+  return opened

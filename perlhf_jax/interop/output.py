@@ -21,6 +21,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.interop import remote_files
 from perlhf_jax.interop import safetensors_files
 from perlhf_jax.interop import safetensors_output
+from perlhf_jax.interop import write_progress
 
 # transformers' own default.
 MAX_SHARD_SIZE = 5_000_000_000
@@ -96,14 +97,22 @@ def write(
       tensor.make()
     return
   made = 0
+  shown = write_progress.Progress(
+    os.fspath(path), len(pending), sum(tensor.num_bytes for tensor in pending)
+  )
 
   def counted(tensor: safetensors_output.Tensor) -> np.ndarray:
     nonlocal made
     made += 1
-    return tensor.make()
+    array = tensor.make()
+    shown.add(tensor.num_bytes)
+    return array
 
   try:
-    with _whole(pathlib.Path(path), path, overwrite, pending) as directory:
+    with (
+      shown,
+      _whole(pathlib.Path(path), path, overwrite, pending) as directory,
+    ):
       _write_into(directory, contents, counted, max_shard_size)
   except errors.CheckpointError:
     if jax.process_count() > 1:

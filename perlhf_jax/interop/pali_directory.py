@@ -24,6 +24,7 @@ from perlhf_jax.interop import remote_files
 from perlhf_jax.interop import safetensors_output
 from perlhf_jax.interop import siglip
 from perlhf_jax.interop import siglip_output
+from perlhf_jax.interop import stored
 from perlhf_jax.models import pali_config
 from perlhf_jax.models import t5_config
 
@@ -69,7 +70,7 @@ def load_config(path: str | os.PathLike[str]) -> pali_config.PaliConfig:
 def load_params(
   path: str | os.PathLike[str],
   config: pali_config.PaliConfig,
-  put: Callable[[str, np.ndarray], Any] | None = None,
+  put: Callable[[str, Any], Any] = stored.read,
 ) -> dict[str, Any]:
   """Reads the weights of all parts, one tensor at a time.
 
@@ -85,25 +86,22 @@ def load_params(
     CheckpointError: weights of a part are missing, damaged or of another
       architecture or shape.
   """
-  put = put or (lambda path, array: array)
   params = hf.load_params(epath.Path(path) / T5, _t5_config(config), put)
   params[_VIT] = siglip.load_params(
     epath.Path(path) / SIGLIP,
     config.vit,
     lambda name, array: put(f'{_VIT}/{name}', array),
   )
-  tensors = named_tensors.read(
-    path,
-    PROJECTION,
-    _shapes(config),
-    source='PaliConfig',
-    whole='PaLI',
+  shapes = _shapes(config)
+  reader = named_tensors.reader(
+    path, PROJECTION, shapes, source='PaliConfig', whole='PaLI'
   )
   params[_PROJECTION] = {
-    'kernel': put(
-      f'{_PROJECTION}/kernel', np.ascontiguousarray(tensors['weight'].T)
-    ),
-    'bias': put(f'{_PROJECTION}/bias', tensors['bias']),
+    leaf: put(
+      f'{_PROJECTION}/{leaf}',
+      reader.stored(tensor, shapes[tensor][::-1], np.transpose),
+    )
+    for leaf, tensor in (('kernel', 'weight'), ('bias', 'bias'))
   }
   return params
 

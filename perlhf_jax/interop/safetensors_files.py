@@ -1,6 +1,6 @@
 """Reads the safetensors of a model: one file, or shards with an index."""
 
-import contextlib
+from collections.abc import Callable
 import json
 
 from etils import epath
@@ -9,6 +9,7 @@ import ml_dtypes  # noqa: F401  Teaches numpy bfloat16, for safetensors.
 import numpy as np
 
 from perlhf_jax.core import errors
+from perlhf_jax.interop import stored as stored_lib
 
 # A machine that reads no such file need not have it.
 with epy.lazy_imports():
@@ -17,7 +18,12 @@ with epy.lazy_imports():
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
 
-_FLOATS = ('F64', 'F32', 'F16', 'BF16')
+_FLOATS = {
+  'F64': 'float64',
+  'F32': 'float32',
+  'F16': 'float16',
+  'BF16': 'bfloat16',
+}
 _LFS_POINTER = b'version https://git-lfs'
 
 
@@ -70,14 +76,15 @@ def _weight_map(directory: epath.Path) -> dict[str, str]:
   return weight_map
 
 
-class Reader(contextlib.ExitStack):
-  """Reads tensors one at a time; files stay mapped until it is closed.
+class Reader:
+  """Reads tensors one at a time.
 
-  A context manager.
+  A file is mapped while one of its tensors is read: what is mapped and was read
+  counts as memory of this process.
   """
 
   def __init__(self, directory: epath.Path, name: str = SINGLE):
-    """Opens the files.
+    """Looks at the files.
 
     Args:
       directory: local.
@@ -88,24 +95,21 @@ class Reader(contextlib.ExitStack):
       CheckpointError: a file is missing or damaged, or the shards are not
         those of the index.
     """
-    super().__init__()
     self._directory = directory
     self._files = {}
-    try:
-      if (directory / name).exists():
-        opened = self._open(name)
-        self._files = dict.fromkeys(opened.keys(), opened)
-      elif name != SINGLE:
-        raise errors.CheckpointError(
-          f'{directory} lacks {name}; copy or download it too.'
-        )
-      else:
-        self._open_shards()
-    except BaseException:
-      self.close()
-      raise
+    self._shapes = {}
+    self._dtypes = {}
+    if (directory / name).exists():
+      self._add(name)
+    elif name != SINGLE:
+      raise errors.CheckpointError(
+        f'{directory} lacks {name}; copy or download it too.'
+      )
+    else:
+      self._add_shards()
 
-  def _open(self, name: str):
+  def _add(self, name: str) -> set[str]:
+    """Notes what a file holds, and returns the names."""
     path = self._directory / name
     with path.open('rb') as file:
       if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
@@ -113,15 +117,26 @@ class Reader(contextlib.ExitStack):
           f'{path} is a Git LFS pointer and not the weights; run "git lfs '
           f'pull" in {self._directory}.'
         )
+    with self._opened(name) as opened:
+      tensors = set(opened.keys())
+      for tensor in tensors:
+        part = opened.get_slice(tensor)
+        self._files[tensor] = name
+        self._shapes[tensor] = tuple(part.get_shape())
+        self._dtypes[tensor] = part.get_dtype()
+    return tensors
+
+  def _opened(self, name: str):
+    path = self._directory / name
     try:
-      return self.enter_context(safetensors.safe_open(path, framework='np'))
+      return safetensors.safe_open(path, framework='np')
     except (OSError, safetensors.SafetensorError) as error:
       raise errors.CheckpointError(
         f'{path} cannot be read as safetensors ({error}); copy or download it '
         'again.'
       ) from error
 
-  def _open_shards(self) -> None:
+  def _add_shards(self) -> None:
     weight_map = _weight_map(self._directory)
     shards = sorted(set(weight_map.values()))
     absent = [name for name in shards if not (self._directory / name).exists()]
@@ -131,8 +146,7 @@ class Reader(contextlib.ExitStack):
         'or download the missing files too.'
       )
     for shard in shards:
-      opened = self._open(shard)
-      stored = set(opened.keys())
+      stored = self._add(shard)
       listed = {name for name, file in weight_map.items() if file == shard}
       if stored != listed:
         raise errors.CheckpointError(
@@ -140,14 +154,31 @@ class Reader(contextlib.ExitStack):
           f'{first(sorted(stored ^ listed))}; they are not of one model. Copy '
           'or download the whole directory again.'
         )
-      self._files.update(dict.fromkeys(listed, opened))
 
   def shapes(self) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every tensor, without reading one."""
-    return {
-      name: tuple(file.get_slice(name).get_shape())
-      for name, file in self._files.items()
-    }
+    return dict(self._shapes)
+
+  def stored(
+    self,
+    name: str,
+    shape: tuple[int, ...],
+    convert: Callable[[np.ndarray], np.ndarray],
+  ) -> stored_lib.Stored:
+    """Returns a tensor that is to be read later.
+
+    Args:
+      name: of the tensor.
+      shape: of what `convert` makes of it.
+      convert: makes the parameter of the tensor, which is in float32.
+
+    Raises:
+      CheckpointError: the tensor does not hold floating-point numbers.
+    """
+    dtype = self._float_dtype(name)
+    return stored_lib.Stored(
+      shape, dtype, name, lambda: convert(self.read(name))
+    )
 
   def read(self, name: str) -> np.ndarray:
     """Returns a tensor in float32.
@@ -155,15 +186,19 @@ class Reader(contextlib.ExitStack):
     Raises:
       CheckpointError: the tensor does not hold floating-point numbers.
     """
-    file = self._files[name]
-    dtype = file.get_slice(name).get_dtype()
+    self._float_dtype(name)
+    with self._opened(self._files[name]) as file:
+      return file.get_tensor(name).astype(np.float32, copy=False)
+
+  def _float_dtype(self, name: str) -> str:
+    dtype = self._dtypes[name]
     if dtype not in _FLOATS:
       raise errors.CheckpointError(
         f'{self._directory}: tensor {name} is {dtype}; supported are '
         f'{", ".join(_FLOATS)}. Quantised weights must be saved in one of '
         'these first.'
       )
-    return file.get_tensor(name).astype(np.float32, copy=False)
+    return _FLOATS[dtype]
 
 
 def first(names: list[str], limit: int = 5) -> str:

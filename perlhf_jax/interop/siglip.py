@@ -23,6 +23,7 @@ from perlhf_jax.interop import hf
 from perlhf_jax.interop import hf_match
 from perlhf_jax.interop import remote_files
 from perlhf_jax.interop import safetensors_files
+from perlhf_jax.interop import stored
 from perlhf_jax.models import vit_config
 
 WHOLE = 'siglip'
@@ -127,7 +128,7 @@ def load_config(path: str | os.PathLike[str]) -> vit_config.ViTConfig:
 def load_params(
   path: str | os.PathLike[str],
   config: vit_config.ViTConfig,
-  put: Callable[[str, np.ndarray], Any] | None = None,
+  put: Callable[[str, Any], Any] = stored.read,
 ) -> dict[str, Any]:
   """Reads the weights of an image tower, one tensor at a time.
 
@@ -135,9 +136,7 @@ def load_params(
     path: local; or remote, which is read from its `hf.local_directory`.
     config: of the tower to fill; its sizes must be the directory's, the
       resolution included.
-    put: of a parameter's path and float32 array, makes what the result holds
-      of it, such as an array that is split among devices; the array itself if
-      None. No other parameter is in this host's memory meanwhile.
+    put: as of `hf.load_params`.
 
   Returns:
     Nested dict with big_vision's names and unrolled blocks.
@@ -155,13 +154,15 @@ def load_params(
   directory = hf.local_directory(path)
   _check_architecture(config, directory)
   table = entries(config)
-  with safetensors_files.Reader(directory) as reader:
-    sources = _match(table, reader.shapes(), directory)
-    flat = {}
-    for entry in table:
-      array = np.ascontiguousarray(entry.convert(reader.read(sources[entry])))
-      flat[entry.path] = array if put is None else put(entry.path, array)
-  return tree_paths.unflatten(flat)
+  reader = safetensors_files.Reader(directory)
+  sources = _match(table, reader.shapes(), directory)
+  arrays = {
+    entry.path: reader.stored(sources[entry], entry.shape, entry.convert)
+    for entry in table
+  }
+  return tree_paths.unflatten(
+    {path: put(path, array) for path, array in arrays.items()}
+  )
 
 
 def entries(config: vit_config.ViTConfig) -> tuple[Entry, ...]:

@@ -12,7 +12,6 @@ of the published ones; see `t5x_names.infer`.
 """
 
 from collections.abc import Callable
-import itertools
 import os
 import pathlib
 from typing import Any
@@ -23,15 +22,15 @@ import numpy as np
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
-from perlhf_jax.interop import hf_match
+from perlhf_jax.interop import hf_output
+from perlhf_jax.interop import output
 from perlhf_jax.interop import remote_files
+from perlhf_jax.interop import stored
 from perlhf_jax.interop import t5x_layouts
 from perlhf_jax.interop import t5x_names
 from perlhf_jax.interop import t5x_read
 from perlhf_jax.interop import t5x_write
 from perlhf_jax.models import t5_config
-
-_DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 def is_t5x_checkpoint(path: str | os.PathLike[str]) -> bool:
@@ -86,7 +85,7 @@ def load_config_and_form(
 def load_params(
   path: str | os.PathLike[str],
   config: t5_config.T5Config,
-  put: Callable[[str, np.ndarray], Any] | None = None,
+  put: Callable[[str, Any], Any] = stored.read,
 ) -> dict[str, Any]:
   """Reads the weights of a T5X checkpoint, one tensor at a time.
 
@@ -95,10 +94,8 @@ def load_params(
     config: of the model to fill; what shapes tell of its architecture must be
       the checkpoint's, while the activation's name, `dtype`, `scan_layers` and
       the like are free.
-    put: of a parameter's path and float32 array, makes what the result holds
-      of it, such as an array that is split among devices; the array itself if
-      None. No other parameter is in this host's memory meanwhile, but of
-      layers that are one tensor as many as `t5x_read.BLOCK_BYTES` allows.
+    put: as of `hf.load_params`. Of layers that are one tensor as many are in
+      this host's memory as `t5x_read.BLOCK_BYTES` allows.
 
   Returns:
     Nested dict with the names of T5X's minimal network and unrolled layers,
@@ -114,19 +111,9 @@ def load_params(
   t5x_names.check_architecture(config, stored, what)
   table = t5x_names.sources(config, form)
   t5x_names.check(table, shapes, what)
-  flat = {}
-  for tensor, group in itertools.groupby(table, lambda s: s.tensor):
-    sources = list(group)
-    if sources[0].layer is None:
-      arrays = iter([reader.read(tensor)])
-    else:
-      arrays = reader.layers(tensor)
-    # To the end of `arrays`, which holds what it read until then.
-    for source, array in zip(sources, arrays, strict=True):
-      array = array.reshape(source.shape)
-      flat[source.path] = array if put is None else put(source.path, array)
-    del arrays, array
-  return tree_paths.unflatten(flat)
+  return tree_paths.unflatten(
+    {source.path: put(source.path, reader.stored(source)) for source in table}
+  )
 
 
 def save(
@@ -134,14 +121,20 @@ def save(
   config: t5_config.T5Config,
   path: str | os.PathLike[str],
   step: int,
+  *,
+  dtype: str = 'float32',
+  fetch: output.Fetch = output.as_numpy,
 ) -> pathlib.Path:
   """Writes a model as a checkpoint that T5X's own loader restores.
 
   Args:
-    params: unrolled and unboxed, of arrays whose dtype is kept.
+    params: unrolled and unboxed; of arrays, or of any leaves with a shape that
+      `fetch` makes arrays of.
     config: of the model.
     path: local folder to write the step into, made if need be.
     step: of training, which T5X goes on counting from.
+    dtype: 'float32' or 'bfloat16', to which weights are rounded.
+    fetch: of a parameter's path and leaf, makes an array of this host's memory.
 
   Returns:
     The step's folder, `checkpoint_<step>` in `path`, which T5X is to be given.
@@ -165,25 +158,17 @@ def save(
     )
   if step < 0:
     raise errors.CheckpointError(f'step is {step}; T5X counts from 0.')
-  flat = tree_paths.flatten(params)
-  expected = t5x_names.parameters(config)
-  hf_match.check_names(
-    expected=set(expected),
-    found=set(flat),
-    what='params are not the unrolled parameters of their T5Config',
-    kind='parameters',
+  flat = hf_output.check_params(
+    params, t5x_names.parameters(config), 'T5Config'
   )
-  for name, shape in expected.items():
-    hf_match.check_shape(
-      f'parameter {name}', flat[name].shape, shape, 'T5Config'
-    )
-    if np.dtype(flat[name].dtype).name not in _DTYPES:
-      raise errors.CheckpointError(
-        f'parameter {name} is {flat[name].dtype}; T5X takes '
-        f'{", ".join(_DTYPES)}.'
-      )
   table = t5x_names.sources(config, t5x_names.native_form(config))
-  t5x_write.write(table, flat, target, step)
+  t5x_write.write(
+    table,
+    lambda name: fetch(name, flat[name]),
+    target,
+    step,
+    np.dtype(output.DTYPES[dtype]),
+  )
   return target
 
 

@@ -1,7 +1,7 @@
 """Our models where T5X's are expected: in `t5x.infer` and `t5x.eval`.
 
-Nothing here imports this file. T5X's gin files do, where T5X is installed
-(https://github.com/google-research/t5x#installation):
+Nothing here imports this file. T5X's gin files do, where T5X's sources are on
+PYTHONPATH and the extra `t5x` is installed (tests/oracles/t5x/README.md):
 
     from __gin__ import dynamic_registration
     import seqio

@@ -1,7 +1,7 @@
 """Reads the tensors of a T5X checkpoint through TensorStore."""
 
-from collections.abc import Iterator
 import re
+from typing import NamedTuple
 
 from etils import epy
 import ml_dtypes
@@ -9,6 +9,7 @@ import numpy as np
 
 from perlhf_jax.core import errors
 from perlhf_jax.interop import safetensors_files
+from perlhf_jax.interop import stored as stored_lib
 from perlhf_jax.interop import t5x_layouts
 from perlhf_jax.interop import t5x_names
 
@@ -26,8 +27,20 @@ _NO_FILE = 'NOT_FOUND'
 _DETAILS = re.compile(r'\s*\[(tensorstore_spec|source locations)=.*', re.DOTALL)
 
 
+class _Block(NamedTuple):
+  """Layers that were read at once: `[layers, ...]`, the first of them."""
+
+  tensor: str
+  start: int
+  layers: np.ndarray
+
+
 class Reader:
-  """Reads tensors, or layers of them, one at a time."""
+  """Reads tensors, or layers of them, one at a time.
+
+  Layers of one tensor are to be asked for in a row: as many are read at once,
+  and held until something else is read, as fit into `BLOCK_BYTES`, or one.
+  """
 
   def __init__(self, index: t5x_layouts.Index):
     """Opens every tensor, without reading one.
@@ -41,6 +54,7 @@ class Reader:
     """
     self._what = index.folder
     self._arrays = {}
+    self._block: _Block | None = None
     self._as_bfloat16 = set()
     waiting = {
       name: tensorstore.open(stored.spec, open=True, read=True)
@@ -99,38 +113,50 @@ class Reader:
     """Returns the shape of every tensor."""
     return {name: tuple(array.shape) for name, array in self._arrays.items()}
 
-  def read(self, name: str) -> np.ndarray:
-    """Returns a tensor in float32.
+  def stored(self, source: t5x_names.Source) -> stored_lib.Stored:
+    """Returns a parameter that is to be read later.
 
-    Raises:
-      CheckpointError: its files are missing or damaged.
-    """
-    return self._read(name, slice(None))
-
-  def layers(self, name: str) -> Iterator[np.ndarray]:
-    """Yields the layers of a tensor in float32, in order.
-
-    As many are held at once as fit into `BLOCK_BYTES`, or one.
+    Reading it raises a CheckpointError if its files are missing or damaged.
 
     Args:
-      name: of a tensor with layers along `t5x_names.LAYER_AXIS`.
-
-    Raises:
-      CheckpointError: its files are missing or damaged.
+      source: where it is; the tensor must be there.
     """
-    axis, array = t5x_names.LAYER_AXIS, self._arrays[name]
-    count = array.shape[axis]
-    size = int(np.prod(array.shape)) * _itemsize(array)
-    step = max(1, BLOCK_BYTES * count // size)
-    for start in range(0, count, step):
-      stop = min(start + step, count)
-      block = self._read(
-        name, (*(slice(None),) * axis, slice(start, stop)), cast=False
-      )
-      for layer in np.moveaxis(block, axis, 0):
-        yield layer.astype(np.float32, order='C')
+    name = source.tensor
+    is_bfloat16 = name in self._as_bfloat16
+    return stored_lib.Stored(
+      source.shape,
+      'bfloat16' if is_bfloat16 else _dtype_name(self._arrays[name]),
+      name,
+      lambda: self._parameter(source),
+    )
 
-  def _read(self, name: str, index, cast: bool = True) -> np.ndarray:
+  def _parameter(self, source: t5x_names.Source) -> np.ndarray:
+    if source.layer is None:
+      self._block = None
+      array = self._read(source.tensor, slice(None))
+    else:
+      array = self._layer(source.tensor, source.layer)
+    return array.astype(np.float32, order='C', copy=False).reshape(source.shape)
+
+  def _layer(self, name: str, layer: int) -> np.ndarray:
+    block = self._block
+    if block and block.tensor == name:
+      index = layer - block.start
+      if 0 <= index < len(block.layers):
+        return block.layers[index]
+    # Before the next one is there.
+    self._block = block = None
+    axis, array = t5x_names.LAYER_AXIS, self._arrays[name]
+    size, count = int(np.prod(array.shape)), array.shape[axis]
+    step = max(1, BLOCK_BYTES * count // (size * _itemsize(array)))
+    start = layer // step * step
+    stop = min(start + step, count)
+    index = (*(slice(None),) * axis, slice(start, stop))
+    layers = np.moveaxis(self._read(name, index), axis, 0)
+    self._block = _Block(name, start, layers)
+    return layers[layer - start]
+
+  def _read(self, name: str, index) -> np.ndarray:
     array = self._arrays[name]
     part = array[index]
     if not isinstance(part, np.ndarray):
@@ -143,7 +169,7 @@ class Reader:
         ) from error
     if name in self._as_bfloat16:
       part = part.view(ml_dtypes.bfloat16)
-    return part.astype(np.float32, copy=False) if cast else part
+    return part
 
 
 def _dtype_name(array) -> str:

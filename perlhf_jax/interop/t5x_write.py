@@ -1,6 +1,6 @@
 """Writes weights as T5X's loader reads them: msgpack and zarr, version 3."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import itertools
 import os
@@ -10,13 +10,13 @@ from typing import Any
 
 from etils import epy
 from flax import serialization
-import jax
 import numpy as np
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
 from perlhf_jax.interop import t5x_layouts
 from perlhf_jax.interop import t5x_names
+from perlhf_jax.interop import write_progress
 
 with epy.lazy_imports():
   import tensorstore
@@ -28,19 +28,21 @@ _CHUNK_BYTES = 64 * 1024**2
 
 
 def write(
-  table: Iterable[t5x_names.Source],
-  arrays: Mapping[str, jax.Array | np.ndarray],
+  table: Sequence[t5x_names.Source],
+  make: Callable[[str], np.ndarray],
   target: pathlib.Path,
   step: int,
+  dtype: np.dtype,
 ) -> None:
   """Writes a step, which gets its name when it is complete.
 
   Args:
     table: where each parameter goes; the layers of a tensor in a row.
-    arrays: of each parameter's path; the dtype is kept, and one at a time is
-      copied to the host.
+    make: makes the array of a parameter's path; called once for each, when it
+      is its turn.
     target: the folder to make.
     step: what T5X takes for the number of steps of training.
+    dtype: to which weights are rounded.
 
   Raises:
     CheckpointError: it cannot be written; nothing of it is left.
@@ -49,8 +51,10 @@ def write(
   with _removed_on_failure(partial, target):
     partial.mkdir(parents=True)
     specs = {}
-    for tensor, group in itertools.groupby(table, lambda s: s.tensor):
-      specs[tensor] = _write_tensor(list(group), arrays, partial)
+    sizes = [int(np.prod(source.shape)) * dtype.itemsize for source in table]
+    with write_progress.Progress(str(target), len(table), sum(sizes)) as shown:
+      for tensor, group in itertools.groupby(table, lambda s: s.tensor):
+        specs[tensor] = _write_tensor(list(group), make, partial, dtype, shown)
     content = {
       'version': VERSION,
       'optimizer': {
@@ -69,28 +73,38 @@ def write(
 def _removed_on_failure(
   partial: pathlib.Path, target: pathlib.Path
 ) -> Iterator[None]:
+  was_there = target.parent.exists()
+
+  def remove():
+    shutil.rmtree(partial, ignore_errors=True)
+    if not was_there:
+      # Somebody else may have written there meanwhile.
+      with contextlib.suppress(OSError):
+        target.parent.rmdir()
+
   try:
     yield
   # TensorStore makes a ValueError of a full disk.
   except (OSError, ValueError) as error:
-    shutil.rmtree(partial, ignore_errors=True)
+    remove()
     raise errors.CheckpointError(
       f'{target} cannot be written ({error}). Choose a folder that you may '
       'write to, on a disk with room for the weights; nothing was left there.'
     ) from error
   except BaseException:
-    shutil.rmtree(partial, ignore_errors=True)
+    remove()
     raise
 
 
 def _write_tensor(
   sources: Sequence[t5x_names.Source],
-  arrays: Mapping[str, jax.Array | np.ndarray],
+  make: Callable[[str], np.ndarray],
   folder: pathlib.Path,
+  dtype: np.dtype,
+  shown: write_progress.Progress,
 ) -> dict[str, Any]:
   """Writes one tensor, and returns its specification with a relative path."""
   tensor, shape = sources[0].tensor, sources[0].tensor_shape
-  dtype = np.dtype(arrays[sources[0].path].dtype)
   key = '.'.join(('target', *tensor.split('/')))
   spec = {
     'driver': 'zarr',
@@ -107,12 +121,15 @@ def _write_tensor(
     spec | {'kvstore': place | {'path': f'{place["path"]}{key}/'}}, create=True
   ).result()
   for source in sources:
-    array = np.asarray(arrays[source.path]).astype(dtype, copy=False)
+    array = make(source.path).astype(dtype, copy=False)
     if source.layer is None:
       part = store
     else:
       part = store[(*(slice(None),) * t5x_names.LAYER_AXIS, source.layer)]
     part.write(array.reshape(part.shape)).result()
+    shown.add(array.nbytes)
+    # Before the next one is made.
+    del array
   return spec
 
 

@@ -26,14 +26,15 @@ def convert(
   base: str | None = None,
   vocabulary: str | None = None,
   extra_ids: Annotated[int, checks.Range(least=0)] = 0,
-  dtype: Annotated[str, checks.OneOf('float32', 'bfloat16')] = 'float32',
+  dtype: Annotated[str, checks.OneOf('float32', 'bfloat16')] | None = None,
   overwrite: bool = False,
   mesh_shape: str = '-1,1,1',
 ) -> loaded_model.LoadedModel:
   """Writes a model in another format, from any format that is read.
 
   Adapters are merged into their base, and by how much that changes logits is
-  measured, unless the format keeps adapters.
+  measured, unless the format keeps adapters. A model of another library's
+  format goes through memory one array at a time.
 
   Args:
     source: a MODEL_DIR, one of its steps, or a directory of any format that
@@ -48,7 +49,8 @@ def convert(
     vocabulary: the tokenizer of a T5X checkpoint: a SentencePiece model, or
       `byte`.
     extra_ids: sentinels behind that vocabulary.
-    dtype: of the weights, `float32` or `bfloat16`.
+    dtype: of the weights, `float32` or `bfloat16`; by default `bfloat16` where
+      the source has all of them in it, and `float32` elsewhere.
     overwrite: whether a model in `target` is replaced.
     mesh_shape: sizes of (data, fsdp, tensor), separated by commas; one of
       them may be -1.
@@ -62,11 +64,11 @@ def convert(
   """
   mesh = partitioning.make_mesh(partitioning.parse_mesh_shape(mesh_shape))
   format_ = registry.writer(to)
-  loaded = loading.load(
+  loaded = loading.open_for_writing(
     source,
     mesh,
     base_checkpoint,
-    vocabulary=_make_vocabulary(vocabulary, extra_ids),
+    _make_vocabulary(vocabulary, extra_ids),
   )
   if not format_.keeps_adapters:
     loaded = loading.merged(loaded, mesh)

@@ -116,7 +116,7 @@ def test_inspect_says_what_it_is(adapter, tmp_path, capsys):
   [
     ('onnx', (), ("'onnx'", 'hf, peft, perlhf, t5x')),
     ('peft', (), ('has no adapters', '--to=hf')),
-    ('t5x', ('--dtype=bfloat16',), ('float32', '--dtype')),
+    ('t5x', ('--overwrite',), ('new folder', '--overwrite')),
     ('hf', ('--dtype=int8',), ('int8', 'bfloat16')),
     ('hf', ('--vocabulary=none.model',), ('none.model',)),
   ],

@@ -208,7 +208,7 @@ def test_put_is_given_every_parameter_and_its_results_are_kept():
   given = {}
 
   def put(path, array):
-    given[path] = array
+    given[path] = np.asarray(array)
     return f'put {path}'
 
   params = siglip.load_params(TOWER, CONFIG, put)

@@ -296,14 +296,10 @@ class TestSaving:
     error = _error(t5x.save, tree_paths.unflatten(flat), config, path, 7)
     assert 'missing parameters: encoder/encoder_norm/scale;' in error
     assert 'unexpected parameters: extra/kernel.' in error
-    for wrong, message in (
-      (np.ones(17, np.float32), 'has shape [17]'),
-      (np.ones(8, np.int32), 'is int32; T5X takes'),
-    ):
-      flat = tree_paths.flatten(params)
-      flat['encoder/encoder_norm/scale'] = wrong
-      error = _error(t5x.save, tree_paths.unflatten(flat), config, path, 7)
-      assert f'parameter encoder/encoder_norm/scale {message}' in error
+    flat = tree_paths.flatten(params)
+    flat['encoder/encoder_norm/scale'] = np.ones(17, np.float32)
+    error = _error(t5x.save, tree_paths.unflatten(flat), config, path, 7)
+    assert 'parameter encoder/encoder_norm/scale has shape [17]' in error
     assert 'step is -1' in _error(t5x.save, *model, path, -1)
     assert not path.exists()
 
@@ -318,8 +314,7 @@ class TestSaving:
       resource.setrlimit(resource.RLIMIT_FSIZE, limits)
       signal.signal(signal.SIGXFSZ, before)
     assert f'{tmp_path / "x" / "checkpoint_7"} cannot be written (' in error
-    assert 'room' in error and not list((tmp_path / 'x').iterdir())
-    assert not t5x.is_t5x_checkpoint(tmp_path / 'x')
+    assert 'room' in error and not (tmp_path / 'x').exists()
 
   def test_an_interruption_leaves_nothing(self, model, tmp_path, monkeypatch):
     def interrupted(_):

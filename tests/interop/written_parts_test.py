@@ -92,7 +92,7 @@ def test_round_trip_of_a_pali(dtype, tmp_path):
   assert pali_directory.load_config(path) == CONFIG
   put = {}
   loaded = pali_directory.load_params(
-    path, CONFIG, lambda name, array: put.setdefault(name, array)
+    path, CONFIG, lambda name, array: put.setdefault(name, np.asarray(array))
   )
   expected = jax.tree.map(
     lambda leaf: leaf.astype(output.DTYPES[dtype]).astype(np.float32), params

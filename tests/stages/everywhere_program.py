@@ -6,7 +6,9 @@ Of STAGES, letters, s leaves sft/ in FOLDER, r reward/, p policy/, and u uses
 them: answers.jsonl, and what `evaluate` wrote. i leaves pali_sft/ and
 pali_policy/, of models that read pictures, and with j pali_reward/. Reward
 models and policies start from FOLDER/../base, so that differences of one stage
-do not add to those of the next. What FOLDER has already goes on.
+do not add to those of the next. x leaves exported/, a reward model that starts
+from the Hugging Face directory FOLDER/../hf, and y all of their exports:
+FOLDER/out/NAME_FORMAT for FOLDER/../NAME. What FOLDER has already goes on.
 """
 
 import pathlib
@@ -19,6 +21,8 @@ from perlhf_jax import main
 
 STEPS = 21
 PALI_STEPS = 6
+EXPORTED_STEPS = 3
+EXPORTED = 'exported'
 PROMPTS = [
   {'prompt': 'todo: gym Rent tea Call mail'},
   {'prompt': 'todo: Lamp'},
@@ -59,6 +63,9 @@ def run_stages(folder, mesh_shape, stages, *host_flags):
 
   def train(command, tuning, name, task, *more, start=None):
     is_pali = name.startswith('pali')
+    steps = {EXPORTED: EXPORTED_STEPS}.get(
+      name, PALI_STEPS if is_pali else STEPS
+    )
     arguments = runs.arguments(
       command,
       tuning,
@@ -69,7 +76,7 @@ def run_stages(folder, mesh_shape, stages, *host_flags):
       mesh,
       *more,
       start=start,
-      steps=PALI_STEPS if is_pali else STEPS,
+      steps=steps,
       tiny=runs.TINY_PALI if is_pali else runs.TINY,
     )
     first = not jax.distributed.is_initialized()
@@ -109,6 +116,21 @@ def run_stages(folder, mesh_shape, stages, *host_flags):
       f"--gin.REWARD_CHECKPOINT='{base / 'pali_reward'}'",
       start=start,
     )
+  if 'x' in stages:
+    no_model = ('--gin.MODEL=None', '--gin.VOCABULARY=None')
+    hf = folder.parent / 'hf'
+    train('train_reward', 'attention', EXPORTED, 'demo_rm', *no_model, start=hf)
+  if 'y' in stages:
+    for run in sorted(folder.parent.glob(f'*/{EXPORTED}')):
+      for to in 'hf', 'peft':
+        export = [
+          'convert',
+          f'--source={run}',
+          f'--target={folder / "out" / f"{run.parent.name}_{to}"}',
+          f'--to={to}',
+          f'--mesh_shape={mesh_shape}',
+        ]
+        assert main.run(export) == 0
   if 'u' not in stages:
     return
   evaluate = [

@@ -1,93 +1,33 @@
 """The same run on one device, on a mesh of eight, and on several hosts."""
 
 import json
-import os
-import pathlib
 import shutil
-import socket
-import subprocess
-import sys
 
 import everywhere_program
+import everywhere_runs
 import metric_records
 import numpy as np
 import pytest
 import runs
 
 STEPS = everywhere_program.STEPS
-_TESTS = pathlib.Path(__file__).parents[1]
-_PROGRAM = pathlib.Path(everywhere_program.__file__)
-
-# Name: mesh shape, processes, devices of each.
-RUNS = {
-  'data': ((8, 1, 1), 1, 8),
-  'all_axes': ((2, 2, 2), 1, 8),
-  'fsdp_tensor': ((1, 4, 2), 1, 8),
-  'two_hosts': ((2, 1, 1), 2, 1),
-  # Pairs of hosts split the computation of the same rows.
-  'four_hosts': ((1, 2, 2), 4, 1),
-}
-
 
 # Those that train models of pictures too.
 WITH_IMAGES = ('all_axes', 'two_hosts')
-
-
-def _start(folder, mesh_shape, processes, devices, stages='srpu'):
-  everywhere_program.prepare(folder)
-  flags = os.environ.get('XLA_FLAGS', '')
-  environment = {
-    **os.environ,
-    'PYTHONPATH': os.pathsep.join(
-      map(str, (_TESTS.parent, _TESTS, _PROGRAM.parent))
-    ),
-    'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count={devices}',
-  }
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    address = f'localhost:{free.getsockname()[1]}'
-  started = []
-  for index in range(processes):
-    hosts = [
-      f'--coordinator_address={address}',
-      f'--num_processes={processes}',
-      f'--process_id={index}',
-    ]
-    shape = str(mesh_shape).replace(' ', '')
-    started.append(
-      subprocess.Popen(
-        [
-          *(sys.executable, _PROGRAM, folder, shape, stages),
-          *(hosts if processes > 1 else ()),
-        ],
-        cwd=_TESTS.parent,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-      )
-    )
-  return started
-
-
-def _finish(started):
-  for process in started:
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, output[-4000:]
 
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
   """Holds the run on one device in `base`."""
   root = tmp_path_factory.mktemp('everywhere')
-  _finish(_start(root / 'base', (1, 1, 1), 1, 1, stages='srpuij'))
+  everywhere_runs.run(root / 'base', (1, 1, 1), 1, 1, stages='srpuij')
   return root
 
 
 @pytest.fixture(scope='module')
 def saved(root):
   """A run that was saved on a mesh of (8, 1, 1)."""
-  _finish(_start(root / 'data', *RUNS['data']))
+  everywhere_runs.run(root / 'data', *everywhere_runs.RUNS['data'])
   return root / 'data'
 
 
@@ -116,13 +56,13 @@ def _assert_records_agree(folder, base, count=STEPS + 2):
       )
 
 
-@pytest.mark.parametrize('name', RUNS)
+@pytest.mark.parametrize('name', everywhere_runs.RUNS)
 def test_a_run_is_the_same_everywhere(root, name, request):
   if name == 'data':
     request.getfixturevalue('saved')
   else:
     stages = 'srpui' if name in WITH_IMAGES else 'srpu'
-    _finish(_start(root / name, *RUNS[name], stages=stages))
+    everywhere_runs.run(root / name, *everywhere_runs.RUNS[name], stages=stages)
   here, base = root / name, root / 'base'
   if name in WITH_IMAGES:
     for stage in 'pali_sft', 'pali_policy':
@@ -159,7 +99,7 @@ def test_a_run_goes_on_elsewhere(root, saved, name):
     shutil.copytree(saved / stage, folder / stage)
     # As if it had been stopped before the last step.
     shutil.rmtree(folder / stage / 'checkpoints' / str(STEPS))
-  _finish(_start(folder, *RUNS[name], stages='sp'))
+  everywhere_runs.run(folder, *everywhere_runs.RUNS[name], stages='sp')
   for stage in 'sft', 'policy':
     here, there = (
       [r for r in runs.metrics(d / stage) if r['split'] == 'train']

@@ -6,17 +6,23 @@ import dataclasses
 import os
 from typing import Any
 
+import jax
+import numpy as np
+
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
+from perlhf_jax.interop import output
 from perlhf_jax.interop import remote_files
+from perlhf_jax.interop import stored
 from perlhf_jax.models import t5_config
 from perlhf_jax.models import vit_config
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 
-# A parameter's path and array on this host -> what is kept of it.
+# A parameter's path and array, which `np.asarray` may have to read first ->
+# what is kept of it.
 Put = Callable[[str, Any], Any]
 
 
@@ -25,27 +31,48 @@ class WriteOptions:
   """How a checkpoint is written.
 
   Attributes:
-    dtype: 'float32' or 'bfloat16', of the weights.
+    dtype: 'float32' or 'bfloat16', of the weights; None for 'bfloat16' if the
+      model is in it and 'float32' if not.
     overwrite: whether a model that is there is replaced.
     base: of adapters, where their base is or will be, as they record it; None
       for where it was loaded from.
   """
 
-  dtype: str = 'float32'
+  dtype: str | None = None
   overwrite: bool = False
   base: str | None = None
 
-  def check_new_and_exact(self, what: str) -> None:
-    """Raises a ConfigError of a format that knows no other way.
+  def check_new(self, what: str) -> None:
+    """Raises a ConfigError of a format that replaces nothing.
 
     Args:
       what: it writes.
     """
-    if self.overwrite or self.dtype != 'float32':
+    if self.overwrite:
       raise errors.ConfigError(
-        f'{what} are written in float32 to a new folder: leave out --overwrite '
-        'and --dtype.'
+        f'{what} are written to a new folder: leave out --overwrite.'
       )
+
+  def dtype_of(self, params: Mapping[str, Any]) -> str:
+    """Returns the dtype in which weights are written."""
+    return self.dtype or stored.dtype_of(tree_paths.flatten(params).values())
+
+
+def fetch(path: str, leaf: Any) -> np.ndarray:
+  """Makes a weight of `LoadedModel` an array of this host's memory."""
+  if isinstance(leaf, jax.Array):
+    return placement.to_host(leaf)
+  return output.as_numpy(path, leaf)
+
+
+def onto_mesh(shardings: Mapping[str, Any]) -> Put:
+  """Returns what puts each array on the mesh, and keeps that.
+
+  Args:
+    shardings: of the parameters, nested.
+  """
+  places = tree_paths.flatten(shardings)
+  return lambda path, leaf: placement.put(stored.read(path, leaf), places[path])
 
 
 class Format(abc.ABC):
@@ -91,7 +118,8 @@ class WritableFormat(Format):
     """Writes a model; on several hosts all of them call it.
 
     Args:
-      loaded: has weights and a vocabulary.
+      loaded: has weights, each of which `fetch` makes an array of, and a
+        vocabulary.
       target: a local folder, which is complete or not there afterwards.
       options: how.
 
@@ -181,7 +209,7 @@ class WeightsFormat(ModelFormat):
     Args:
       path: of `local_directory`.
       config: of `load_config`.
-      put: what is kept of each float32 array, such as its part on the mesh.
+      put: what is kept of each array, such as its part on the mesh.
 
     Returns:
       A nested dict with our names and unrolled layers.
@@ -222,6 +250,28 @@ class WeightsFormat(ModelFormat):
     self, peeked: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh
   ) -> loaded_model.LoadedModel:
     """Reads weights and vocabulary."""
+    places = loaded_model.params_shardings(peeked.config, mesh)
+    return self.read(peeked, onto_mesh(places))
+
+  def open(self, peeked: loaded_model.LoadedModel) -> loaded_model.LoadedModel:
+    """Returns what `load` does, but weights stay in their files if they can.
+
+    They are read when they are written: no machine need hold the whole model.
+    """
+    return self.read(peeked, lambda name, leaf: leaf)
+
+  def read(
+    self, peeked: loaded_model.LoadedModel, put: Put
+  ) -> loaded_model.LoadedModel:
+    """Reads all there is, for `load` and `open`.
+
+    Args:
+      peeked: of `peek`.
+      put: of `load_params`.
+
+    Raises:
+      CheckpointError: it cannot be used.
+    """
     path, config = peeked.path, peeked.config
     directory = error = None
     try:
@@ -230,13 +280,18 @@ class WeightsFormat(ModelFormat):
       error = e
     # One host may have no room for a copy of a remote directory.
     multihost.raise_together(error)
-    places = tree_paths.flatten(loaded_model.params_shardings(config, mesh))
+
+    def put_named(name, leaf):
+      if isinstance(leaf, stored.Stored):
+        leaf = leaf.through(read_named)
+      return put(name, leaf)
+
+    def read_named(leaf):
+      with remote_files.named(path, directory):
+        return np.asarray(leaf)
+
     with remote_files.named(path, directory):
-      params = self.load_params(
-        str(directory),
-        config,
-        lambda name, leaf: placement.put(leaf, places[name]),
-      )
+      params = self.load_params(str(directory), config, put_named)
       vocabulary = self.load_vocabulary(str(directory))
     return dataclasses.replace(peeked, vocabulary=vocabulary, params=params)
 

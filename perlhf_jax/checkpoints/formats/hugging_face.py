@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import numpy as np
-
 from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.checkpoints.formats import format as format_lib
 from perlhf_jax.data import vocabularies
@@ -15,7 +13,6 @@ from perlhf_jax.interop import reward_directory
 from perlhf_jax.interop import reward_head
 from perlhf_jax.models import pali_config
 from perlhf_jax.training import layer_layout
-from perlhf_jax.training import placement
 
 
 class HuggingFace(format_lib.WeightsFormat, format_lib.WritableFormat):
@@ -55,9 +52,9 @@ class HuggingFace(format_lib.WeightsFormat, format_lib.WritableFormat):
       return peeked
     return dataclasses.replace(peeked, kind=run_metadata.REWARD)
 
-  def load(self, peeked, mesh):
+  def read(self, peeked, put):
     """See `format`."""
-    loaded = super().load(peeked, mesh)
+    loaded = super().read(peeked, put)
     if not loaded.is_reward_model:
       return loaded
     heads = reward_head.load(loaded.path, loaded.config)
@@ -70,18 +67,13 @@ class HuggingFace(format_lib.WeightsFormat, format_lib.WritableFormat):
       make, heads = reward_directory.contents, (loaded.heads,)
     elif isinstance(loaded.config, pali_config.PaliConfig):
       make = pali_directory.contents
+    params = layer_layout.to_layout(loaded.params, scan_layers=False)
     contents = make(
-      layer_layout.to_layout(loaded.params, scan_layers=False),
+      params,
       *heads,
       loaded.config,
       vocabulary=vocabularies.to_dict(loaded.vocabulary),
-      dtype=options.dtype,
-      fetch=_fetch,
+      dtype=options.dtype_of(params),
+      fetch=format_lib.fetch,
     )
     output.write(contents, target, overwrite=options.overwrite)
-
-
-def _fetch(path, leaf):
-  # Heads are on this host already.
-  is_here = isinstance(leaf, np.ndarray)
-  return output.as_numpy(path, leaf) if is_here else placement.to_host(leaf)

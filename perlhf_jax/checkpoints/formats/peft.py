@@ -71,6 +71,6 @@ class Peft(format_lib.AdapterFormat, format_lib.WritableFormat):
       base=base,
       heads=loaded.heads or None,
       tuned=loaded.tuned or None,
-      dtype=options.dtype,
+      dtype=options.dtype_of(loaded.lora),
     )
     output.write(contents, target, overwrite=options.overwrite)

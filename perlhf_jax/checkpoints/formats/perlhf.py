@@ -4,6 +4,8 @@ import dataclasses
 import os
 
 from etils import epath
+import jax
+import numpy as np
 
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.checkpoints import run_metadata
@@ -72,14 +74,19 @@ class Perlhf(format_lib.ModelFormat, format_lib.WritableFormat):
 
   def write(self, loaded, target, options):
     """See `format`; the folder may be remote."""
-    options.check_new_and_exact('Checkpoints of ours')
+    options.check_new('Checkpoints of ours')
+    if options.dtype == 'bfloat16':
+      raise errors.ConfigError(
+        'Checkpoints of ours are written in float32: leave out '
+        '--dtype=bfloat16.'
+      )
     model_dir = step_files.absolute(target)
     try:
       if model_dir.exists() and any(model_dir.iterdir()):
         raise errors.CheckpointError(
           f'{target} already holds something; give another folder.'
         )
-      trainable = {'params': loaded.params}
+      trainable = {'params': jax.tree.map(_read, loaded.params)}
       if loaded.heads:
         trainable['heads'] = loaded.heads
       if loaded.kind == run_metadata.POLICY:
@@ -95,6 +102,11 @@ class Perlhf(format_lib.ModelFormat, format_lib.WritableFormat):
         f'{target} cannot be written ({error}). Choose a folder that you may '
         'write to, on a disk with room for the weights; nothing was left there.'
       ) from error
+
+
+def _read(leaf):
+  """Reads a weight that still lies in its file."""
+  return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
 def _describe(loaded) -> run_metadata.RunMetadata:

@@ -39,6 +39,13 @@ class T5x(format_lib.WeightsFormat, format_lib.WritableFormat):
         f'{loaded.path} is {loaded}, and T5X has no place for its {what}; '
         'write it as a Hugging Face directory (--to=hf).'
       )
-    options.check_new_and_exact('T5X checkpoints')
+    options.check_new('T5X checkpoints')
     params = layer_layout.to_layout(loaded.params, scan_layers=False)
-    t5x.save(params, loaded.config, target, step=loaded.step)
+    t5x.save(
+      params,
+      loaded.config,
+      target,
+      step=loaded.step,
+      dtype=options.dtype_of(params),
+      fetch=format_lib.fetch,
+    )

@@ -9,7 +9,6 @@ model, and the one of `t5x.infer`, with T5X's network.
 """
 
 import json
-import pathlib
 import tempfile
 
 import goldens
@@ -46,9 +45,8 @@ def main():
     with np.load(goldens.GOLDEN / f't5x_{name}.npz') as golden:
       golden = dict(golden)
     for dtype in ('float32', 'bfloat16'):
-      kept = jax.tree.map(lambda x, d=dtype: x.astype(jnp.dtype(d)), params)
       with tempfile.TemporaryDirectory() as folder:
-        step = t5x.save(kept, config, pathlib.Path(folder), STEP)
+        step = t5x.save(params, config, folder, STEP, dtype=dtype)
         free = checkpoints.load_t5x_checkpoint(str(step))
         restored, _ = utils.create_checkpoint_manager_and_restore(
           start,
