@@ -113,7 +113,8 @@ def _load(
       )
     loaded = dataclasses.replace(
       _put_on(loaded, base, mesh),
-      base={**loaded.base, 'path': base.path},
+      # A backbone that is shared may not tell where it came from.
+      base={**loaded.base, 'path': base.path or loaded.base['path']},
       base_path=base_checkpoint,
     )
   return _with_fingerprints(loaded)

@@ -133,7 +133,11 @@ def beam_search(
     )
     logprobs = jax.nn.log_softmax(logits).reshape(batch, num_beams, vocab_size)
     sums = (state.sums[:, :, None] + logprobs).reshape(batch, -1)
-    sums, chosen = jax.lax.top_k(sums, 2 * num_beams)
+    # XLA for CPUs would join the slices below with the one that makes a top_k
+    # of a sort, no longer see a top_k, and sort the whole vocabulary.
+    sums, chosen = jax.lax.optimization_barrier(
+      jax.lax.top_k(sums, 2 * num_beams)
+    )
     parents, tokens = chosen // vocab_size, chosen % vocab_size
     logprobs = _take(logprobs.reshape(batch, -1), chosen)
 
