@@ -13,9 +13,9 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 source "$root/launch/demo_pipeline.bash"
 start_demo "$root" demo t5_tiny "${1:-$root/demo_output}"
 
-sft sft --gin.TRAIN_STEPS=800 --gin.LEARNING_RATE=2e-3
-reward reward_lora attention --gin.TRAIN_STEPS=700 --gin.LEARNING_RATE=3e-3
-reward reward_full none --gin.TRAIN_STEPS=700 --gin.LEARNING_RATE=1e-3
+sft sft --gin.TRAIN_STEPS=1000 --gin.LEARNING_RATE=2e-3
+reward reward_lora attention --gin.TRAIN_STEPS=900 --gin.LEARNING_RATE=3e-3
+reward reward_full none --gin.TRAIN_STEPS=900 --gin.LEARNING_RATE=1e-3
 policy policy_lora attention --gin.LEARNING_RATE=2e-3
 policy policy_full none --gin.LEARNING_RATE=3e-4
 judge_all policy_lora policy_full
