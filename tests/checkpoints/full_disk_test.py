@@ -4,6 +4,7 @@ import errno
 import pathlib
 import shutil
 
+import folders
 import pytest
 import runs
 
@@ -57,20 +58,12 @@ def _fill(monkeypatch, folder):
   return opened
 
 
-def _files(folder):
-  return {
-    str(file.relative_to(folder)): file.read_bytes()
-    for file in folder.rglob('*')
-    if file.is_file()
-  }
-
-
 @pytest.mark.parametrize('to', ['hf', 'peft', 't5x'])
 def test_nothing_is_left_and_a_second_try_succeeds(
   to, reward, tmp_path, monkeypatch, capfd
 ):
   source = _GOLDEN if to == 't5x' else reward
-  before = _files(source)
+  before = folders.files(source)
   place = tmp_path / 'place'
   place.mkdir()
   target = place / 'out'
@@ -86,13 +79,13 @@ def test_nothing_is_left_and_a_second_try_succeeds(
   assert f'{target}' in message and 'No space left on device' in message
   # Neither a target nor a part of one.
   assert not list(place.iterdir())
-  assert _files(source) == before
+  assert folders.files(source) == before
   assert main.run(flags) == 0
   fresh = [
     f'--target={tmp_path / "fresh"}' if 'target' in x else x for x in flags
   ]
   assert main.run(fresh) == 0
-  assert _files(target) == _files(tmp_path / 'fresh')
+  assert folders.files(target) == folders.files(tmp_path / 'fresh')
   assert main.run(['inspect', f'--checkpoint={target}']) == 0
   assert [entry.name for entry in place.iterdir()] == ['out']
 
@@ -103,12 +96,12 @@ def test_what_is_there_stays(to, reward, tmp_path, monkeypatch, capfd):
   target = place / 'out'
   flags = ['convert', f'--source={reward}', f'--target={target}', f'--to={to}']
   assert main.run(flags) == 0
-  before = _files(target)
+  before = folders.files(target)
   with monkeypatch.context() as patched:
     _fill(patched, place)
     assert main.run([*flags, '--overwrite', '--dtype=bfloat16']) == 2
   assert 'No space left on device' in capfd.readouterr().err
-  assert _files(target) == before
+  assert folders.files(target) == before
   assert [entry.name for entry in place.iterdir()] == ['out']
   assert main.run([*flags, '--overwrite', '--dtype=bfloat16']) == 0
-  assert _files(target) != before
+  assert folders.files(target) != before

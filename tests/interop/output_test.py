@@ -1,6 +1,7 @@
 import contextlib
 import resource
 
+import folders
 import jax
 import ml_dtypes
 import numpy as np
@@ -37,14 +38,6 @@ def _contents(made=None, size=100):
   )
 
 
-def _files(path):
-  return {
-    str(file.relative_to(path)): file.read_bytes()
-    for file in path.rglob('*')
-    if file.is_file()
-  }
-
-
 def _error(*arguments, **keywords):
   with pytest.raises(errors.CheckpointError) as caught:
     output.write(*arguments, **keywords)
@@ -67,7 +60,7 @@ def test_files_and_tensors_are_as_described(tmp_path):
   path = tmp_path / 'new' / 'model'
   output.write(_contents(made), path)
   assert made == ['a', 'bb', 'ccc']
-  assert sorted(_files(path)) == [
+  assert sorted(folders.files(path)) == [
     'README.md',
     'config.json',
     'head.safetensors',
@@ -88,7 +81,7 @@ def test_files_and_tensors_are_as_described(tmp_path):
 def test_folders_and_what_two_hold(tmp_path):
   both = _contents().inside('one') | _contents().inside('two/three')
   output.write(both, tmp_path)
-  files = _files(tmp_path)
+  files = folders.files(tmp_path)
   assert len(files) == 10
   assert files[f'one/{WEIGHTS}'] == files[f'two/three/{WEIGHTS}']
 
@@ -101,13 +94,13 @@ def test_an_empty_directory_may_be_there(tmp_path):
 def test_what_is_there_is_refused_and_replaced_on_demand(tmp_path):
   path = tmp_path / 'model'
   output.write(_contents(), path)
-  before = _files(path)
+  before = folders.files(path)
   made = []
   error = _error(_contents(made, size=5), path)
   assert 'already holds README.md' in error and '--overwrite' in error
-  assert not made and _files(path) == before
+  assert not made and folders.files(path) == before
   output.write(_contents(size=5), path, overwrite=True)
-  assert len(_files(path)[WEIGHTS]) < len(before[WEIGHTS])
+  assert len(folders.files(path)[WEIGHTS]) < len(before[WEIGHTS])
   assert [entry.name for entry in tmp_path.iterdir()] == ['model']
 
 
@@ -129,13 +122,13 @@ def test_a_disk_that_is_full_half_way(overwrite, tmp_path):
   path = tmp_path / 'model'
   if overwrite:
     output.write(_contents(size=7), path)
-  before = _files(path)
+  before = folders.files(path)
   made = []
   with _files_no_larger_than(1800):
     error = _error(_contents(made), path, overwrite=overwrite)
   assert made == ['a', 'bb']
   assert f'{path} cannot be written (File too large)' in error
-  assert path.exists() == overwrite and _files(path) == before
+  assert path.exists() == overwrite and folders.files(path) == before
   assert len(list(tmp_path.iterdir())) == overwrite
 
 

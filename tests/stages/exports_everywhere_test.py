@@ -4,6 +4,7 @@ import dataclasses
 
 import everywhere_program
 import everywhere_runs
+import folders
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
@@ -50,14 +51,6 @@ def root(tmp_path_factory):
   return root
 
 
-def _files(folder):
-  return {
-    str(file.relative_to(folder)): file.read_bytes()
-    for file in folder.rglob('*')
-    if file.is_file()
-  }
-
-
 def _tensors(folder):
   return {
     (file.name, name): array
@@ -71,7 +64,7 @@ def _tensors(folder):
 def test_one_checkpoint_is_exported_the_same_everywhere(trained, to, root):
   # Of the same checkpoint: equal to the bit.
   here, there = (
-    _files(root / each / 'out' / f'{trained}_{to}')
+    folders.files(root / each / 'out' / f'{trained}_{to}')
     for each in ('base', 'fsdp_tensor')
   )
   assert len(here) >= 4 and _HEAD in here
