@@ -3,7 +3,7 @@
 import setuptools
 
 # The gin files live at the top level, where people edit them, and are carried
-# in a wheel as data beside main.py, where gin_loading.py looks for them.
+# in a wheel as data of the package, where cli/gin_scan.py looks for them.
 GIN_FILES = 'perlhf_jax.gin'
 
 # What seqio_cache_tasks runs on.
@@ -36,7 +36,7 @@ setuptools.setup(
     GIN_FILES: ['**/*.gin'],
     'perlhf_jax.training': ['tpu_topologies.txt'],
   },
-  entry_points={'console_scripts': ['perlhf = perlhf_jax.main:cli']},
+  entry_points={'console_scripts': ['perlhf = perlhf_jax.cli.main:cli']},
   install_requires=[
     'absl-py',
     'clu',

@@ -66,7 +66,7 @@ part() { # SECONDS NAME COMMAND...
 }
 
 benchmark() { # SECONDS NAME MODEL BATCH_SIZE TUNINGS, then more bindings
-  part "$1" "$2" "$python" -m perlhf_jax.main benchmark \
+  part "$1" "$2" "$python" -m perlhf_jax benchmark \
     --gin_file="gin/models/$3.gin" --gin_file=gin/rl/reinforce.gin \
     --gin.TASK_FEATURE_LENGTHS="{'inputs': $inputs, 'targets': $targets}" \
     --gin.BATCH_SIZE="$4" --gin.TUNINGS="$5" --gin.REPEATS=3 \

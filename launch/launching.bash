@@ -20,7 +20,7 @@ inputs=()
 written=()
 logging=()
 
-# Those of perlhf_jax/main.py with `on_hosts`.
+# Those of perlhf_jax/cli/commands.py with `on_hosts`.
 on_hosts=(train_sft train_reward train_policy evaluate score generate benchmark)
 
 # The comment at the top of the launcher.

@@ -91,7 +91,7 @@ def show_process(index: int) -> None:
 def _is_for_users(record: std_logging.LogRecord) -> bool:
   """Says whether to show a line: others' INFO lines are for their authors."""
   # Gin looks for an included file in several places, and calls each miss an
-  # error; gin_scan.py has found the file before.
+  # error; cli/gin_scan.py has found the file before.
   if record.pathname.endswith(_GIN_SEARCH):
     return False
   if record.levelno >= std_logging.WARNING:

@@ -4,8 +4,8 @@ import fake_stage
 import gin
 import pytest
 
-from perlhf_jax import command_line
-from perlhf_jax import main
+from perlhf_jax.cli import commands
+from perlhf_jax.cli import main
 
 RUN_GIN = """\
 # A run.
@@ -23,6 +23,9 @@ fake_stage.train:
   train_steps = %TRAIN_STEPS
   rank = %LORA_RANK
   checkpoint = %CHECKPOINT_PATH
+  extra = %EXTRA
+
+EXTRA = None
 """
 DEFAULTS_GIN = 'LORA_RANK = 8\n'
 MODEL_GIN = """\
@@ -35,34 +38,17 @@ fake_stage.Model.width = %WIDTH
 """
 
 COMMANDS = {
-  'train': command_line.Command(
+  'train': commands.Command(
     help='trains',
-    module='fake_stage',
-    function='train',
+    function='fake_stage.train',
     example='perlhf train --gin.TRAIN_STEPS=1',
-    flags=(
-      command_line.Flag('checkpoint', 'where from', macro='CHECKPOINT_PATH'),
-    ),
+    macros={'checkpoint': 'CHECKPOINT_PATH'},
     gin_file='run.gin',
   ),
-  'score': command_line.Command(
+  'score': commands.Command(
     help='scores',
-    module='fake_stage',
-    function='score',
+    function='fake_stage.score',
     example='perlhf score --input=a --output=b',
-    flags=(
-      command_line.Flag(
-        'input', 'what to read', required=True, argument='input_path'
-      ),
-      command_line.Flag(
-        'output', 'what to write', required=True, argument='output_path'
-      ),
-      command_line.Flag('batch_size', 'lines a step', int, default=32),
-      command_line.Flag('base', 'its base'),
-      command_line.Flag('seed', 'of the dice', int, default=0, minimum=0),
-      command_line.Flag('scale', 'how much', float),
-      command_line.Flag('heat', 'how hot', float, default=1.0, minimum=0),
-    ),
   ),
 }
 

@@ -1,5 +1,6 @@
 """A stage for the tests of the command line: it records how it was called."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from perlhf_jax.core import checks
@@ -16,12 +17,19 @@ class Model:
 
 
 def train(
+  *,
   model_dir: str,
   train_steps: Annotated[int, checks.AtLeastOne],
   model: Model | None = None,
   rank: int = 4,
-  checkpoint: Any = None,
+  checkpoint: str | None = None,
+  extra: Any = None,
 ):
+  """Trains.
+
+  Args:
+    checkpoint: where from.
+  """
   calls.append(
     {
       'model_dir': model_dir,
@@ -29,6 +37,7 @@ def train(
       'model': model,
       'rank': rank,
       'checkpoint': checkpoint,
+      'extra': extra,
       'config': operative_config.config_text(),
     }
   )
@@ -42,7 +51,36 @@ def train(
     raise ValueError('a fault of ours')
 
 
-def score(input_path, output_path, batch_size, base, seed, scale, heat):
+def score(
+  *,
+  input_path: str,
+  output_path: str,
+  batch_size: Annotated[int, checks.AtLeastOne] = 32,
+  base: str | None = None,
+  seed: Annotated[int, checks.NotNegative] = 0,
+  scale: float | None = None,
+  heat: Annotated[float, checks.NotNegative] = 1.0,
+  mesh_shape: Sequence[int] = (-1, 1, 1),
+  model: Model | None = None,
+):
+  """Scores.
+
+  Args:
+    input_path: what to read.
+    output_path: what to write.
+    batch_size: lines
+      per step.
+    base: its base.
+    seed: of the dice.
+    scale: how much.
+    heat: how hot.
+    mesh_shape: devices.
+    model: cannot be told on a command line.
+
+  Returns:
+    seed: nothing of the kind.
+  """
+  del model
   calls.append(
     {
       'input_path': input_path,
@@ -52,9 +90,6 @@ def score(input_path, output_path, batch_size, base, seed, scale, heat):
       'seed': seed,
       'scale': scale,
       'heat': heat,
+      'mesh_shape': mesh_shape,
     }
   )
-
-
-def never_configured(model_dir):
-  del model_dir

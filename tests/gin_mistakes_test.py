@@ -6,9 +6,6 @@ import fake_commands
 import fake_stage
 import pytest
 
-from perlhf_jax import command_line
-from perlhf_jax import main
-
 pytestmark = pytest.mark.usefixtures('workplace')
 workplace = fake_commands.workplace
 
@@ -127,15 +124,14 @@ def test_misspelt_parameter_in_a_file(capsys, tmp_path):
   )
   message = fake_commands.error(capsys, 'train', *fake_commands.GIVEN)
   assert 'run.gin, line 14' in message
-  assert "parameter named 'rnak'" in message
-  assert 'Did you mean rank?' in message
+  assert 'no parameter rnak; did you mean rank?' in message
 
 
 def test_misspelt_parameter_on_the_command_line(capsys):
   arg = '--gin.fake_stage.train.zzz=4'
   message = fake_commands.error(capsys, 'train', *fake_commands.GIVEN, arg)
   assert arg in message
-  assert 'It has model_dir, train_steps' in message
+  assert 'no parameter zzz; it has model_dir, train_steps' in message
 
 
 def test_misspelt_configurable(capsys, tmp_path):
@@ -158,7 +154,7 @@ def test_misspelt_import(capsys, tmp_path):
     fake_commands.RUN_GIN.replace('import fake_stage', 'import fake_satge')
   )
   message = fake_commands.error(capsys, 'train', *fake_commands.GIVEN)
-  assert 'run.gin, line 3: no module fake_satge' in message
+  assert "run.gin, line 3: The module 'fake_satge' cannot be found" in message
 
 
 def test_a_fault_inside_an_import_is_named_by_its_line(
@@ -172,10 +168,8 @@ def test_a_fault_inside_an_import_is_named_by_its_line(
     )
   )
   message = fake_commands.error(capsys, 'train', *fake_commands.GIVEN)
-  assert (
-    'run.gin, line 4: the module broken_module cannot be imported' in message
-  )
-  assert "No module named 'module_that_is_missing'" in message
+  assert "run.gin, line 4: The module 'broken_module' imports" in message
+  assert "'module_that_is_missing', which is not installed" in message
   assert 'broken_module.py:1' in message
 
 
@@ -229,18 +223,3 @@ def test_value_of_another_type_in_a_file_names_its_line(capsys, tmp_path):
   (tmp_path / 'defaults.gin').write_text("# Sizes.\nLORA_RANK = 'a'\n")
   message = fake_commands.error(capsys, 'train', *fake_commands.GIVEN)
   assert "LORA_RANK is 'a'" in message and '(defaults.gin, line 2)' in message
-
-
-def test_argument_bound_nowhere_and_function_unknown_to_gin(capsys, tmp_path):
-  (tmp_path / 'empty.gin').write_text('')
-  commands = {
-    'train': command_line.Command(
-      help='',
-      module='fake_stage',
-      function='never_configured',
-      example='',
-      gin_file='empty.gin',
-    )
-  }
-  assert main.run(['train'], commands) == 2
-  assert 'binds model_dir of fake_stage' in capsys.readouterr().err

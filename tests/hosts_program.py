@@ -1,7 +1,7 @@
 """One of several processes; started by the tests that need them.
 
-`python hosts_program.py COMMAND [--number=N] --folder=F ...HOST_FLAGS` is as
-`perlhf COMMAND`, with commands that take no time.
+`python hosts_program.py COMMAND [--number=N] --folder=F ...` is as `perlhf
+COMMAND`, with commands that take no time.
 """
 
 import contextlib
@@ -14,26 +14,22 @@ import subprocess
 import sys
 import time
 import types
+from typing import Annotated
 
 from absl import logging
 
-from perlhf_jax import command_line
-from perlhf_jax import hosts
 from perlhf_jax import logs
-from perlhf_jax import main
+from perlhf_jax.cli import commands
+from perlhf_jax.cli import hosts
+from perlhf_jax.cli import main
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 
-_FLAGS = (
-  command_line.Flag('folder', 'what to write to', required=True),
-  command_line.Flag('number', 'any', int, default=1, minimum=0),
-)
 COMMANDS = {
-  name: command_line.Command(
+  name: commands.Command(
     help=name,
-    module='hosts_program',
-    function=name,
+    function=f'hosts_program.{name}',
     example='',
-    flags=_FLAGS,
     on_hosts=True,
   )
   for name in ('agree', 'preempt', 'lose', 'misuse', 'wait')
@@ -86,7 +82,7 @@ def start(*args):
   )
 
 
-def agree(folder, number):
+def agree(*, folder: str, number: Annotated[int, checks.NotNegative] = 1):
   """Comes to every kind of agreement; writes what is raised, by name."""
   del number
   import jax
@@ -131,7 +127,7 @@ def agree(folder, number):
   print('a line', file=sys.stderr)
 
 
-def preempt(folder, number):
+def preempt(*, folder: str, number: Annotated[int, checks.NotNegative] = 1):
   """Trains once as a whole, once in parts; ends with a part.
 
   Process `number` is told to stop, after step 5 and after step 8.
@@ -145,7 +141,7 @@ def preempt(folder, number):
   _train(folder / 'end', number, 3, signal.SIGTERM)
 
 
-def lose(folder, number):
+def lose(*, folder: str, number: Annotated[int, checks.NotNegative] = 1):
   """Trains until `number` is gone: 0 or 1 is killed, 2 (process 1) halts.
 
   3 is nobody.
@@ -159,7 +155,7 @@ def lose(folder, number):
   )
 
 
-def misuse(folder, number):
+def misuse(*, folder: str, number: Annotated[int, checks.NotNegative] = 1):
   """Process 1 alone makes the mistake `number` in the middle of training."""
   from perlhf_jax.training import multihost
 
@@ -168,7 +164,7 @@ def misuse(folder, number):
   _train(pathlib.Path(folder) / 'run', 1, 5, mistakes[number])
 
 
-def wait(folder, number):
+def wait(*, folder: str, number: Annotated[int, checks.NotNegative] = 1):
   """Does nothing for a while."""
   pathlib.Path(folder, 'waiting').touch()
   time.sleep(number)

@@ -3,9 +3,9 @@
 import hosts_program
 import pytest
 
-from perlhf_jax import command_line
-from perlhf_jax import commands
-from perlhf_jax import main
+from perlhf_jax.cli import command_line
+from perlhf_jax.cli import commands
+from perlhf_jax.cli import main
 
 WAIT = hosts_program.COMMANDS['wait']
 GIVEN = ('wait', '--folder=a')
@@ -25,7 +25,7 @@ def test_help_lists_the_flags(capsys):
   for name in 'multihost', 'coordinator_address', 'num_processes', 'process_id':
     assert f'  --{name} ' in section
     assert name not in own
-  assert 'counts as lost (default 100)' in section
+  assert 'counts as lost (default 100)' in ' '.join(section.split())
   assert 'False' not in section
 
 

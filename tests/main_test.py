@@ -5,7 +5,7 @@ import fake_commands
 import fake_stage
 import pytest
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 
 pytestmark = pytest.mark.usefixtures('workplace')
 workplace = fake_commands.workplace
@@ -58,9 +58,9 @@ def test_a_flag_can_stand_for_a_macro():
 
 def test_values_may_hold_spaces_and_brackets():
   call = fake_commands.call(
-    'train', *fake_commands.GIVEN, "--gin.CHECKPOINT_PATH=('a = b', [1, -2])"
+    'train', *fake_commands.GIVEN, "--gin.EXTRA=('a = b', [1, -2])"
   )
-  assert call['checkpoint'] == ('a = b', [1, -2])
+  assert call['extra'] == ('a = b', [1, -2])
 
 
 def test_search_paths(tmp_path, capsys):
@@ -110,6 +110,7 @@ def test_flags_of_a_command_without_gin():
     'seed': 0,
     'scale': None,
     'heat': 1.0,
+    'mesh_shape': (-1, 1, 1),
   }
 
 
@@ -121,6 +122,8 @@ def test_flags_of_a_command_without_gin():
     ('--heat=0.25', 0.25),
     ('--scale=-1e-3', -0.001),
     ('--scale=7', 7.0),
+    ('--mesh_shape=1,4,2', (1, 4, 2)),
+    ('--mesh_shape=(1, -1, 2)', (1, -1, 2)),
   ],
 )
 def test_numbers(flag, value):
@@ -139,7 +142,7 @@ def test_help_of_a_command(capsys):
   assert main.run(['score', '--help'], fake_commands.COMMANDS) == 0
   page = capsys.readouterr().out
   assert 'what to read (required)' in page
-  assert 'lines a step (default 32)' in page
+  assert 'lines per step (default 32)' in page
   assert 'of the dice (default 0)' in page
   assert 'how hot (default 1.0)' in page
   assert 'how much\n' in page
@@ -223,6 +226,8 @@ def test_missing_flag(capsys):
     '--heat=nan',
     '--heat=inf',
     '--scale=-inf',
+    '--mesh_shape=wide',
+    '--mesh_shape=1,2.5,1',
   ],
 )
 def test_bad_number(capsys, flag):
@@ -273,7 +278,7 @@ def test_a_fault_of_ours_keeps_its_traceback():
 
 def test_as_a_process():
   result = subprocess.run(
-    [sys.executable, '-m', 'perlhf_jax.main', 'scor'],
+    [sys.executable, '-m', 'perlhf_jax', 'scor'],
     cwd=main.__file__.rsplit('/', 2)[0],
     capture_output=True,
     text=True,

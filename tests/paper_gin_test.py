@@ -5,9 +5,8 @@ import shlex
 
 import pytest
 
-from perlhf_jax import command_line
-from perlhf_jax import commands
-from perlhf_jax import gin_loading
+from perlhf_jax.cli import command_line
+from perlhf_jax.cli import commands
 
 PAPER = pathlib.Path(__file__).parents[1] / 'gin' / 'runs' / 'paper'
 FILES = sorted(PAPER.glob('*.gin'))
@@ -26,15 +25,8 @@ def command_of(path):
 def macros(arguments):
   """What a command binds, by name; the last one wins."""
   name, *rest = arguments
-  parsed = command_line.parse(name, commands.COMMANDS[name], rest)
-  gin_loading.read(parsed.gin_files, parsed.bindings)
-  values = {}
-  for path in parsed.gin_files:
-    for line in pathlib.Path(path).read_text().splitlines():
-      key, separator, value = line.partition(' = ')
-      if separator and key.isupper():
-        values[key] = value
-  return values
+  scan = command_line.parse(name, commands.COMMANDS[name], rest).scan
+  return {macro: value for macro, (value, _) in scan.macros.items()}
 
 
 def test_every_data_set_is_here():
@@ -74,19 +66,19 @@ def test_policies_in_full(path):
 @pytest.mark.parametrize(
   ('name', 'key', 'value'),
   [
-    ('harmless_reward_lora', 'LEARNING_RATE', '2e-4'),
-    ('harmless_reward_full', 'LEARNING_RATE', '1e-5'),
-    ('harmless_reward_lora', 'TRAIN_STEPS', '5000'),
-    ('tldr_reward_lora', 'LEARNING_RATE', '1e-4'),
-    ('tldr_reward_lora', 'BATCH_SIZE', '128'),
-    ('tldr_policy', 'TEMPERATURE', '0.7'),
-    ('tldr_policy', 'KL_BETA', '0.05'),
-    ('bolt_policy', 'LEARNING_RATE', '1e-4'),
-    ('vqav2_policy', 'BATCH_SIZE', '32'),
-    ('vqav2_policy', 'LEARNING_RATE', '1e-8'),
-    ('vqav2_sft', 'LEARNING_RATE', '1e-7'),
-    ('shp_reward_lora', 'DROPOUT_RATE', '0.05'),
-    ('android_control_reward_lora', 'LEARNING_RATE', '5e-5'),
+    ('harmless_reward_lora', 'LEARNING_RATE', 2e-4),
+    ('harmless_reward_full', 'LEARNING_RATE', 1e-5),
+    ('harmless_reward_lora', 'TRAIN_STEPS', 5000),
+    ('tldr_reward_lora', 'LEARNING_RATE', 1e-4),
+    ('tldr_reward_lora', 'BATCH_SIZE', 128),
+    ('tldr_policy', 'TEMPERATURE', 0.7),
+    ('tldr_policy', 'KL_BETA', 0.05),
+    ('bolt_policy', 'LEARNING_RATE', 1e-4),
+    ('vqav2_policy', 'BATCH_SIZE', 32),
+    ('vqav2_policy', 'LEARNING_RATE', 1e-8),
+    ('vqav2_sft', 'LEARNING_RATE', 1e-7),
+    ('shp_reward_lora', 'DROPOUT_RATE', 0.05),
+    ('android_control_reward_lora', 'LEARNING_RATE', 5e-5),
   ],
 )
 def test_figures_of_the_paper(name, key, value):

@@ -9,8 +9,8 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from perlhf_jax import command_line
-from perlhf_jax import commands
+from perlhf_jax.cli import commands
+from perlhf_jax.cli import help_pages
 
 # Fenced blocks that are shown and not typed: outputs, and an image's recipe.
 _SHOWN = ('', 'dockerfile')
@@ -106,7 +106,7 @@ def of_head(path: pathlib.Path, name: str) -> list[Shell]:
 
 def of_help_page(command: str) -> list[Shell]:
   """The example of a page of `perlhf COMMAND --help`."""
-  page = command_line.help_page(command, commands.COMMANDS[command])
+  page = help_pages.page(command, commands.COMMANDS[command])
   _, _, example = page.partition('\nExample:\n')
   return [Shell(f'perlhf {command} --help', example)]
 

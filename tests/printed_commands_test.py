@@ -7,7 +7,7 @@ import printed_commands
 import printed_world
 import pytest
 
-from perlhf_jax import commands
+from perlhf_jax.cli import commands
 from perlhf_jax.training import topologies
 
 ROOT = printed_world.ROOT

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 import re
 from typing import Any
 
-from perlhf_jax import command_line
-from perlhf_jax import commands
-from perlhf_jax import gin_scan
+from perlhf_jax.cli import commands
+from perlhf_jax.cli import gin_scan
 
 # The shape of golden/hf_pali/t5; every T5 has it, so that compiling is shared.
 SHAPE: Mapping[str, Any] = {
@@ -75,15 +74,14 @@ def small(arguments: Sequence[str]) -> list[str]:
   command = commands.COMMANDS.get(name)
   if command is None or '--help' in rest:
     return [*arguments]
-  hosts = {flag.name for flag in command_line.HOST_FLAGS}
+  hosts = {flag.name for flag in commands.host_flags()}
   # There are no other hosts here.
   rest = [a for a in rest if a.lstrip('-').partition('=')[0] not in hosts]
   extra = list(_SMALL_OF_COMMAND.get(name, ()))
   if name == 'plan':
     return [name, *rest, *_small_plan(rest)]
   if command.gin_file:
-    scan = gin_scan.Scan()
-    gin_scan.scan_file(scan, command.gin_file)
+    scan = gin_scan.Scan(command.gin_file)
     for macro, value in _SMALL.items():
       default, _ = scan.macros.get(macro, (None, ''))
       if default is None:

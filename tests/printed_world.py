@@ -7,7 +7,6 @@ numbers of steps are tiny. Those of clouds and clusters do nothing.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
-import importlib
 import io
 import json
 import os
@@ -27,11 +26,10 @@ import printed_commands
 import printed_small
 import seqio
 
-from perlhf_jax import command_line
-from perlhf_jax import commands
-from perlhf_jax import gin_loading
 from perlhf_jax import logs
-from perlhf_jax import main
+from perlhf_jax.cli import command_line
+from perlhf_jax.cli import commands
+from perlhf_jax.cli import main
 from perlhf_jax.core import errors
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -345,12 +343,7 @@ def parse(arguments: Sequence[str]) -> int:
     return main.run(arguments)
   command = commands.COMMANDS[name]
   try:
-    parsed = command_line.parse(name, command, rest)
-    if command.gin_file:
-      flags = {flag.macro: flag.name for flag in command.flags if flag.macro}
-      gin_loading.read(
-        parsed.gin_files, parsed.bindings, parsed.search_paths, flags
-      )
+    command_line.parse(name, command, rest)
   except errors.UserError as error:
     print(error)
     return 2
@@ -391,13 +384,9 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 def own_imports() -> Iterator[None]:
   """Forgets afterwards what the reader's own modules have brought in."""
   modules, tasks = set(sys.modules), set(seqio.TaskRegistry.names())
-  path = list(sys.path)
-  sys.path.append('')  # As `main.cli` does.
-  importlib.invalidate_caches()
   try:
     yield
   finally:
-    sys.path[:] = path
     for name in set(sys.modules) - modules:
       if name.startswith('my_'):
         del sys.modules[name]

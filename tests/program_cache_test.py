@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from perlhf_jax import program_cache
+from perlhf_jax.cli import program_cache
 from perlhf_jax.core import start_cache
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -62,7 +62,7 @@ def test_without_a_folder_nothing_is_kept(environment, name):
 
 def _perlhf(*arguments):
   return subprocess.run(
-    [sys.executable, '-m', 'perlhf_jax.main', *arguments],
+    [sys.executable, '-m', 'perlhf_jax', *arguments],
     cwd=ROOT,
     env={**os.environ, 'PYTHONPATH': str(ROOT), 'TF_CPP_MIN_LOG_LEVEL': '1'},
     capture_output=True,
@@ -112,7 +112,7 @@ def test_a_second_start_compiles_nothing_and_computes_the_same(
 
 
 _PROGRAM = """
-from perlhf_jax import program_cache
+from perlhf_jax.cli import program_cache
 program_cache.use()
 import warnings
 import jax

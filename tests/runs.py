@@ -4,7 +4,7 @@ import json
 
 import metric_records
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 
 _T5 = {
   'emb_dim': 16,

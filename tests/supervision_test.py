@@ -6,7 +6,7 @@ import pytest
 
 _WORK = """
 import os, signal, sys, time
-from perlhf_jax import supervision
+from perlhf_jax.cli import supervision
 
 def work():
   supervision.if_aborted(2, 'nobody came')

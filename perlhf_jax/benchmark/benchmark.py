@@ -114,7 +114,7 @@ def benchmark(
     task_batches: consecutive batches of the task that are timed.
     partitioner: how the model and batches are split among devices.
     seed: of weights, prompts and samples.
-    output: JSON file for the figures; None for none.
+    output: a JSON file for the figures.
 
   Returns:
     What the file holds: `setting`; `lora`, `full` and `lora_over_full`, each

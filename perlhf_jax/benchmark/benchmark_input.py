@@ -25,7 +25,7 @@ _LENGTHS = {'inputs': 128, 'targets': 64}
 def benchmark_input(
   *,
   task: str,
-  image_size: Annotated[int, checks.AtLeastOne],
+  image_size: Annotated[int, checks.AtLeastOne] = 64,
   split: str = 'train',
   batch_size: Annotated[int, checks.AtLeastOne] = 64,
   num_batches: Annotated[int, checks.AtLeastOne] = 100,
@@ -43,13 +43,13 @@ def benchmark_input(
   Args:
     task: a registered task with images.
     image_size: pixels of a side.
-    split: of the task.
+    split: the split to read.
     batch_size: examples of a batch.
-    num_batches: batches of a repeat.
+    num_batches: batches of a pass.
     num_images: images of an example at most.
     repeats: timed passes of each, after one that is not timed.
-    module: a module that registers the task.
-    output: JSON file for the figures; None for none.
+    module: a module of yours that registers the task.
+    output: a JSON file for the figures.
 
   Returns:
     What the file holds: the setting, `images_per_second` and

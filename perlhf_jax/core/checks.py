@@ -5,9 +5,9 @@ annotation says what it may be, bounds of numbers included:
 
   rank: Annotated[int, checks.Range(least=1)] = 8
 
-gin_loading.py checks all that a configuration binds before anything is made of
-it, and names the macro and the place. Dataclasses call `check_fields`, and the
-functions of commands are `checked`, for those who build and call them in
+cli/gin_checks.py checks all that a configuration binds before anything is made
+of it, and names the macro and the place. Dataclasses call `check_fields`, and
+the functions of commands are `checked`, for those who build and call them in
 Python.
 """
 

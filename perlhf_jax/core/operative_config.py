@@ -8,10 +8,11 @@ has been called: too late for a run that dies.
 from collections.abc import Callable
 import contextlib
 import inspect
-from typing import Any, NamedTuple
+from typing import Any
 
 import gin
-from gin import config_parser
+
+from perlhf_jax.core import gin_text
 
 
 def config_text() -> str:
@@ -38,25 +39,6 @@ def bound_arguments(function: Callable[..., Any]) -> set[str]:
   return set()
 
 
-class _Name(NamedTuple):
-  """A macro or a configurable that a value names, as gin writes it."""
-
-  text: str
-
-  def __repr__(self) -> str:
-    return self.text
-
-
-class _Delegate(config_parser.ParserDelegate):
-  """Keeps names as names, so that nothing need be imported."""
-
-  def configurable_reference(self, scoped_configurable_name, evaluate):
-    return _Name(f'@{scoped_configurable_name}{"()" if evaluate else ""}')
-
-  def macro(self, macro_name):
-    return _Name(f'%{macro_name}')
-
-
 def changes(before: str, after: str) -> dict[str, str]:
   """Compares two configurations; their order and comments do not count.
 
@@ -78,13 +60,11 @@ def changes(before: str, after: str) -> dict[str, str]:
 
 def _values(text: str) -> dict[str, Any]:
   """Reads the values of gin statements, by the names that they bind."""
-  values = {}
-  for statement in config_parser.ConfigParser(text, _Delegate()):
-    if isinstance(statement, config_parser.BindingStatement):
-      scope = f'{statement.scope}/' if statement.scope else ''
-      name = '.'.join(filter(None, (statement.selector, statement.arg_name)))
-      values[scope + name] = statement.value
-  return values
+  return {
+    each.name: each.value
+    for each in gin_text.statements(text, 'the configuration')
+    if each.kind in ('macro', 'parameter')
+  }
 
 
 def _shown(values: dict[str, Any], name: str) -> str:

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 import dataclasses
 import difflib
 import importlib
-import pathlib
-from types import ModuleType
 from typing import Any
 
 import seqio
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import named_modules
 from perlhf_jax.core import user_code
 from perlhf_jax.data import cached_tasks
 from perlhf_jax.data import feature_converters
@@ -65,16 +64,18 @@ class TaskSummary:
   parts: Mapping[str, float | str] | None = None
 
 
-def import_tasks(module: str | None = None):
+def import_tasks(module: str | None = None, *, named_by_user: bool = True):
   """Registers the built-in tasks and those of one more module.
 
   SeqIO is told where their caches are, which mixtures ask for their sizes.
 
   Args:
     module: importable name, such as `my_tasks` or `my_package.tasks`.
+    named_by_user: whether the module may lie in the current folder. What a
+      checkpoint names may not.
 
   Raises:
-    ConfigError: the module cannot be found, or another package named `tasks`
+    ConfigError: the module cannot be imported, or another package named `tasks`
       hides the built-in ones.
   """
   package = importlib.import_module(_PACKAGE)
@@ -88,7 +89,7 @@ def import_tasks(module: str | None = None):
   for name in _BUILT_IN:
     importlib.import_module(f'{_PACKAGE}.{name}')
   if module:
-    _import_user_module(module)
+    named_modules.import_module(module, named_by_user=named_by_user)
   cached_tasks.add_cache_dir()
 
 
@@ -153,38 +154,3 @@ def _features(provider: seqio.Task | seqio.Mixture) -> dict[str, Any]:
     'has_images': row_checks.IMAGES in features,
     'splits': tuple(map(str, dict.fromkeys(splits))),
   }
-
-
-def _import_user_module(module: str) -> ModuleType:
-  try:
-    return importlib.import_module(module)
-  except errors.UserError as error:
-    raise type(error)(f'{error} {user_code.line_of(error)}'.rstrip()) from error
-  except ModuleNotFoundError as error:
-    if error.name and (module + '.').startswith(error.name + '.'):
-      raise errors.ConfigError(
-        f'The module {module!r}, which registers tasks, cannot be found.'
-        f'{_near_module(module)} Put the directory that holds it on PYTHONPATH,'
-        ' and name it as an import statement does:'
-        ' --gin.MIXTURE_OR_TASK_MODULE="\'my_package.my_tasks\'".'
-      ) from error
-    raise errors.ConfigError(
-      f'The task module {module!r} imports {error.name!r}, which is not'
-      f' installed {user_code.line_of(error)}. Install it, or remove the'
-      ' import.'
-    ) from error
-  except (Exception, SystemExit) as error:
-    raise errors.ConfigError(
-      f'The task module {module!r} cannot be imported:'
-      f' {user_code.describe(error)}.'
-    ) from error
-
-
-def _near_module(module: str) -> str:
-  """Suggests the name of a module that may be meant."""
-  as_path = module.removesuffix('.py').replace('/', '.')
-  if as_path != module:
-    return f' Did you mean {as_path}?'
-  names = [path.stem for path in pathlib.Path().glob('*.py')]
-  near = difflib.get_close_matches(module, names, n=1)
-  return f' Did you mean {near[0]}?' if near else ''

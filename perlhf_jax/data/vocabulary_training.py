@@ -7,12 +7,14 @@ bytes.
 
 from collections.abc import Iterator
 import io
+from typing import Annotated
 
 from absl import logging
 from etils import epath
 import sentencepiece
 import seqio
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import row_checks
@@ -23,7 +25,7 @@ def train_vocabulary(
   *,
   task: str,
   output_path: str,
-  vocab_size: int = 4000,
+  vocab_size: Annotated[int, checks.AtLeastOne] = 4000,
   split: str = 'train',
   module: str | None = None,
 ) -> None:
@@ -36,7 +38,7 @@ def train_vocabulary(
     output_path: the file to write, such as `spiece.model`.
     vocab_size: pieces in all.
     split: whose text to read.
-    module: module that registers the task, if it is not one of ours.
+    module: a module of yours that registers the task.
 
   Raises:
     ConfigError: an unknown task, or a size that the text does not allow.

@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 import os
 import pathlib
-from typing import Any
+from typing import Annotated, Any
 
 from absl import logging
 from etils import epath
@@ -54,16 +54,17 @@ def check(
   arguments: Mapping[str, Any],
   *,
   topology: str | None = None,
-  num_devices: int | None = None,
+  num_devices: Annotated[int, checks.AtLeastOne] | None = None,
 ) -> None:
   """Checks a call of a command's function, and prints what it finds.
 
   Args:
     function: of a stage, such as `train_sft.train_sft`.
     arguments: its keyword arguments.
-    topology: the slice of Cloud TPU on which it is to run.
-    num_devices: the devices on which it is to run; those of the slice, or of
-      this machine, if None.
+    topology: with --check: the slice of Cloud TPU that it is for, such as
+      v5e-16.
+    num_devices: with --check: the devices that it is for; by default those of
+      the slice, or of this machine.
 
   Raises:
     UserError: something is wrong; all mistakes are listed.
@@ -137,8 +138,7 @@ class _Check:
   def _check_mesh(self) -> None:
     partitioner = self._get('partitioner')
     if partitioner is None:
-      shape = partitioning.parse_mesh_shape(self._get('mesh_shape'))
-      partitioner = partitioning.Partitioner(shape)
+      partitioner = partitioning.Partitioner(self._get('mesh_shape'))
     slices = 1 if self._slice is None else self._slice.num_slices
     self._mesh = partitioner.abstract_mesh(self._num_devices, slices)
     loop, algorithm = self._get('loop'), self._get('algorithm')

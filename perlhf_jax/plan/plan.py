@@ -58,8 +58,8 @@ def plan(
   compare.
 
   Args:
-    topology: names of slices such as `v5e-16`, with commas between; to search
-      for a slice, also names of generations such as `v5e`.
+    topology: slices of Cloud TPU, with commas between; 2xv5e-16 is two in one
+      run. To search for a slice, generations such as v5e too.
     algorithm: Reinforce, Rloo, Grpo or Ppo.
     lora: the adapters that are held against full tuning.
     optimizer: of every model that is trained.
@@ -72,13 +72,12 @@ def plan(
     model: architecture.
     partitioner: how the model and batches are split among devices.
     tunings: `lora`, `full`, or a tuple of them.
-    search: `batch_size` for the largest batch of which all programs fit;
-      `topology` for the smallest slice of each generation in which they do;
-      None to take both as they are.
+    search: batch_size: the largest batch that fits; topology: the smallest
+      slice of each generation; by default neither.
     level: how much the compiler optimizes, `cheap` or `default`.
-    output: JSON file for the rows; None for none. Rows that it has already are
-      not compiled again if they are of this setting and these libraries. While
-      this runs it has those of a search too.
+    output: a JSON file, kept after every row; the same command goes on from it,
+      if the setting and the libraries are the same. While this runs it has the
+      rows of a search too.
 
   Returns:
     What the file holds at the end: a row a program, of

@@ -22,7 +22,8 @@ def with_module(
   """Imports the module that registered the task of a checkpoint.
 
   Nothing is imported if the data set is of another task, or names a module
-  itself, or the task is one of ours.
+  itself, or the task is one of ours. A checkpoint may be anybody's, so that its
+  word alone runs no file of the current folder.
 
   Args:
     dataset: what is to be read.
@@ -46,9 +47,11 @@ def with_module(
   )
   with multihost.together():
     try:
-      task_modules.import_tasks(module)
+      task_modules.import_tasks(module, named_by_user=False)
     except errors.ConfigError as error:
       raise errors.ConfigError(
-        f'{where} was trained on the task {task!r}. {error}'
+        f'{where} was trained on the task {task!r}. {error} A module of the '
+        'current folder is imported only if you name it: '
+        f'--gin.MIXTURE_OR_TASK_MODULE="\'{module}\'".'
       ) from error
   return dataclasses.replace(dataset, module=module)

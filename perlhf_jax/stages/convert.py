@@ -1,5 +1,6 @@
 """Writes a checkpoint in another format."""
 
+from collections.abc import Sequence
 import os
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ def convert(
   extra_ids: Annotated[int, checks.Range(least=0)] = 0,
   dtype: Annotated[str, checks.OneOf('float32', 'bfloat16')] | None = None,
   overwrite: bool = False,
-  mesh_shape: str = '-1,1,1',
+  mesh_shape: Sequence[int] = (-1, 1, 1),
 ) -> loaded_model.LoadedModel:
   """Writes a model in another format, from any format that is read.
 
@@ -41,19 +42,19 @@ def convert(
       `perlhf inspect` knows.
     target: a local folder, of `perlhf` a remote one too, new or empty; it is
       complete at the end, or not there.
-    to: a format that can be written: `perlhf`, which is ours, and then names no
-      other checkpoint, `hf`, `peft` or `t5x`.
+    to: the format to write: perlhf (ours, whole, without a base), hf, peft or
+      t5x.
     base_checkpoint: where an adapter's base is, if not where the adapter says.
     base: what a PEFT directory will name as its base; by default where the base
       lies now.
-    vocabulary: the tokenizer of a T5X checkpoint: a SentencePiece model, or
-      `byte`.
-    extra_ids: sentinels behind that vocabulary.
+    vocabulary: of a T5X checkpoint, which has none: a SentencePiece model, or
+      byte.
+    extra_ids: sentinels behind that vocabulary; T5 has 100.
     dtype: of the weights, `float32` or `bfloat16`; by default `bfloat16` where
       the source has all of them in it, and `float32` elsewhere.
-    overwrite: whether a model in `target` is replaced.
-    mesh_shape: sizes of (data, fsdp, tensor), separated by commas; one of
-      them may be -1.
+    overwrite: replace a model that is in the target.
+    mesh_shape: devices as (data, fsdp, tensor), for models that do not fit one
+      of them; one of the sizes may be -1.
 
   Returns:
     What was written, without its weights.
@@ -62,7 +63,7 @@ def convert(
     UserError: the source cannot be read, has no such form, or the target
       cannot be written; the source stays as it is.
   """
-  mesh = partitioning.make_mesh(partitioning.parse_mesh_shape(mesh_shape))
+  mesh = partitioning.make_mesh(mesh_shape)
   format_ = registry.writer(to)
   loaded = loading.open_for_writing(
     source,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+from typing import Annotated
 
 from absl import logging
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.checkpoints import loading
 from perlhf_jax.checkpoints import placed
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
@@ -41,17 +43,17 @@ def generate(
   checkpoint: str,
   input_path: str,
   output_path: str,
-  temperature: float | None = None,
-  top_k: int | None = None,
-  top_p: float | None = None,
-  num_beams: int | None = None,
-  num_samples: int = 1,
-  max_length: int | None = None,
-  seed: int = 0,
-  batch_size: int = 32,
+  temperature: Annotated[float, checks.NotNegative] | None = None,
+  top_k: Annotated[int, checks.AtLeastOne] | None = None,
+  top_p: Annotated[float, checks.NotNegative] | None = None,
+  num_beams: Annotated[int, checks.AtLeastOne] | None = None,
+  num_samples: Annotated[int, checks.AtLeastOne] = 1,
+  max_length: Annotated[int, checks.AtLeastOne] | None = None,
+  seed: Annotated[int, checks.NotNegative] = 0,
+  batch_size: Annotated[int, checks.AtLeastOne] = 32,
   base_checkpoint: str | None = None,
-  prompt_length: int | None = None,
-  mesh_shape: str = '-1,1,1',
+  prompt_length: Annotated[int, checks.AtLeastOne] | None = None,
+  mesh_shape: Sequence[int] = (-1, 1, 1),
 ) -> None:
   """Writes every input line with `response` added, in the same order.
 
@@ -63,31 +65,31 @@ def generate(
   Args:
     checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
       `perlhf inspect` knows.
-    input_path: JSON lines with the string `prompt`, and, for models of images,
-      `image`; see `line_images`.
-    output_path: where to write.
-    temperature: divides the logits; 1 if None. 0 takes the likeliest token.
-    top_k: samples from the k likeliest tokens; from all if None.
+    input_path: a .jsonl file of lines {"prompt": ...}; `image` is added for
+      models of images, as `line_images` says.
+    output_path: the file to write: the same lines with "response".
+    temperature: divides the logits, 1 by default; 0 takes the likeliest token.
+    top_k: samples from the k likeliest tokens; by default from all.
     top_p: samples from the fewest likeliest tokens that have this probability
-      together; from all if None.
-    num_beams: width of a beam search, which takes the place of sampling.
-    num_samples: responses to a prompt.
+      together; by default from all.
+    num_beams: width of a beam search, as transformers' is, instead of sampling.
+    num_samples: responses to a prompt; "response" is a list if several.
     max_length: longest response in tokens, EOS included; by default that of
       the training, or 128 where nothing tells it.
     seed: of the sampling, below 2**32.
-    batch_size: lines answered at once; it does not change the responses.
+    batch_size: prompts answered at once; it does not change the responses.
     base_checkpoint: where an adapter's base is, if not where the adapter says.
     prompt_length: longest prompt in tokens, EOS included; by default that of
       the training, or any length where nothing tells it.
-    mesh_shape: sizes of (data, fsdp, tensor), separated by commas; one of
-      them may be -1.
+    mesh_shape: devices as (data, fsdp, tensor), for models that do not fit one
+      of them; one of the sizes may be -1.
 
   Raises:
     UserError: flags that exclude each other, a bad line, or one that is too
       long (file and number are named), or a bad checkpoint; nothing has been
       written then.
   """
-  mesh = partitioning.make_mesh(partitioning.parse_mesh_shape(mesh_shape))
+  mesh = partitioning.make_mesh(mesh_shape)
   partitioning.check_batch_size(batch_size, mesh)
   if not 0 <= seed < 2**32:
     raise errors.ConfigError(f'--seed={seed} is not between 0 and 2**32 - 1.')

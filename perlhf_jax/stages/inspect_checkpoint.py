@@ -23,8 +23,8 @@ def inspect_checkpoint(
   """Prints format, family, parameters, adapters, base, step, metrics and size.
 
   Args:
-    checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
-      is registered.
+    checkpoint: a MODEL_DIR, one of its steps, or a directory: Hugging Face T5,
+      a PaLI's parts, PEFT, T5X, or another format that is registered.
     base_checkpoint: where the base of an adapter lies now, if it is not where
       the adapter says.
 

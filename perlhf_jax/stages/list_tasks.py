@@ -13,7 +13,7 @@ def list_tasks(*, module: str | None = None) -> None:
   Mixtures follow, each with its tasks and the share at which they are drawn.
 
   Args:
-    module: a module to import first, which registers tasks.
+    module: a module of yours that registers tasks.
 
   Raises:
     ConfigError: the module cannot be found or imported.

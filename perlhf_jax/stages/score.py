@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 from absl import logging
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.checkpoints import loading
 from perlhf_jax.checkpoints import placed
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
@@ -60,11 +61,11 @@ def score(
   checkpoint: str,
   input_path: str,
   output_path: str,
-  batch_size: int = 32,
+  batch_size: Annotated[int, checks.AtLeastOne] = 32,
   base_checkpoint: str | None = None,
-  prompt_length: int | None = None,
-  response_length: int | None = None,
-  mesh_shape: str = '-1,1,1',
+  prompt_length: Annotated[int, checks.AtLeastOne] | None = None,
+  response_length: Annotated[int, checks.AtLeastOne] | None = None,
+  mesh_shape: Sequence[int] = (-1, 1, 1),
 ) -> None:
   """Writes every input line with a number added, in the same order.
 
@@ -80,23 +81,25 @@ def score(
   Args:
     checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
       `perlhf inspect` knows.
-    input_path: JSON lines with the string `prompt`, the string `response` or
-      a list of them, and, for models of images, `image`; see `line_images`.
-    output_path: where to write.
-    batch_size: lines scored at once; it does not change the scores.
+    input_path: a .jsonl file of lines {"prompt": ..., "response": ...}, of
+      several responses in a list too; `image` is added for models of images,
+      as `line_images` says.
+    output_path: the file to write: the same lines with "score" or "logprob".
+    batch_size: responses scored at once; it does not change the scores.
     base_checkpoint: where an adapter's base is, if not where the adapter says.
     prompt_length: longest prompt in tokens, EOS included; by default that of
       the training for a reward model, and any length for a language model.
-    response_length: longest response in tokens, for reward models.
-    mesh_shape: sizes of (data, fsdp, tensor), separated by commas; one of
-      them may be -1.
+    response_length: longest response in tokens, of reward models only; by
+      default that of the training.
+    mesh_shape: devices as (data, fsdp, tensor), for models that do not fit one
+      of them; one of the sizes may be -1.
 
   Raises:
     UserError: a bad line, or one that is too long (file and number are
       named), a bad checkpoint, or a number that is not finite; nothing has
       been written then.
   """
-  mesh = partitioning.make_mesh(partitioning.parse_mesh_shape(mesh_shape))
+  mesh = partitioning.make_mesh(mesh_shape)
   partitioning.check_batch_size(batch_size, mesh)
   with multihost.together():
     rows = line_files.read(

@@ -17,12 +17,13 @@ import re
 import socket
 import sys
 import threading
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 
 LOST = (
@@ -45,10 +46,10 @@ def initialize(
   *,
   multihost: bool = False,
   coordinator_address: str | None = None,
-  num_processes: int | None = None,
-  process_id: int | None = None,
-  connect_timeout: int = 300,
-  heartbeat_timeout: int = 100,
+  num_processes: Annotated[int, checks.AtLeastOne] | None = None,
+  process_id: Annotated[int, checks.NotNegative] | None = None,
+  connect_timeout: Annotated[int, checks.AtLeastOne] = 300,
+  heartbeat_timeout: Annotated[int, checks.AtLeastOne] = 100,
 ) -> None:
   """Meets the other processes; nothing may have used a device before.
 
@@ -56,11 +57,11 @@ def initialize(
   not come within `connect_timeout`, and if one of them is lost later.
 
   Args:
-    multihost: find the other processes from the environment.
-    coordinator_address: `HOST:PORT` of process 0, instead.
-    num_processes: in all.
-    process_id: of this one, from 0.
-    connect_timeout: seconds to wait for the others.
+    multihost: find the other hosts from the environment: Cloud TPU, GKE, SLURM.
+    coordinator_address: HOST:PORT of process 0, any free port of it, instead.
+    num_processes: how many processes there are.
+    process_id: which of them this one is, from 0.
+    connect_timeout: seconds to wait for the others to start.
     heartbeat_timeout: seconds after which a silent process counts as lost.
 
   Raises:

@@ -158,21 +158,6 @@ def standard_rules(
   return (*rules, *((name, None) for name in _NOT_SPLIT))
 
 
-def parse_mesh_shape(text: str) -> tuple[int, ...]:
-  """Reads a mesh shape such as `1,4,2` or `(1, 4, 2)` from a command line.
-
-  Raises:
-    ConfigError: it is not of that form.
-  """
-  try:
-    return tuple(int(size) for size in text.strip('() ').split(','))
-  except ValueError as error:
-    raise errors.ConfigError(
-      f'--mesh_shape={text} is no list of sizes of (data, fsdp, tensor), such '
-      'as 1,4,2.'
-    ) from error
-
-
 def make_mesh(mesh_shape: Sequence[int] = (-1, 1, 1)) -> LogicalMesh:
   """Makes the mesh of all devices under the standard rules.
 

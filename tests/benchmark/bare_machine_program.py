@@ -18,6 +18,6 @@ MISSING = (
 for _name in MISSING:
   sys.modules[_name] = None  # Python takes it for a module that is not there.
 
-from perlhf_jax import main  # noqa: E402
+from perlhf_jax.cli import main  # noqa: E402
 
 sys.exit(main.run(sys.argv[1:]))

@@ -1,6 +1,6 @@
 import json
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 
 
 def test_figures(tmp_path, capsys):

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import runs
 
-from perlhf_jax import main
 from perlhf_jax.benchmark import batches as batches_lib
 from perlhf_jax.benchmark import benchmark
 from perlhf_jax.benchmark import costs
@@ -22,6 +21,7 @@ from perlhf_jax.benchmark import reward as reward_lib
 from perlhf_jax.benchmark import setting as setting_lib
 from perlhf_jax.benchmark import timing
 from perlhf_jax.checkpoints import loaded_model
+from perlhf_jax.cli import main
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.data import vocabularies

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import runs
 
-from perlhf_jax import main
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.checkpoints import loading
 from perlhf_jax.checkpoints.formats import format as format_lib
 from perlhf_jax.checkpoints.formats import registry
+from perlhf_jax.cli import main
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import vocabularies

@@ -8,7 +8,7 @@ import folders
 import pytest
 import runs
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 from perlhf_jax.interop import t5x_write
 
 _GOLDEN = pathlib.Path(__file__).parents[1] / 'golden/hf_t5_v1_1'

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import runs
 
-from perlhf_jax import main
 from perlhf_jax.checkpoints import loading
+from perlhf_jax.cli import main
 from perlhf_jax.core import errors
 from perlhf_jax.training import partitioning
 

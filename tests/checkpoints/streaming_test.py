@@ -18,7 +18,7 @@ import tensorstore
 import tiny_models
 import tiny_pali
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 from perlhf_jax.data import vocabularies
 from perlhf_jax.interop import hf_names
 from perlhf_jax.interop import output

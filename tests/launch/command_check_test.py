@@ -5,7 +5,7 @@ import shutil
 import launch_world
 import pytest
 
-from perlhf_jax import commands
+from perlhf_jax.cli import commands
 
 ON_TPUS = ('tpu_vm', 'gke', 'xpk')
 CHECKED_FOR = {

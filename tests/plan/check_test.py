@@ -3,7 +3,7 @@
 import pytest
 import runs
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 from perlhf_jax.plan import check_report
 
 

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
 from perlhf_jax.plan import compiling
@@ -127,7 +127,7 @@ def test_an_interrupted_plan_leaves_its_first_rows(
   output = tmp_path / 'plan.json'
   command = [*_COMMAND, f'--output={output}']
   with subprocess.Popen(
-    [sys.executable, '-m', 'perlhf_jax.main', *command],
+    [sys.executable, '-m', 'perlhf_jax', *command],
     cwd=_ROOT,
     env={**os.environ, 'PYTHONPATH': str(_ROOT)},
     stdout=subprocess.PIPE,

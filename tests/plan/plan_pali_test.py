@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 from perlhf_jax.training import topologies
 
 SIDE, COUNT, BATCH = 16, 2, 4

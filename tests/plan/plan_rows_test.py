@@ -6,7 +6,7 @@ import logging as python_logging
 import jax
 import pytest
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 from perlhf_jax.plan import compiling
 from perlhf_jax.plan import programs as programs_lib
 from perlhf_jax.training import topologies

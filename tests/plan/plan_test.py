@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 from perlhf_jax.core import errors
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config

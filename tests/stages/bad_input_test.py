@@ -6,7 +6,7 @@ import pathlib
 import pytest
 import runs
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 import runs
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 from perlhf_jax.core import errors
 from perlhf_jax.stages import batch_memory
 from perlhf_jax.training import compiled_step

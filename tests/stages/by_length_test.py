@@ -12,7 +12,7 @@ import runs
 import tiny_models
 import tiny_roles
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import example_order
 from perlhf_jax.data import examples as examples_lib

@@ -17,7 +17,7 @@ import sys
 import jax
 import runs
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 
 STEPS = 21
 PALI_STEPS = 6

@@ -6,7 +6,7 @@ import pytest
 import runs
 import tiny_pali
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 from perlhf_jax.data import sources
 
 

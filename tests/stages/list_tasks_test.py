@@ -2,7 +2,7 @@
 
 import seqio
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 from perlhf_jax.data import vocabularies
 
 

@@ -9,7 +9,7 @@ import json
 import pytest
 import runs
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 
 _SFT = ('train_sft', '--gin_file=gin/lora/none.gin', 'demo_sft')
 _REWARD = ('train_reward', '--gin_file=gin/lora/attention.gin', 'demo_rm')

@@ -8,7 +8,7 @@ import pytest
 import runs
 import seqio
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 
 _TASKS = """
 from perlhf_jax.data import preference_tasks

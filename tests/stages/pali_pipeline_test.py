@@ -7,8 +7,8 @@ import pytest
 import runs
 import tiny_pali
 
-from perlhf_jax import main
 from perlhf_jax.checkpoints import loading
+from perlhf_jax.cli import main
 from perlhf_jax.core import tree_paths
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import step_files

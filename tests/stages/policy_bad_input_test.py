@@ -5,7 +5,7 @@ import json
 import pytest
 import runs
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 from perlhf_jax.training import step_files
 
 FEW = '--gin.EVAL_EXAMPLES=8'

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import runs
 
-from perlhf_jax import main
+from perlhf_jax.cli import main
 from perlhf_jax.core import tree_paths
 from perlhf_jax.training import step_files
 
@@ -25,7 +25,7 @@ _ROOT = pathlib.Path(__file__).parents[2]
 def _start(args):
   environment = {**os.environ, 'PYTHONPATH': str(_ROOT)}
   return subprocess.Popen(
-    [sys.executable, '-m', 'perlhf_jax.main', *args],
+    [sys.executable, '-m', 'perlhf_jax', *args],
     cwd=_ROOT,
     env=environment,
     stderr=subprocess.PIPE,

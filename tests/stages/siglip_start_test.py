@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import runs
 
-from perlhf_jax import main
 from perlhf_jax.checkpoints import loading
+from perlhf_jax.cli import main
 from perlhf_jax.core import tree_paths
 from perlhf_jax.interop import siglip
 from perlhf_jax.training import partitioning

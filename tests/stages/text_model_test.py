@@ -10,7 +10,7 @@ import pytest
 import runs
 
 import perlhf_jax
-from perlhf_jax import main
+from perlhf_jax.cli import main
 from perlhf_jax.core import errors
 
 _GOLDEN = pathlib.Path(__file__).parents[1] / 'golden/hf_t5_v1_1'

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import runs
 
-from perlhf_jax import main
 from perlhf_jax.checkpoints import loading
+from perlhf_jax.cli import main
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import feature_converters
 from perlhf_jax.models import encoder_decoder

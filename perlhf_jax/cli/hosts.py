@@ -1,6 +1,6 @@
 """A command on several hosts: how its processes begin together, and end.
 
-Each host runs the same command line with `command_line.HOST_FLAGS`. No process
+Each host runs the same command line with `commands.host_flags`. No process
 may leave the others waiting: what goes wrong on one before the work starts is
 an error of all, and a process that fails later takes the others with it.
 """
@@ -11,7 +11,7 @@ import traceback
 from typing import Any
 
 from perlhf_jax import logs
-from perlhf_jax import supervision
+from perlhf_jax.cli import supervision
 from perlhf_jax.core import errors
 from perlhf_jax.core import versions
 
@@ -56,7 +56,7 @@ def load_together(
   """Meets the other processes and loads a command as they do.
 
   Args:
-    flags: values of `command_line.HOST_FLAGS`.
+    flags: values of `commands.host_flags`.
     command: lines that say what is to be done.
     load: gives the call that does it, and its configuration as text.
 

@@ -5,12 +5,14 @@ The annotations of fields and arguments say what they may be
 """
 
 from collections.abc import Mapping
+import inspect
 import sys
 from typing import Any
 
-from perlhf_jax import gin_scan
+from perlhf_jax.cli import gin_scan
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import gin_text
 
 
 def check_module(scan: gin_scan.Scan, module: str) -> None:
@@ -24,25 +26,38 @@ def check_module(scan: gin_scan.Scan, module: str) -> None:
     module: its name; it has been imported.
 
   Raises:
-    ConfigError: a value is of another type than the parameter that it sets, or
-      out of bounds.
+    ConfigError: there is no such parameter, or its value is of another type
+      than it is, or out of bounds.
   """
   for key, (value, place) in scan.parameters.items():
     selector, _, parameter = key.rpartition('.')
-    selector = selector.rpartition('/')[2]  # Without the scope.
-    configurable = _find(selector, module)
+    configurable = _find(selector.rpartition('/')[2], module)
     if configurable is None:
       continue
-    hints = _annotations(configurable)
-    if parameter not in hints:
-      continue  # Gin says so, with a suggestion.
     name = f'{configurable.__name__}.{parameter}'
+    _check_name(configurable, parameter, place)
+    hints = _annotations(configurable)
     known, set_by, place = _resolve(value, scan, place)
     try:
-      checks.check(set_by or name, known, hints[parameter])
+      checks.check(set_by or name, known, hints.get(parameter, Any))
     except errors.ConfigError as error:
       sets = f' It sets {name}.' if set_by else ''
       raise errors.ConfigError(f'{error}{sets} ({place})') from error
+
+
+def _check_name(configurable: Any, parameter: str, place: str) -> None:
+  """Finds a misspelt parameter."""
+  try:
+    known = inspect.signature(configurable).parameters
+  except (TypeError, ValueError):  # Written in C.
+    return
+  takes_any = any(each.kind is each.VAR_KEYWORD for each in known.values())
+  if parameter not in known and not takes_any:
+    hint = gin_scan.did_you_mean(parameter, known)
+    raise errors.ConfigError(
+      f'{place}: {configurable.__name__} has no parameter {parameter}'
+      f'{hint or "; it has " + ", ".join(known)}'
+    )
 
 
 def _find(selector: str, module: str) -> Any:
@@ -73,7 +88,7 @@ def _resolve(
     The value; the macro that is all of it, if one is; and where it was set.
   """
   macro = None
-  while isinstance(value, gin_scan.Macro):
+  while isinstance(value, gin_text.Macro):
     if value.name not in scan.macros:
       return checks.UNKNOWN, None, place
     macro = value.name
@@ -82,9 +97,9 @@ def _resolve(
 
 
 def _known(value: Any, scan: gin_scan.Scan) -> Any:
-  if isinstance(value, gin_scan.Reference):
+  if isinstance(value, gin_text.Reference):
     return checks.UNKNOWN
-  if isinstance(value, gin_scan.Macro):
+  if isinstance(value, gin_text.Macro):
     return _resolve(value, scan, '')[0]
   if isinstance(value, dict):
     return {key: _known(item, scan) for key, item in value.items()}

@@ -1,0 +1,207 @@
+"""The commands, and an example of each."""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+
+from perlhf_jax.cli import flags as flags_lib
+from perlhf_jax.cli.flags import Flag
+
+# Asks for a check; its argument says for what.
+CHECK = Flag('check', 'check all that can be checked, and start nothing')
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """A command.
+
+  Attributes:
+    help: one line for the overview.
+    function: full name of the function that does it; imported when called.
+    example: a command line that works.
+    gin_file: the gin file that it reads first, before those that are given;
+      None for a command whose flags are the arguments of its function.
+    macros: the flags of a command with a gin file, which are arguments of its
+      function or `mesh_shape`, and the macro that each one sets.
+    on_hosts: whether it can be checked, and run on several hosts.
+    compiles_for_others: whether its programs are for chips that are not here.
+  """
+
+  help: str
+  function: str
+  example: str
+  gin_file: str | None = None
+  macros: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  on_hosts: bool = False
+  compiles_for_others: bool = False
+
+  @functools.cached_property
+  def flags(self) -> tuple[Flag, ...]:
+    """Its own flags."""
+    own = flags_lib.of(self.function)
+    if not self.gin_file:
+      return own
+    others = flags_lib.of('perlhf_jax.stages.score.score')
+    mesh = [flag for flag in others if flag.argument == 'mesh_shape']
+    # The gin file has their defaults, and says what is required.
+    return tuple(
+      dataclasses.replace(flag, default=None, required=False)
+      for flag in (*own, *mesh)
+      if flag.argument in self.macros
+    )
+
+  @property
+  def check_flags(self) -> tuple[Flag, ...]:
+    """Those of a check, `CHECK` first."""
+    known = flags_lib.of('perlhf_jax.plan.check.check')
+    return (CHECK, *known) if self.on_hosts else ()
+
+  @property
+  def host_flags(self) -> tuple[Flag, ...]:
+    """Those of a run on several hosts."""
+    return host_flags() if self.on_hosts else ()
+
+
+def host_flags() -> tuple[Flag, ...]:
+  """Returns the flags with which processes meet."""
+  return flags_lib.of('perlhf_jax.training.multihost.initialize')
+
+
+_TRAIN_EXAMPLE = (
+  'perlhf {name}'
+  ' --gin_file=gin/models/t5_tiny.gin --gin_file=gin/lora/{lora}.gin'
+  ' --gin.MIXTURE_OR_TASK_NAME="\'{task}\'"'
+  ' --gin.MODEL_DIR="\'runs/{name}\'" --gin.TRAIN_STEPS=500'
+)
+_MESH_SHAPE = {'mesh_shape': 'MESH_SHAPE'}
+
+COMMANDS: Mapping[str, Command] = {
+  'train_sft': Command(
+    help='supervised tuning on prompts and good responses',
+    function='perlhf_jax.stages.train_sft.train_sft',
+    example=_TRAIN_EXAMPLE.format(
+      name='train_sft', task='demo_sft', lora='none'
+    ),
+    gin_file='gin/runs/train_sft.gin',
+    macros=_MESH_SHAPE,
+    on_hosts=True,
+  ),
+  'train_reward': Command(
+    help='a reward model, from pairs of responses or from labelled ones',
+    function='perlhf_jax.stages.train_reward.train_reward',
+    example=_TRAIN_EXAMPLE.format(
+      name='train_reward', task='demo_rm', lora='attention'
+    )
+    + ' --gin.INITIAL_CHECKPOINT_PATH="\'runs/train_sft\'"',
+    gin_file='gin/runs/train_reward.gin',
+    macros=_MESH_SHAPE,
+    on_hosts=True,
+  ),
+  'train_policy': Command(
+    help='reinforcement learning of a policy against a reward',
+    function='perlhf_jax.stages.train_policy.train_policy',
+    example=_TRAIN_EXAMPLE.format(
+      name='train_policy', task='demo_prompts', lora='attention'
+    )
+    + ' --gin_file=gin/rl/reinforce.gin'
+    ' --gin.INITIAL_CHECKPOINT_PATH="\'runs/train_sft\'"'
+    ' --gin.REWARD_CHECKPOINT="\'runs/train_reward\'"',
+    gin_file='gin/runs/train_policy.gin',
+    macros=_MESH_SHAPE,
+    on_hosts=True,
+  ),
+  'evaluate': Command(
+    help='the metrics of a checkpoint on a task, into eval.json',
+    function='perlhf_jax.stages.evaluate.evaluate',
+    example=(
+      'perlhf evaluate --checkpoint=runs/train_reward'
+      ' --gin.MIXTURE_OR_TASK_NAME="\'demo_rm\'"'
+    ),
+    gin_file='gin/runs/evaluate.gin',
+    macros={
+      'checkpoint': 'CHECKPOINT_PATH',
+      'batch_size': 'BATCH_SIZE',
+      'base_checkpoint': 'BASE_CHECKPOINT_PATH',
+      **_MESH_SHAPE,
+    },
+    on_hosts=True,
+  ),
+  'score': Command(
+    help='the score, or the log-probability, of each line of a file',
+    function='perlhf_jax.stages.score.score',
+    example=(
+      'perlhf score --checkpoint=runs/train_reward --input=pairs.jsonl'
+      ' --output=scores.jsonl'
+    ),
+    on_hosts=True,
+  ),
+  'generate': Command(
+    help='a response, or several, to each line of a file',
+    function='perlhf_jax.stages.generate.generate',
+    example=(
+      'perlhf generate --checkpoint=runs/train_sft --input=prompts.jsonl'
+      ' --output=responses.jsonl --temperature=0'
+    ),
+    on_hosts=True,
+  ),
+  'benchmark': Command(
+    help='LoRA against full tuning here: time, memory, trained share',
+    function='perlhf_jax.benchmark.benchmark.benchmark',
+    example=(
+      'perlhf benchmark'
+      ' --gin_file=gin/models/t5_tiny.gin --gin_file=gin/rl/reinforce.gin'
+      ' --output=benchmark.json'
+    ),
+    gin_file='gin/runs/benchmark.gin',
+    macros={'output': 'OUTPUT', **_MESH_SHAPE},
+    on_hosts=True,
+  ),
+  'benchmark_input': Command(
+    help='images per second that the input pipeline decodes and batches here',
+    function='perlhf_jax.benchmark.benchmark_input.benchmark_input',
+    example='perlhf benchmark_input --task=easy_vqa_rm --image_size=64',
+  ),
+  'plan': Command(
+    help='which TPU slice a run fits, found without one',
+    function='perlhf_jax.plan.plan.plan',
+    example=(
+      'perlhf plan'
+      ' --gin_file=gin/models/t5_1_1_xxl.gin'
+      ' --gin_file=gin/rl/reinforce.gin --topology=v5e-16,v5p-8'
+      ' --output=plan.json'
+    ),
+    gin_file='gin/runs/plan.gin',
+    macros={
+      'topology': 'TOPOLOGY',
+      'search': 'SEARCH',
+      'output': 'OUTPUT',
+      **_MESH_SHAPE,
+    },
+    compiles_for_others=True,
+  ),
+  'convert': Command(
+    help='a checkpoint in another format, or in ours without a base',
+    function='perlhf_jax.stages.convert.convert',
+    example=(
+      'perlhf convert --source=runs/train_policy --to=hf --target=policy_hf'
+    ),
+  ),
+  'inspect': Command(
+    help='what a checkpoint is: format, size, adapters, base, figures',
+    function='perlhf_jax.stages.inspect_checkpoint.inspect_checkpoint',
+    example='perlhf inspect --checkpoint=runs/train_reward',
+  ),
+  'tasks': Command(
+    help='the registered tasks: source, licence, and where the files go',
+    function='perlhf_jax.stages.list_tasks.list_tasks',
+    example='perlhf tasks',
+  ),
+  'train_vocabulary': Command(
+    help='a SentencePiece vocabulary of the text of a task',
+    function='perlhf_jax.data.vocabulary_training.train_vocabulary',
+    example=(
+      'perlhf train_vocabulary --task=taskmaster_coffee_sft'
+      ' --output=runs/coffee.model --vocab_size=2000'
+    ),
+  ),
+}

@@ -1,0 +1,95 @@
+"""What `perlhf --help` and `perlhf COMMAND --help` print."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+
+from perlhf_jax.cli import command_line
+from perlhf_jax.cli import flags
+from perlhf_jax.cli import gin_scan
+from perlhf_jax.cli.commands import Command
+
+_OVERVIEW = """\
+Parameter-efficient RLHF for encoder-decoder models.
+
+perlhf COMMAND [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [flags]
+
+{commands}
+
+perlhf COMMAND --help tells what a command takes.
+
+Of the environment: PERLHF_DATA_DIR is the folder of the data.
+PERLHF_START_CACHE is the folder where tokens and compiled programs are
+kept for the next start (~/.cache/perlhf_jax), or off."""
+_GIN = (
+  ('gin_file=FILE', 'a gin file; give the flag again for more, later ones win'),
+  ('gin.NAME=VALUE', 'sets a macro, or a parameter, after the files'),
+  ('gin_search_paths=A,B', 'more folders in which to look for gin files'),
+)
+_WIDTHS = 24, 34  # Of the columns of flags and of macros.
+
+
+def overview(commands: Mapping[str, Command]) -> str:
+  """Returns the page that `perlhf --help` prints."""
+  width = max(map(len, commands))
+  lines = [f'  {name:{width}}  {each.help}' for name, each in commands.items()]
+  return _OVERVIEW.format(commands='\n'.join(lines))
+
+
+def page(name: str, command: Command, args: Sequence[str] = ()) -> str:
+  """Returns the page that `perlhf COMMAND --help` prints.
+
+  Gin files among the other arguments are described too.
+
+  Raises:
+    ConfigError: `args` hold a mistake.
+  """
+  given = command_line.parse(name, command, args, complete=False)
+  lines = [f'perlhf {name}: {command.help}', '', 'Flags:']
+  lines += map(_flag, command.flags)
+  if command.gin_file:
+    lines += [_row(f'--{flag}', note, _WIDTHS[0]) for flag, note in _GIN]
+  if command.on_hosts:
+    lines += ['', 'Before it starts:', *map(_flag, command.check_flags)]
+    lines += ['', 'On several hosts, the same command on each, with:']
+    lines += map(_flag, command.host_flags)
+  if given.scan:
+    lines += _macros(given.scan)
+  example = command.example
+  if len(example) > 78:
+    example = example.replace(' --', ' \\\n    --')
+  return '\n'.join([*lines, '', 'Example:', f'  {example}'])
+
+
+def _flag(flag: flags.Flag) -> str:
+  return _row(f'--{flag.name}', flag.note, _WIDTHS[0])
+
+
+def _macros(scan: gin_scan.Scan) -> Iterator[str]:
+  """Lists the macros of gin files: those to give, and those one may give."""
+  yield ''
+  files = ', '.join(name for name, _ in scan.files)
+  yield f'To be given, as --gin.NAME=VALUE, with {files}:'
+  required = scan.required()
+  for name in required:
+    yield _row(name, scan.notes.get(name, ''))
+  ways: dict[str, list[str]] = {}
+  for name in scan.undefined():
+    file = next(iter(gin_scan.files_defining(name)), None)
+    ways.setdefault(f'for example by --gin_file={file}', []).append(name)
+  for way, names in ways.items():
+    yield _row(', '.join(names), '' if way.endswith('None') else way)
+  yield from ('', 'May be given:')
+  for name, (value, _) in scan.macros.items():
+    if name not in required:
+      yield _row(f'{name} = {value!r}', scan.notes.get(name, ''))
+
+
+def _row(name: str, note: str, width: int = _WIDTHS[1]) -> str:
+  """Returns a name with its note in a column behind it, or below if long."""
+  lines = textwrap.wrap(note, 78 - width) if note else ['']
+  if len(name) >= width:
+    lines.insert(0, '')
+  return '\n'.join(
+    f'  {name if not number else "":{width}}{line}'.rstrip()
+    for number, line in enumerate(lines)
+  )
