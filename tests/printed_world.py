@@ -274,14 +274,15 @@ class World:
 
   def _write_models(self) -> None:
     """Puts tiny models where gin files are looked for first."""
-    folder = self.folder / 'gin' / 'models'
-    folder.mkdir(parents=True)
-    for path in (ROOT / 'gin' / 'models').glob('*.gin'):
+    source = ROOT / 'gin' / 'models'
+    for path in source.rglob('*.gin'):
       text = path.read_text('utf-8')
       for name, value in printed_small.SHAPE.items():
         text = re.sub(rf'(?m)^( *{name} = ).*$', rf'\g<1>{value!r}', text)
       text = re.sub(r'(?m)^( *vocab_size = )32128$', r'\g<1>384', text)
-      (folder / path.name).write_text(text, 'utf-8')
+      copy = self.folder / 'gin' / 'models' / path.relative_to(source)
+      copy.parent.mkdir(parents=True, exist_ok=True)
+      copy.write_text(text, 'utf-8')
 
   def _write_data(self) -> None:
     """Puts weights and data where documents say that a reader has them."""
