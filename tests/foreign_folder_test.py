@@ -56,6 +56,14 @@ def folder(tmp_path):
   (folder / 'gin' / 'runs').mkdir(parents=True)
   for path in (ROOT / 'gin' / 'runs').glob('*.gin'):
     (folder / 'gin' / 'runs' / path.name).write_text(GIN)
+  # As if something were installed there that is a plugin of JAX.
+  (folder / 'evil-1.0.dist-info').mkdir()
+  (folder / 'evil-1.0.dist-info' / 'METADATA').write_text(
+    'Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n'
+  )
+  (folder / 'evil-1.0.dist-info' / 'entry_points.txt').write_text(
+    '[jax_plugins]\nevil = evil\n'
+  )
   (folder / 'my_parsing.py').write_text('parse = dict\n')
   (folder / 'my_tasks.py').write_text(TASKS)
   lines = folder / 'lines.jsonl'

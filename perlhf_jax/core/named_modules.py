@@ -25,8 +25,10 @@ class _Finder:
   """Finds top-level modules that were named; the last one that Python asks."""
 
   def __init__(self):
-    # The folder of each top-level module that was named.
-    self.folders: dict[str, str] = {}
+    # The folder in which to look for each module whose import was asked for.
+    self.named: dict[str, str] = {}
+    # The folder of each module that was found, which may import others of it.
+    self.found: dict[str, str] = {}
 
   def find_spec(self, name: str, path: Any = None, target: Any = None):
     """Finds a module as Python's own finders do; None if it was not named.
@@ -39,12 +41,12 @@ class _Finder:
     del target
     if path is not None:
       return None
-    folder = self.folders.get(name) or self.folders.get(_importer())
+    folder = self.named.get(name) or self.found.get(_importer())
     if folder is None:
       return None
     spec = importlib.machinery.PathFinder.find_spec(name, [folder])
     if spec is not None:
-      self.folders[name] = folder
+      self.found[name] = folder
     return spec
 
 
@@ -68,10 +70,11 @@ def import_module(name: str, *, named_by_user: bool = True) -> ModuleType:
     ConfigError: it cannot be imported. A fault in a module of ours keeps its
       own error.
   """
+  top = name.partition('.')[0]
   if named_by_user:
     if _FINDER not in sys.meta_path:
       sys.meta_path.append(_FINDER)
-    _FINDER.folders[name.partition('.')[0]] = os.getcwd()
+    _FINDER.named[top] = os.getcwd()
   importlib.invalidate_caches()  # The file may just have been written.
   try:
     return importlib.import_module(name)
@@ -95,6 +98,8 @@ def import_module(name: str, *, named_by_user: bool = True) -> ModuleType:
     raise errors.ConfigError(
       f'The module {name!r} cannot be imported: {user_code.describe(error)}.'
     ) from error
+  finally:
+    _FINDER.named.pop(top, None)
 
 
 def _near(module: str) -> str:

@@ -145,6 +145,22 @@ def test_a_module_that_is_gone_is_named(root, monkeypatch, capsys):
     assert wanted in message
 
 
+def test_a_checkpoint_alone_runs_no_file_of_the_current_folder(
+  root, monkeypatch, capsys
+):
+  monkeypatch.chdir(root)
+  monkeypatch.setattr(
+    sys, 'path', [p for p in sys.path if p not in ('', str(root))]
+  )
+  _forget(monkeypatch)
+  assert _evaluate('runs/rm') == 2
+  assert 'moved_tasks' not in sys.modules
+  named = "--gin.MIXTURE_OR_TASK_MODULE='moved_tasks'"
+  told = '--gin.MIXTURE_OR_TASK_MODULE="\'moved_tasks\'"'
+  assert told in capsys.readouterr().err
+  assert _evaluate('runs/rm', named) == 0
+
+
 def test_an_adapter_that_moved_alone(root, tmp_path, monkeypatch, capsys):
   (root / 'runs/rm').rename(tmp_path / 'rm')
   try:
