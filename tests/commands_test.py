@@ -41,7 +41,7 @@ def test_flags_say_what_the_function_says(name):
   parameters = _signature_of(command)
   for flag in flags_lib.of(command.function):
     parameter = parameters[flag.argument]
-    assert flag.annotation == parameter.annotation, flag.name
+    assert repr(flag.annotation) == repr(parameter.annotation), flag.name
     assert flag.required == (parameter.default is parameter.empty), flag.name
     assert flag.required or flag.default == parameter.default, flag.name
 

@@ -92,6 +92,9 @@ class OneOf:
     """Returns whether a value is one of them."""
     return value in self.values
 
+  def __repr__(self):
+    return f'OneOf{self.values}'
+
   def __str__(self):
     return f'one of {", ".join(map(repr, self.values))}'
 

@@ -114,10 +114,12 @@ def _near(module: str) -> str:
 
 def _importer() -> str:
   """Returns the top-level name of the module whose import is under way."""
-  frame = sys._getframe(2)
+  frame, in_import = sys._getframe(), False
   while frame is not None:
     name = frame.f_globals.get('__name__', '').partition('.')[0]
-    if name not in _IMPORT_SYSTEM:
+    if name in _IMPORT_SYSTEM:
+      in_import = True
+    elif in_import:
       return name
     frame = frame.f_back
   return ''
