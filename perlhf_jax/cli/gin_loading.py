@@ -44,8 +44,7 @@ def load(
       raise errors.ConfigError(f'{place}: {error}') from error
     gin_checks.check_module(scan, module)
   gin.clear_config()
-  for folder in scan.folders:
-    # Gin keeps search paths for good; one that it has already does no harm.
+  for folder in scan.folders:  # A path that gin has already does no harm.
     gin.add_config_file_search_path(os.path.abspath(folder))
   for name, folder in scan.files:
     # Gin looks for what a file includes in the current folder first.

@@ -325,7 +325,7 @@ CASES = (
   (_lines('generate', '--temperature=0', '--num_samples=2'), ('temperature',)),
   # Plans.
   ((*_PLAN, '--topology=v5e-17'), ("No TPU topology 'v5e-17'",)),
-  ((*_PLAN, '--search=batch'), ("SEARCH is 'batch'", 'batch_size')),
+  ((*_PLAN, '--search=batch'), ("--search is 'batch'", 'batch_size')),
   ((*_PLAN, '--gin.TEMPERATURE=0'), ('TEMPERATURE is 0', 'above 0')),
 )
 
