@@ -7,6 +7,8 @@ reference comes from the docstrings, one page per module.
 import pathlib
 import re
 
+from pygments.lexers import PythonLexer
+
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 project = 'perlhf_jax'
@@ -40,11 +42,13 @@ apidoc_modules = [
     'automodule_options': {'members', 'show-inheritance'},
   }
 ]
+# The list of top packages, of which there is one.
+exclude_patterns = ['api/modules.rst']
+# Fields are described in the docstring of their class.
+napoleon_use_ivar = True
 autodoc_member_order = 'bysource'
 autodoc_preserve_defaults = True
 autodoc_typehints_format = 'short'
-# Docstrings have names and shapes in single backticks.
-default_role = 'literal'
 python_use_unqualified_type_names = True
 
 # Pages of this site that are files of the top folder.
@@ -55,8 +59,10 @@ _INCLUDED = {
 # A link to another file of the repository.
 _LINK = re.compile(r'\[([^\]]+)\]\(\.\./([\w./]+)(#[\w-]+)?\)')
 _UNDOCUMENTED = ('perlhf_jax/interop/t5x_models.py',)
-# What reStructuredText would take for markup, outside of backticks.
-_MARKUP = re.compile(r'(`[^`]*`)|([*|]|(?<=\w)_(?!\w))')
+# Code in a docstring, or what reStructuredText would take for markup.
+_CODE_OR_MARKUP = re.compile(r'`([^`]+)`(\w?)|([*|]|(?<=\w)_(?!\w))')
+# An indented example, behind a paragraph that ends with a colon.
+_EXAMPLE = re.compile(r'(?<=:)\n\n(?:  .*\n|\n)+')
 
 
 def _on_this_site(match: re.Match[str]) -> str:
@@ -76,16 +82,29 @@ def _read_page(app, docname, source):
   source[0] = _LINK.sub(_on_this_site, source[0])
 
 
+def _as_markup(match: re.Match[str]) -> str:
+  code, suffix, markup = match.groups()
+  if markup:
+    return '\\' + markup
+  code = ' '.join(code.split())
+  return f'``{code}``' + (f'\\ {suffix}' if suffix else '')
+
+
 def _read_docstring(app, what, name, obj, options, lines):
-  """Keeps mathematics of a docstring, such as |ratio - 1|, as it is."""
-  text = '\n'.join(lines)
-  lines[:] = _MARKUP.sub(lambda match: match[1] or '\\' + match[2], text).split(
-    '\n'
-  )
+  """Makes reStructuredText of a docstring, which is plain text with `code`."""
+  text = '\n'.join(lines) + '\n'
+  written, end = [], 0
+  for example in _EXAMPLE.finditer(text):
+    prose = text[end : example.start()]
+    written += [_CODE_OR_MARKUP.sub(_as_markup, prose), ':', example[0]]
+    end = example.end()
+  written.append(_CODE_OR_MARKUP.sub(_as_markup, text[end:]))
+  lines[:] = ''.join(written).split('\n')
 
 
 def setup(app):
-  """Connects the hooks."""
+  """Connects the hooks, and gives gin files the colours of Python."""
+  app.add_lexer('gin', PythonLexer)
   app.connect('source-read', _read_page)
   # Before napoleon, which writes markup of its own.
   app.connect('autodoc-process-docstring', _read_docstring, priority=100)

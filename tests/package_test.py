@@ -99,7 +99,7 @@ def test_a_command_runs_from_what_is_installed(installed, tmp_path):
   printed = _python(
     *('-m', 'perlhf_jax.main', 'train_reward', '--check'),
     '--gin_file=gin/models/t5_tiny.gin',
-    '--gin_file=gin/lora/attention.gin',
+    '--gin_file=gin/lora/none.gin',
     '--gin_file=gin/demo/world.gin',
     "--gin.MIXTURE_OR_TASK_NAME='demo_rm'",
     '--gin.INITIAL_CHECKPOINT_PATH=None',
