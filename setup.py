@@ -1,5 +1,7 @@
 """Describes the package: `pip install -e ".[test]" -c constraints.txt`."""
 
+import pathlib
+
 import setuptools
 
 # The gin files live at the top level, where people edit them, and are carried
@@ -23,7 +25,15 @@ setuptools.setup(
   description=(
     'Parameter-efficient RLHF for encoder-decoder models in JAX and Flax'
   ),
+  long_description=pathlib.Path(__file__)
+  .with_name('README.md')
+  .read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
   license='Apache-2.0',
+  classifiers=[
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+  ],
   python_requires='>=3.11',
   packages=[
     *setuptools.find_packages(
@@ -65,6 +75,7 @@ setuptools.setup(
     'cache': CACHE,
     'cuda12': ['jax[cuda12]'],
     'demo': DEMO,
+    'docs': ['furo', 'myst-parser', 'sphinx>=8.2'],
     'plan': ['jax[tpu]'],  # libtpu, which compiles on any machine.
     'test': [
       *CACHE,

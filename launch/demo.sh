@@ -11,6 +11,7 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 # shellcheck source=launch/demo_pipeline.bash
 source "$root/launch/demo_pipeline.bash"
+say_how_long 12
 start_demo "$root" demo t5_tiny "${1:-$root/demo_output}"
 
 sft sft --gin.TRAIN_STEPS=1000 --gin.LEARNING_RATE=2e-3

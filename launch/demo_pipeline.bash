@@ -2,6 +2,12 @@
 # launch/demo.sh, launch/demo_vqa.sh and launch/easy_vqa.sh.
 # shellcheck shell=bash
 
+say_how_long() { # MINUTES, which it took on two CPU cores
+  echo "This takes about $1 minutes on two CPU cores (this machine has" \
+    "$(nproc)), and a few minutes more on the first start, which installs." \
+    "Stopped and started again, it goes on from where it was."
+}
+
 # WORLD is the prefix of the tasks and the folder of gin/ that describes them.
 start_demo() { # ROOT WORLD MODEL OUTPUT_DIR, then extras to install
   root="$1" world="$2" model="$3"

@@ -11,6 +11,7 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 # shellcheck source=launch/demo_pipeline.bash
 source "$root/launch/demo_pipeline.bash"
+say_how_long 9
 start_demo "$root" demo_vqa pali_tiny "${1:-$root/demo_vqa_output}" demo
 
 # From random weights the ViT has to be trained; later stages leave it frozen.

@@ -40,7 +40,7 @@
 #   --dry_run                                       check the command, print
 #                                                   what would be run
 #
-# The exit code is that of the command (launch/README.md lists them).
+# The exit code is that of the command (docs/errors.md lists them).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source-path=SCRIPTDIR/..

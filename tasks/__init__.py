@@ -34,8 +34,8 @@ features that such a function returns:
   any of them: with `images=True` also images, a list of encoded PNG or JPEG
     images (bytes) or of paths of such files (str).
 
-Any other SeqIO task with the features of a kind can be used as well. README.md
-has a task of each kind, and the commands that use them.
+Any other SeqIO task with the features of a kind can be used as well.
+docs/own_data.md has a task of each kind, and the commands that use them.
 """
 
 # How perlhf_jax tells this package from another one named `tasks`.

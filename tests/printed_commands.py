@@ -12,9 +12,12 @@ from typing import NamedTuple
 from perlhf_jax.cli import commands
 from perlhf_jax.cli import help_pages
 
-# Fenced blocks that are shown and not typed: outputs, and an image's recipe.
-_SHOWN = ('', 'dockerfile')
-_FENCE = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+# Fenced blocks that are shown and not typed: outputs, diagrams, an image's
+# recipe, and what Sphinx puts in their place.
+_SHOWN = ('', 'dockerfile', '{include}', '{toctree}')
+_FENCE = re.compile(
+  r'^```([\w{}]*)(?: \S+)?\n(.*?)^```$', re.MULTILINE | re.DOTALL
+)
 _INLINE = re.compile(r'`((?:\w+=\S+\s)?(?:perlhf|launch/\w+\.sh)\s[^`]*)`')
 # A file's name in the first line of a block: `# my_tasks.py, anywhere ...`.
 _FILE = re.compile(r'# ([\w/]+\.(?:py|gin))\b')

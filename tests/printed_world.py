@@ -27,6 +27,7 @@ import printed_small
 import seqio
 
 from perlhf_jax import logs
+from perlhf_jax.checkpoints.formats import registry
 from perlhf_jax.cli import command_line
 from perlhf_jax.cli import commands
 from perlhf_jax.cli import main
@@ -36,13 +37,20 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 _TESTS = ROOT / 'tests'
 
 # Their own tests run them; here they only have to be there.
-_LONG_SCRIPTS = ('setup_venv.sh', 'run_tests.sh', 'gpu_check.sh')
+_LONG_SCRIPTS = (
+  'build_docs.sh',
+  'check_package.sh',
+  'gpu_check.sh',
+  'run_tests.sh',
+  'setup_venv.sh',
+)
 _CLOUDS = (
   'docker',
   'gcloud',
   'git',
   'kubectl',
   'pip',
+  'python3',
   'sbatch',
   'seqio_cache_tasks',
   'ssh',
@@ -52,10 +60,14 @@ _CLOUDS = (
   'tensorboard',
   'xpk',
 )
-# A launcher finds its slice at once, and can hand over a manifest.
+# A launcher finds its slice at once, and can hand over a manifest. A virtual
+# environment has tools of the same kind, which install nothing.
 _CLOUD = """#!/bin/bash
 [[ "$*" != *state.state* ]] || echo ACTIVE
 [[ "$*" != *--filename=- ]] || cat >/dev/null
+[[ "$*" != "-m venv "* ]] || {
+  mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$0" "$3/bin/pip"
+}
 """
 # What `perlhf plan` has been asked for already, by any test.
 _PLANNED: set[tuple[str, ...]] = set()
@@ -115,6 +127,11 @@ class World:
     if trained_by is not None:
       self._take_over(trained_by)
 
+  @property
+  def printed(self) -> str:
+    """What the last pieces printed."""
+    return (self._outside / 'output').read_text()
+
   def type_in(
     self, pieces: Iterable[printed_commands.Piece], *, only_check: bool = False
   ) -> None:
@@ -154,7 +171,7 @@ class World:
       finally:
         shell.kill()
         os.unlink(address)
-    assert shell.returncode == 0, output.read_text()
+    assert shell.returncode == 0, self.printed
     self._note_other_failures()
 
   def _script(self, pieces: Iterable[printed_commands.Piece]) -> str:
@@ -263,7 +280,7 @@ class World:
     if not file.exists():
       return
     ours = {failure.place for failure in self.failures}
-    printed = (self._outside / 'output').read_text().split(_MARK)
+    printed = self.printed.split(_MARK)
     said = {text.partition('\n')[0]: text for text in printed}
     for line in file.read_text().splitlines():
       place, code, command = line.split('\t')
@@ -385,9 +402,11 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 def own_imports() -> Iterator[None]:
   """Forgets afterwards what the reader's own modules have brought in."""
   modules, tasks = set(sys.modules), set(seqio.TaskRegistry.names())
+  formats = list(registry._formats)
   try:
     yield
   finally:
+    registry._formats[:] = formats
     for name in set(sys.modules) - modules:
       if name.startswith('my_'):
         del sys.modules[name]

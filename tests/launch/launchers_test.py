@@ -249,9 +249,9 @@ def test_delete_only_deletes(world, script, settings, expected):
   assert world.calls == [expected]
 
 
-def _readme_commands():
-  """The launchers' commands in the README, with the variables they use."""
-  text = (launch_world.LAUNCH / 'README.md').read_text()
+def _page_commands():
+  """The launchers' commands in docs/pods.md, with the variables they use."""
+  text = (launch_world.ROOT / 'docs' / 'pods.md').read_text()
   blocks = re.findall(r'^```sh\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
   lines = '\n'.join(blocks).replace('\\\n', ' ').splitlines()
   exports = [line for line in lines if line.startswith('export ')]
@@ -260,8 +260,8 @@ def _readme_commands():
   return '\n'.join(exports), commands
 
 
-def test_the_commands_of_the_readme_are_understood(world):
-  exports, commands = _readme_commands()
+def test_the_commands_of_the_page_are_understood(world):
+  exports, commands = _page_commands()
   assert {re.match(r'launch/(\w+)', line)[1] for line in commands} == {
     *launch_world.SETTINGS
   }
