@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import gin
 from gin import config_parser
 
+from perlhf_jax.core import user_code
+
 
 def config_text() -> str:
   """Gives the configuration as a gin file that would repeat it.
@@ -36,6 +38,28 @@ def bound_arguments(function: Callable[..., Any]) -> set[str]:
   with contextlib.suppress(ValueError):  # Gin does not know it.
     return set(gin.get_bindings(function, resolve_references=False))
   return set()
+
+
+def bound_values(function: Callable[..., Any]) -> dict[str, str]:
+  """Gives what gin binds of a function, by the names that the gin files bind.
+
+  Args:
+    function: gin's or the original, with a scope or without.
+
+  Returns:
+    Such as `{'scope/my_module.my_function.factor': '2.0'}`, in any scope, for
+    gin does not say which one a reference has; macros as what they stand for.
+  """
+  name = user_code.name_of(inspect.unwrap(function))
+  values = _values(config_text())
+  bound = {}
+  for key, value in values.items():
+    selector = key.rpartition('.')[0].rpartition('/')[2]
+    if selector and f'.{name}'.endswith(f'.{selector}'):
+      if isinstance(value, _Name):
+        value = values.get(value.text.removeprefix('%'), value)
+      bound[key] = repr(value)
+  return bound
 
 
 class _Name(NamedTuple):
