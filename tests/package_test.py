@@ -97,7 +97,7 @@ def test_a_command_runs_from_what_is_installed(installed, tmp_path):
   for file in ast.literal_eval(_python('-c', code, folder=tmp_path, **where)):
     assert pathlib.Path(file).is_relative_to(installed)
   printed = _python(
-    *('-m', 'perlhf_jax.main', 'train_reward', '--check'),
+    *('-m', 'perlhf_jax', 'train_reward', '--check'),
     '--gin_file=gin/models/t5_tiny.gin',
     '--gin_file=gin/lora/none.gin',
     '--gin_file=gin/demo/world.gin',

@@ -26,4 +26,22 @@ METADATA = run_metadata.RunMetadata(
   },
   module='my_tasks',
   versions={'jax': '0.10.2'},
+  data={
+    'rows': [48],
+    'rates': [1.0],
+    'shuffle': True,
+    'fingerprint': 'd0',
+  },
+  eval_data={
+    'rows': [8],
+    'rates': [1.0],
+    'shuffle': True,
+    'fingerprint': 'e0',
+  },
+  settings={
+    'policy_optimizer': {'class': 'Optimizer', 'learning_rate': 1e-3},
+    'controller': None,
+    'reward_functions': [{'function': 'a.b', 'code': 'c0', 'bound': {}}],
+  },
+  changes=[{'step': 1, 'task': ['other_prompts', 'my_prompts']}],
 )

@@ -6,11 +6,15 @@ from typing import Any
 
 from etils import epath
 import jax
+import numpy as np
 
 from perlhf_jax.checkpoints import recorded_paths
 from perlhf_jax.checkpoints import run_metadata
+from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
+from perlhf_jax.data import feature_converters
 from perlhf_jax.data import input_pipeline
+from perlhf_jax.data import token_ids
 from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import resolution
@@ -180,13 +184,38 @@ class LoadedModel:
         recorded |= recorded_paths.describe(path, model_dir, name)
     return {**recorded, 'fingerprint': self.fingerprint}
 
+  def tokenize(self, text: str, where: str) -> np.ndarray:
+    """Returns the tokens of a text with EOS, int32 `[length]`.
+
+    Args:
+      text: a prompt or a response.
+      where: what it is, for the message.
+
+    Raises:
+      DataError: the model does not have one of the tokens.
+    """
+    tokens = feature_converters.tokenize(self.vocabulary, text)
+    num_ids = self.config.vocab_size
+    for _, bad in token_ids.find_bad([tokens], num_ids):
+      raise errors.DataError(
+        token_ids.describe(bad, where, num_ids, f'the model {self.path}')
+        + '. Its vocabulary is of another model.'
+      )
+    return tokens
+
   def load_examples(
     self, dataset: input_pipeline.DatasetConfig
   ) -> input_pipeline.Examples:
-    """Reads a split as the model reads it; see `input_pipeline`."""
-    return input_pipeline.load_examples(
+    """Reads a split as the model reads it; see `input_pipeline`.
+
+    Raises:
+      DataError: as there, or a token that the model does not have.
+    """
+    examples = input_pipeline.load_examples(
       dataset, self.vocabulary, self.config.image_size
     )
+    examples.check_ids(self.config.vocab_size)
+    return examples
 
 
 def params_shardings(

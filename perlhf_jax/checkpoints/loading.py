@@ -25,6 +25,7 @@ from perlhf_jax.models import merge
 from perlhf_jax.models import pali_config
 from perlhf_jax.models import tuned_params
 from perlhf_jax.training import fingerprint as fingerprint_lib
+from perlhf_jax.training import finite
 from perlhf_jax.training import layer_layout
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import step_files
@@ -55,8 +56,8 @@ def load(
     vocabulary: the tokenizer, if the checkpoint has none.
 
   Raises:
-    CheckpointError: nothing usable there, an adapter without its base, or no
-      vocabulary.
+    CheckpointError: nothing usable there, a weight that is NaN or infinite, an
+      adapter without its base, or no vocabulary.
   """
   loaded = _load(path, mesh, base_checkpoint, shared)
   return _with_vocabulary(loaded, path, vocabulary)
@@ -181,26 +182,32 @@ def _with_fingerprints(loaded) -> loaded_model.LoadedModel:
   """Identifies a base, and all that was trained on it.
 
   It is named by its parts, for a merged sum's last bits depend on the machine.
+
+  Raises:
+    CheckpointError: a weight is NaN or infinite.
   """
+  where = loaded.path
   backbone = loaded.backbone_fingerprint
   if backbone is None:
-    backbone = fingerprint_lib.fingerprint(loaded.params)
+    backbone = _identify(loaded.params, where)
   parts = [backbone]
   if loaded.lora is not None:
-    parts += [
-      fingerprint_lib.fingerprint(loaded.lora),
-      repr(loaded.lora_config.scale),
-    ]
+    parts += [_identify(loaded.lora, where), repr(loaded.lora_config.scale)]
   parts += [
-    fingerprint_lib.fingerprint(tree)
-    for tree in (loaded.tuned, loaded.heads)
-    if tree
+    _identify(tree, where) for tree in (loaded.tuned, loaded.heads) if tree
   ]
   return dataclasses.replace(
     loaded,
     backbone_fingerprint=backbone,
     fingerprint=backbone if len(parts) == 1 else _combine(parts),
   )
+
+
+def _identify(params: Mapping[str, Any], where: str) -> str:
+  """Returns the fingerprint of weights that are numbers."""
+  content = fingerprint_lib.read(params)
+  finite.check(content.not_finite, str(where))
+  return content.fingerprint
 
 
 def load_merged(
@@ -309,7 +316,7 @@ def with_vit(
   vit = registry.find(path, format_lib.VitFormat).load_params(
     path, config.vit, format_lib.onto_mesh(shardings)
   )
-  parts = loaded.fingerprint, fingerprint_lib.fingerprint({'vit': vit})
+  parts = loaded.fingerprint, _identify({'vit': vit}, path)
   vit = layer_layout.to_layout(
     {'vit': vit},
     config.scan_layers,

@@ -1,10 +1,8 @@
 """What every checkpoint says of itself, so that it needs no configuration."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
-
-from absl import logging
 
 from perlhf_jax.core import errors
 from perlhf_jax.data import vocabularies
@@ -13,8 +11,8 @@ from perlhf_jax.models import pali_config
 from perlhf_jax.models import t5_config
 
 # 1 had no module and no versions, and of reward models the path alone; 2 had
-# no models that were made of others.
-FORMAT_VERSION = 3
+# no models that were made of others; 3 no data, settings and changes.
+FORMAT_VERSION = 4
 SFT = 'sft'
 REWARD = 'reward'
 POLICY = 'policy'
@@ -24,8 +22,6 @@ FULL = 'full'
 MERGED = 'merged'
 # Of `data_order`.
 LENGTH_BUCKETS = 'length_buckets'
-# What is named by `recorded_paths`.
-_RECORDED = ('base', 'policy.reference', 'policy.reward_checkpoints')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +50,13 @@ class RunMetadata:
       what `base` has.
     module: the user's module that registers the task, if any.
     versions: of this library and those below it, see `core.versions`.
+    data: identifies the training examples, see `data_fingerprint`; None where
+      nothing tells it, as in formats before 4.
+    eval_data: the same of the validation examples.
+    settings: of optimizers, losses, rewards and algorithm, see `run_settings`;
+      None likewise.
+    changes: of each time that the run went on with something else than before,
+      `{'step': newest step, name: [before, after], …}`; see `run_changes`.
     made_of: what `perlhf convert` made it of, and where that lay; None of what
       a run saved. It holds every weight, and nothing to go on training from.
   """
@@ -72,6 +75,10 @@ class RunMetadata:
   policy: Mapping[str, Any] | None = None
   module: str | None = None
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  data: Mapping[str, Any] | None = None
+  eval_data: Mapping[str, Any] | None = None
+  settings: Mapping[str, Any] | None = None
+  changes: Sequence[Mapping[str, Any]] = ()
   made_of: str | None = None
 
 
@@ -93,6 +100,7 @@ def to_json(metadata: RunMetadata) -> dict[str, Any]:
     'data_order': dict(metadata.data_order),
     'policy': None if metadata.policy is None else _plain(metadata.policy),
     'versions': dict(metadata.versions),
+    'changes': [dict(each) for each in metadata.changes],
   }
 
 
@@ -131,64 +139,3 @@ def _plain(value: Any) -> Any:
   if isinstance(value, Mapping):
     return {k: _plain(v) for k, v in value.items()}
   return list(value) if isinstance(value, tuple) else value
-
-
-def check_same(saved: RunMetadata, given: RunMetadata, where: str) -> None:
-  """Makes sure that a run goes on as it began.
-
-  Other versions of libraries are logged, for they hardly change what is learnt.
-
-  Args:
-    saved: of the newest step.
-    given: of the run that is to go on.
-    where: that step, for the message.
-
-  Raises:
-    CheckpointError: another configuration wrote the step.
-  """
-  before, now = dict(_settings(saved)), dict(_settings(given))
-  for name in {**before, **now}:
-    old, new = before.get(name), now.get(name)
-    if not _is_same(old, new):
-      raise errors.CheckpointError(
-        f'MODEL_DIR already holds {where} of another run: its {name} is '
-        f'{_brief(old)}, this run has {_brief(new)}. Give another MODEL_DIR, '
-        'or the configuration that began this one.'
-      )
-  changed = [
-    f'{name} {saved.versions[name]} -> {version}'
-    for name, version in given.versions.items()
-    if saved.versions.get(name, version) != version
-  ]
-  if changed:
-    logging.warning('Going on with other versions: %s.', ', '.join(changed))
-
-
-def _settings(metadata: RunMetadata) -> Iterator[tuple[str, Any]]:
-  """Yields what decides a run, by name: `model.emb_dim`, `policy.kl_beta`."""
-  for name, value in to_json(metadata).items():
-    if name not in ('format_version', 'made_of', 'module', 'versions'):
-      yield from _leaves(name, value)
-
-
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-  if isinstance(value, Mapping) and name not in _RECORDED:
-    for key, part in value.items():
-      yield from _leaves(f'{name}.{key}', part)
-  else:
-    yield name, value
-
-
-def _is_same(old: Any, new: Any) -> bool:
-  """Compares settings; checkpoints are the same wherever they lie."""
-  if isinstance(old, list) and isinstance(new, list):
-    return len(old) == len(new) and all(map(_is_same, old, new))
-  if isinstance(old, Mapping) and isinstance(new, Mapping):
-    known = 'fingerprint' if 'fingerprint' in old else 'path'
-    return old[known] == new[known]
-  return old == new
-
-
-def _brief(value: Any) -> str:
-  text = str(value)
-  return text if len(text) <= 200 else text[:200] + '…'

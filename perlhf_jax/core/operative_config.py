@@ -13,6 +13,7 @@ from typing import Any
 import gin
 
 from perlhf_jax.core import gin_text
+from perlhf_jax.core import user_code
 
 
 def config_text() -> str:
@@ -37,6 +38,28 @@ def bound_arguments(function: Callable[..., Any]) -> set[str]:
   with contextlib.suppress(ValueError):  # Gin does not know it.
     return set(gin.get_bindings(function, resolve_references=False))
   return set()
+
+
+def bound_values(function: Callable[..., Any]) -> dict[str, str]:
+  """Gives what gin binds of a function, by the names that the gin files bind.
+
+  Args:
+    function: gin's or the original, with a scope or without.
+
+  Returns:
+    Such as `{'scope/my_module.my_function.factor': '2.0'}`, in any scope, for
+    gin does not say which one a reference has; macros as what they stand for.
+  """
+  name = user_code.name_of(inspect.unwrap(function))
+  values = _values(config_text())
+  bound = {}
+  for key, value in values.items():
+    selector = key.rpartition('.')[0].rpartition('/')[2]
+    if selector and f'.{name}'.endswith(f'.{selector}'):
+      if isinstance(value, gin_text.Macro):
+        value = values.get(value.name, value)
+      bound[key] = repr(value)
+  return bound
 
 
 def changes(before: str, after: str) -> dict[str, str]:

@@ -22,7 +22,7 @@ _INSTALLED = {'site-packages', 'dist-packages'}
 
 def name_of(function: Callable[..., Any]) -> str:
   """Returns `module.name` of a function, of whatever a partial wraps too."""
-  function = _unwrapped(function)
+  function = unwrapped(function)
   named = function if hasattr(function, '__qualname__') else type(function)
   return f'{named.__module__}.{named.__qualname__}'
 
@@ -33,7 +33,7 @@ def place_of(function: Callable[..., Any]) -> str:
   Args:
     function: a function, a partial of one, or an object that can be called.
   """
-  name, function = name_of(function), _unwrapped(function)
+  name, function = name_of(function), unwrapped(function)
   is_object = not hasattr(function, '__qualname__')
   function = type(function).__call__ if is_object else function
   code = getattr(inspect.unwrap(function), '__code__', None)
@@ -97,7 +97,8 @@ def line_of(error: BaseException) -> str:
   return f'({place}{": " if frame.line else ""}{frame.line})'
 
 
-def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns the function that a partial, or a partial of one, calls."""
   while isinstance(function, functools.partial):
     function = function.func
   return function

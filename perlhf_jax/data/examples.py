@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from perlhf_jax.core import errors
 from perlhf_jax.data import batch_order
 from perlhf_jax.data import example_order
 from perlhf_jax.data import feature_converters
@@ -20,6 +21,7 @@ from perlhf_jax.data import length_buckets as length_buckets_lib
 from perlhf_jax.data import padding_lengths
 from perlhf_jax.data import row_checks
 from perlhf_jax.data import token_columns
+from perlhf_jax.data import token_ids
 
 # Batches of which the share of padding is told at the start.
 _STEPS_DESCRIBED = 1000
@@ -115,6 +117,29 @@ class Examples:
 
   def __len__(self) -> int:
     return len(self.columns['inputs'])
+
+  def check_ids(self, num_ids: int) -> None:
+    """Makes sure that a model has all tokens.
+
+    Args:
+      num_ids: rows of its embedding.
+
+    Raises:
+      DataError: it does not; names the row and the token id.
+    """
+    for name, column in self.columns.items():
+      if not isinstance(column, token_columns.TokenColumn):
+        continue
+      place = column.find_beyond(num_ids)
+      if place is not None:
+        bad = token_ids.describe(
+          int(column.values[place]), name, num_ids, 'the model'
+        )
+        row = int(np.searchsorted(column.ends, place, side='right'))
+        raise errors.DataError(
+          f'{self.origins[row]}: {bad}. The vocabulary and the model are not '
+          "of each other: give the model's own VOCABULARY."
+        )
 
   def example(self, index: int) -> dict[str, Any]:
     """Task features of one row: tokens [length], or numbers."""

@@ -130,7 +130,11 @@ class ImageColumn:
     return len(self._rows)
 
   def __getitem__(self, index: int) -> tuple[Image, ...]:
-    return tuple(self.images[number] for number in self._rows[index])
+    return tuple(self.images[number] for number in self.numbers(index))
+
+  def numbers(self, index: int) -> tuple[int, ...]:
+    """Returns the places in `images` of the images of an example."""
+    return self._rows[index]
 
 
 def pixel_batches(

@@ -23,6 +23,7 @@ from perlhf_jax.data import row_checks
 from perlhf_jax.data import row_stream
 from perlhf_jax.data import task_rows
 from perlhf_jax.data import token_columns
+from perlhf_jax.data import token_ids
 from perlhf_jax.data import tokenizing
 
 _CHUNK = 256  # Rows that are tokenised together.
@@ -105,7 +106,7 @@ class TaskReader:
     left = None
     if self.config.max_examples is not None:
       left = self.config.max_examples - done
-    encoded = zip(*tokens.values(), strict=True)
+    encoded = zip(*tokens.values(), self._bad_ids(tokens), strict=True)
     for row in chunk.rows:
       if len(part) == left:
         break
@@ -114,7 +115,11 @@ class TaskReader:
       if row['problem']:
         self._skip_or_stop(part, origin, row['problem'])
         continue
-      example = dict(zip(self._text, next(encoded), strict=True))
+      *columns, bad_id = next(encoded)
+      if bad_id:
+        self._skip_or_stop(part, origin, bad_id)
+        continue
+      example = dict(zip(self._text, columns, strict=True))
       if not self._is_in_part(example):
         continue
       cut = self._truncate(example, origin)
@@ -133,6 +138,20 @@ class TaskReader:
     part.tokens = {n: token_columns.TokenColumn(v) for n, v in texts.items()}
     part.numbers = {n: np.asarray(v, np.float32) for n, v in numbers.items()}
     return part
+
+  def _bad_ids(
+    self, tokens: Mapping[str, Sequence[np.ndarray]]
+  ) -> list[str | None]:
+    """Says of each row which token id of it does not exist."""
+    num_ids = self.vocabulary.vocab_size
+    problems: list[str | None] = [None] * len(tokens['inputs'])
+    for name, rows in tokens.items():
+      what = f'the {row_checks.TEXT_FEATURES[self.kind][name]} ({name})'
+      for index, bad in token_ids.find_bad(rows, num_ids):
+        problems[index] = problems[index] or token_ids.describe(
+          bad, what, num_ids, 'the vocabulary'
+        )
+    return problems
 
   def _tokenise(self, chunk: '_Chunk') -> dict[str, list[np.ndarray]]:
     rows = [row for row in chunk.rows if not row['problem']]

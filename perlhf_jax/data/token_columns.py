@@ -51,6 +51,15 @@ class TokenColumn:
     """Tokens of each row, int64."""
     return np.diff(self.ends, prepend=0)
 
+  def find_beyond(self, num_ids: int) -> int | None:
+    """Returns the first place in `values` of an id that is not below a number.
+
+    None if there is none.
+    """
+    if not self.values.size or self.values.max() < num_ids:
+      return None
+    return int(np.argmax(self.values >= num_ids))
+
   def __getitem__(self, index: int) -> np.ndarray:
     """The tokens of a row, int32 `[length]`."""
     start = self.ends[index - 1] if index else 0

@@ -55,8 +55,9 @@ class Alarms:
       metrics: `kl`, nats a response, and `kl_standard_error`;
         `ratio_deviation`, mean |ratio - 1| in the first minibatch; `entropy`,
         nats a token; `truncated`, share of responses without EOS; `skipped`,
-        updates skipped since the run began, and `skipped_in_a_row`. A metric
-        that is NaN raises no alarm.
+        updates skipped since the run began, and `skipped_in_a_row`; where
+        scores are normalised, `outliers`, scores of this step that were cut.
+        A metric that is NaN raises no alarm.
 
     Returns:
       The alarms that went off, warned of or kept quiet, by name.
@@ -71,8 +72,8 @@ class Alarms:
         'skipped, because the loss or a gradient was NaN or infinite. The run '
         'stops; the last good checkpoint is kept. Likely causes: a score that '
         'is NaN, a learning rate that is too high, or bfloat16 where float32 '
-        'is needed. Go on from the checkpoint with a lower LEARNING_RATE, or '
-        'raise Alarms.max_skipped_in_a_row.'
+        'is needed. Go on from the checkpoint with a lower LEARNING_RATE and '
+        '--gin.ACCEPT_CHANGES=True, or raise Alarms.max_skipped_in_a_row.'
       )
     found = self._find(metrics)
     self._skipped = metrics['skipped']
@@ -131,5 +132,15 @@ class Alarms:
         'a gradient was NaN or infinite. Likely causes: a score that is NaN, '
         'a learning rate that is too high, or bfloat16 where float32 is '
         'needed.'
+      )
+    outliers = metrics.get('outliers', 0)
+    if outliers > 0:
+      found['outliers'] = (
+        f'{outliers:.0f} scores of this step were cut before they were '
+        'normalised, because they are more than 30 spreads from the median of '
+        'the others: uncut, they would make all later scores 0. Likely causes: '
+        'a reward function that divides by almost 0 or returns a sum for a '
+        'mean; a reward model that was damaged. RewardShaping.normalize does '
+        'this.'
       )
     return found

@@ -27,13 +27,22 @@ class Grpo:
     (1 - β) · -min(ratio · A, clip(ratio, 1 ± clip_ratio) · A) + β · k3
 
   where k3 is between the current policy and the reference and is
-  differentiated. The factor 1 - β, which is the paper's and not GRPO's, lets β
-  mean the same in every algorithm.
+  differentiated. The factor 1 - β is the paper's and not GRPO's.
+
+  What β weighs depends on `scale_by_std`. With it, as GRPO has it, scores count
+  in standard deviations of their group: they may be ten times as large, and
+  the policy is held as near to the reference as before. In the other
+  algorithms, and here without it, scores count as they are, so that with ten
+  times as large ones the same β holds ten times less. So a β that was found
+  with one of them is not one for the other. Without it, too, the score's part
+  is smaller by (n - 1) / n, because the mean of n responses holds the
+  response's own score.
 
   Attributes:
     clip_ratio: how far the ratio may move before a token stops to count.
     scale_by_std: whether to divide by the standard deviation; without it
-      prompts on which responses differ more weigh more.
+      prompts on which responses differ more weigh more, and β weighs scores as
+      it does in the other algorithms.
     epsilon: added to the standard deviation.
     epochs: passes over each rollout.
     minibatches: updates in a pass.

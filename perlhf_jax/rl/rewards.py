@@ -15,6 +15,12 @@ Ensemble = Annotated[str, checks.OneOf('mean', 'min')]
 
 # Scores that are all equal are left at 0 instead of being divided by 0.
 _LEAST_STD = 1e-6
+# Farther than so many spreads from the median of its rollout a score is cut.
+_MOST_SPREADS = 30.0
+# Of a normal distribution, over its median absolute deviation.
+_STD_OF_DEVIATION = 1.4826
+# The squares of many larger ones add up to infinity in float32.
+_LARGEST_SCORE = 1e15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +29,10 @@ class RewardShaping:
 
   Attributes:
     normalize: whether to subtract the mean of all scores of the run so far and
-      to divide by their standard deviation.
+      to divide by their standard deviation. One huge score would make all
+      others 0 from then on, so a score that is far from those of its rollout
+      is cut first, see `outlier_bounds`; the metric `outliers` counts them, and
+      an alarm goes off.
     clip: scores are then cut to ±clip; None to leave them.
     length_penalty: subtracted for each token of the response, EOS included.
     missing_eos_penalty: subtracted from a response without EOS, which the
@@ -97,6 +106,57 @@ def update_moments(
   )
 
 
+def outlier_bounds(
+  scores: Float[typing.Array, 'batch responses'],
+  valid: Bool[typing.Array, 'batch responses'],
+  moments: Moments,
+) -> tuple[Float[jax.Array, ''], Float[jax.Array, '']]:
+  """Returns the least and the largest score that normalisation takes as it is.
+
+  They are 30 spreads from the median of the rollout's scores. The spread is the
+  median absolute deviation in the rollout, as a standard deviation (Leys et
+  al., 2013), or the standard deviation of all scores before if that is larger.
+  Where both are 0, as of rewards that are still all the same, it is 1 or the
+  size of the median. No score beyond ±1e15 is taken.
+
+  Args:
+    scores: float32 `[batch, responses]`.
+    valid: true where a score counts; others may be anything.
+    moments: of all scores before.
+  """
+  x = jnp.clip(scores, -_LARGEST_SCORE, _LARGEST_SCORE)
+  x = jnp.where(valid, x, jnp.nan)
+  median = jnp.nanmedian(x)
+  deviation = jnp.nanmedian(jnp.abs(x - median))
+  spread = jnp.maximum(_STD_OF_DEVIATION * deviation, moments.std)
+  spread = jnp.where(spread > 0, spread, jnp.maximum(jnp.abs(median), 1.0))
+  # A rollout without any score has no median.
+  reach = jnp.nan_to_num(_MOST_SPREADS * spread, nan=_LARGEST_SCORE)
+  median = jnp.nan_to_num(median)
+  return (
+    jnp.maximum(median - reach, -_LARGEST_SCORE),
+    jnp.minimum(median + reach, _LARGEST_SCORE),
+  )
+
+
+def count_outliers(
+  scores: Float[typing.Array, 'batch responses'],
+  mask: Bool[typing.Array, 'batch responses length'],
+  moments: Moments,
+) -> Float[jax.Array, '']:
+  """Counts the scores of a rollout that normalisation cuts.
+
+  Args:
+    scores: as of `shape_scores`, as are the others.
+    mask: likewise.
+    moments: before the rollout.
+  """
+  valid = jnp.any(mask, axis=-1) & jnp.isfinite(scores)
+  least, most = outlier_bounds(scores, valid, moments)
+  cut = valid & ((scores < least) | (scores > most))
+  return jnp.sum(cut, dtype=jnp.float32)
+
+
 def shape_scores(
   config: RewardShaping,
   scores: Float[typing.Array, 'batch responses'],
@@ -125,7 +185,9 @@ def shape_scores(
   is_finite = jnp.isfinite(scores)
   shaped = scores
   if config.normalize:
-    moments = update_moments(moments, scores, valid & is_finite)
+    counts = valid & is_finite
+    shaped = jnp.clip(scores, *outlier_bounds(scores, counts, moments))
+    moments = update_moments(moments, shaped, counts)
     shaped = (shaped - moments.mean) / jnp.maximum(moments.std, _LEAST_STD)
   if config.clip is not None:
     shaped = jnp.clip(shaped, -config.clip, config.clip)

@@ -409,6 +409,10 @@ def learn(
   )
   if experience.targets is not None:
     metrics |= rollout_metrics.of_values(episodes, experience.targets)
+  if settings.shaping.normalize:
+    metrics['outliers'] = rewards.count_outliers(
+      scores, mask, state.reward_moments
+    )
   was_skipped = metrics.pop('skipped') > 0
   skipped_in_a_row = jnp.where(was_skipped, state.skipped_in_a_row + 1, 0)
   skipped = state.skipped + was_skipped.astype(jnp.int32)

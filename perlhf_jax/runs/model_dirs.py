@@ -9,24 +9,33 @@ from absl import logging
 from etils import epath
 import jax
 
+from perlhf_jax.checkpoints import run_changes
 from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.core import errors
 from perlhf_jax.core import operative_config
 from perlhf_jax.data import dataset_config
 from perlhf_jax.runs import recorded_tasks
+from perlhf_jax.training import finite
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import step_files
 
 _CONFIG = 'config.gin'
-# They say where, how long and how often, and nothing of what is learnt.
+# They say where, how long and how often, and nothing of what is learnt; what
+# lies at a path is known by its fingerprint.
 _OF_NO_ACCOUNT = frozenset(
   {
+    'ACCEPT_CHANGES',
+    'BASE_CHECKPOINT_PATH',
     'CHECKPOINT_PERIOD',
     'EVAL_PERIOD',
+    'INITIAL_CHECKPOINT_PATH',
+    'INITIAL_VIT_PATH',
     'LOG_PERIOD',
     'MESH_SHAPE',
     'MODEL_DIR',
+    'REWARD_CHECKPOINT',
+    'ROLLOUT_PARTS',
     'TRAIN_STEPS',
   }
 )
@@ -73,12 +82,29 @@ class ModelDir:
       dataset = dataclasses.replace(dataset, length_buckets=0)
     return recorded_tasks.with_module(dataset, self.metadata, str(self.path))
 
+  def described(
+    self, metadata: run_metadata.RunMetadata, *, accept_changes: bool
+  ) -> run_metadata.RunMetadata:
+    """Returns what the coming steps say of themselves.
+
+    Args:
+      metadata: of the run as it is started now.
+      accept_changes: whether it may go on with other data, rewards or settings.
+
+    Raises:
+      CheckpointError: the folder holds another run.
+    """
+    if self.step is None:
+      return metadata
+    return run_changes.going_on(
+      self.metadata, metadata, self.step, accept=accept_changes
+    )
+
   def resume(
     self,
     manager: step_files.CheckpointManager,
     state: Any,
     shardings: Any,
-    metadata: run_metadata.RunMetadata,
   ) -> Any:
     """Gives the state to train from, and writes config.gin.
 
@@ -89,23 +115,23 @@ class ModelDir:
       manager: of this folder.
       state: before the first step.
       shardings: of the state.
-      metadata: of the run that is to go on.
 
     Returns:
       The newest state; `state` for a new run.
 
     Raises:
-      CheckpointError: the folder holds another run, or a state that does not
-        fit this one's optimizer.
+      CheckpointError: the folder holds a state that does not fit this run's
+        optimizer, or that has numbers that are not finite.
     """
-    if self.step is not None:
-      run_metadata.check_same(self.metadata, metadata, f'step {self.step}')
     text = operative_config.config_text()
     earlier, changes = self._compare_config(text)
     self._log(changes)
     if self.step is not None:
       abstract = partitioning.abstract_arrays(state, shardings)
       state = manager.restore(self.step, abstract)
+      finite.check(
+        finite.not_finite(state), f'Step {self.step} in MODEL_DIR {self.path}'
+      )
       if self.step < self.train_steps:
         logging.info(
           'Going on from step %d to step %d.', self.step, self.train_steps

@@ -13,7 +13,10 @@ import numpy as np
 from perlhf_jax.checkpoints import initial
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.checkpoints import run_metadata
+from perlhf_jax.checkpoints import run_settings
+from perlhf_jax.core import strict_json
 from perlhf_jax.core import versions
+from perlhf_jax.data import data_fingerprint
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import lora as lora_lib
@@ -60,6 +63,8 @@ class Prepared(Generic[MadeT]):
     examples: of `dataset`.
     eval_examples: of the validation data.
     mesh: the mesh.
+    accept_changes: whether the run may go on with other data, rewards or
+      settings than it began with.
   """
 
   made: MadeT
@@ -71,6 +76,7 @@ class Prepared(Generic[MadeT]):
   examples: examples_lib.Examples
   eval_examples: examples_lib.Examples
   mesh: partitioning.LogicalMesh
+  accept_changes: bool = False
 
 
 def prepare(
@@ -90,6 +96,7 @@ def prepare(
   minibatches: int = 1,
   rollout_parts: int = 1,
   prompts_alone: bool = False,
+  accept_changes: bool = False,
 ) -> Prepared[MadeT]:
   """Loads the model and the data, and makes of them what is trained.
 
@@ -112,6 +119,7 @@ def prepare(
     minibatches: updates of a step.
     rollout_parts: parts in which a batch is sampled.
     prompts_alone: whether of the training examples the prompts are taken.
+    accept_changes: see `Prepared`.
 
   Raises:
     UserError: any input that cannot be used.
@@ -145,6 +153,7 @@ def prepare(
     examples=examples,
     eval_examples=eval_examples,
     mesh=mesh,
+    accept_changes=accept_changes,
   )
 
 
@@ -153,6 +162,7 @@ def describe(
   *,
   kind: str,
   objective: str,
+  settings: Mapping[str, Any],
   policy: Mapping[str, Any] | None = None,
 ) -> run_metadata.RunMetadata:
   """Returns what the run's checkpoints will say of themselves.
@@ -161,11 +171,26 @@ def describe(
     prepared: the run.
     kind: `sft`, `reward` or `policy`.
     objective: see `RunMetadata`.
-    policy: of a policy, what else decides the run.
+    settings: by name, what else decides what is learnt: optimizers, losses,
+      and the like.
+    policy: of a policy, the models that it is held against, and how.
+
+  Raises:
+    ConfigError: the processes read other data or have other settings; on every
+      process.
   """
   start, dataset = prepared.start, prepared.dataset
   is_lora = prepared.lora is not None
   keeps_any = tuned_params.keeps_any(start.config, lora=is_lora)
+  inputs = {
+    'data': data_fingerprint.describe(prepared.examples),
+    'eval_data': data_fingerprint.describe(prepared.eval_examples),
+    'settings': run_settings.describe(settings),
+  }
+  # Or what is recorded would be true of process 0 alone.
+  multihost.check_same(
+    strict_json.dumps(inputs, indent=1), 'the data or the settings'
+  )
   return run_metadata.RunMetadata(
     kind=kind,
     objective=objective,
@@ -183,6 +208,7 @@ def describe(
     policy=policy,
     module=dataset.module,
     versions=versions.describe(),
+    **inputs,
   )
 
 
@@ -272,11 +298,14 @@ def train(
   """
   made, loop, examples = prepared.made, prepared.loop, prepared.examples
   path = prepared.directory.path
+  metadata = prepared.directory.described(
+    metadata, accept_changes=prepared.accept_changes
+  )
   manager = step_files.CheckpointManager(
     path, run_metadata.to_json(metadata), keep_best=loop.keep_best
   )
   state = prepared.directory.resume(
-    manager, steps.create(made.trainable), steps.shardings, metadata
+    manager, steps.create(made.trainable), steps.shardings
   )
   return train_loop.train(
     loop,

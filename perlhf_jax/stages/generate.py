@@ -106,7 +106,8 @@ def generate(
   image_rows, image_spec = line_images.read(model, rows, input_path)
   vocabulary = model.vocabulary
   prompts = [
-    feature_converters.tokenize(vocabulary, row['prompt']) for row in rows
+    model.tokenize(row['prompt'], f'{input_path}:{number}: the prompt')
+    for number, row in enumerate(rows, start=1)
   ]
   lengths = [len(prompt) for prompt in prompts]
   line_files.report_cuts('prompt', lengths, prompt_length)

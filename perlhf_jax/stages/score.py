@@ -123,11 +123,15 @@ def score(
   ]
   examples = [
     {
-      'inputs': feature_converters.tokenize(model.vocabulary, row['prompt']),
-      'targets': feature_converters.tokenize(model.vocabulary, response),
+      'inputs': model.tokenize(
+        row['prompt'], f'{input_path}:{number}: the prompt'
+      ),
+      'targets': model.tokenize(
+        response, f'{input_path}:{number}: the response'
+      ),
       'label': 0.0,
     }
-    for row in rows
+    for number, row in enumerate(rows, start=1)
     for response in _responses(row['response'])
   ]
   lengths = {

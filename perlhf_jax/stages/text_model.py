@@ -180,7 +180,10 @@ class TextModel:
         self._loaded, config, seed, self._mesh
       )
     responses = generate_lib.decode_prompts(
-      [feature_converters.tokenize(vocabulary, prompt) for prompt in prompts],
+      [
+        self.about.tokenize(prompt, f'prompt {index}')
+        for index, prompt in enumerate(prompts)
+      ],
       self._decoders[config, seed],
       batch_size=self._batch_size,
       prompt_length=lengths.get('inputs'),
@@ -208,12 +211,15 @@ class TextModel:
     if self._scorer is None:
       self._scorer = score_lib.make_scorer(self._loaded, self._mesh)
 
-    def tokenize(text):
-      return feature_converters.tokenize(self.about.vocabulary, text)
-
     examples: list[Mapping[str, Any]] = [
-      {'inputs': tokenize(prompt), 'targets': tokenize(response), 'label': 0.0}
-      for prompt, response in zip(prompts, responses, strict=True)
+      {
+        'inputs': self.about.tokenize(prompt, f'prompt {index}'),
+        'targets': self.about.tokenize(response, f'response {index}'),
+        'label': 0.0,
+      }
+      for index, (prompt, response) in enumerate(
+        zip(prompts, responses, strict=True)
+      )
     ]
     batches = score_lib.make_batches(
       [len(example['inputs']) for example in examples],
@@ -231,6 +237,12 @@ class TextModel:
       image_rows=image_rows,
       image_spec=image_spec,
     )
+    for index in np.flatnonzero(~np.isfinite(scores)):
+      raise errors.CheckpointError(
+        f'{self.about.path} gives response {index} the number '
+        f'{scores[index]}, which is not finite. Its weights may be damaged, or '
+        'its training failed.'
+      )
     return scores.tolist()
 
   def _check_writes(self) -> None:

@@ -72,6 +72,7 @@ def train_policy(
   alarms: alarms_lib.Alarms | None = None,
   judge: Any = None,
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
+  accept_changes: bool = False,
 ) -> state_lib.PolicyState:
   """Tunes a policy into MODEL_DIR, resuming what it finds there.
 
@@ -107,6 +108,8 @@ def train_policy(
     judge: a `reward_sources.RewardFunction` that is only reported, as
       `judge_score`.
     partitioner: how the model and batches are split among devices.
+    accept_changes: whether a run that is there goes on with other data,
+      rewards or settings; its checkpoints record them.
 
   Returns:
     The last state.
@@ -154,6 +157,7 @@ def train_policy(
     model=model,
     vocabulary=vocabulary,
     partitioner=partitioner,
+    accept_changes=accept_changes,
     minibatches=algorithm.minibatches,
     rollout_parts=rollout_parts,
     prompts_alone=True,
@@ -187,6 +191,18 @@ def train_policy(
       prepared,
       kind=run_metadata.POLICY,
       objective=type(algorithm).__name__.lower(),
+      settings={
+        'algorithm': algorithm,
+        'policy_optimizer': policy_optimizer,
+        **(
+          {'value_optimizer': value_optimizer} if algorithm.needs_value else {}
+        ),
+        'shaping': settings.shaping,
+        'controller': controller,
+        'model_weight': rewards.model_weight,
+        'reward_functions': rewards.functions,
+        'function_weights': rewards.function_weights,
+      },
       policy={
         'reference': start.describe(folder),
         'reward_checkpoints': [

@@ -99,6 +99,7 @@ def train_reward(
   base_checkpoint: str | None = None,
   initial_vit_path: str | None = None,
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
+  accept_changes: bool = False,
   centering: Annotated[float, checks.NotNegative] = 0.0,
 ) -> train_state.TrainState:
   """Trains a reward model into MODEL_DIR, resuming what it finds there.
@@ -123,6 +124,8 @@ def train_reward(
     initial_vit_path: a Hugging Face SigLIP directory, whose ViT makes a PaLI of
       the T5 of the initial checkpoint.
     partitioner: how the model and batches are split among devices.
+    accept_changes: whether a run that is there goes on with other data,
+      rewards or settings; its checkpoints record them.
     centering: coefficient of the pairwise loss's centring term.
 
   Returns:
@@ -155,6 +158,7 @@ def train_reward(
     model=model,
     vocabulary=vocabulary,
     partitioner=partitioner,
+    accept_changes=accept_changes,
     initial_vit_path=initial_vit_path,
   )
   run, objective = prepared.made, prepared.examples.kind
@@ -177,7 +181,12 @@ def train_reward(
     stage.make_steps(
       prepared, make_loss(rewards, objective, centering), optimizer
     ),
-    stage.describe(prepared, kind=run_metadata.REWARD, objective=objective),
+    stage.describe(
+      prepared,
+      kind=run_metadata.REWARD,
+      objective=objective,
+      settings={'optimizer': optimizer, 'centering': centering},
+    ),
     evaluate=evaluate,
     selection=SELECTION[objective],
   )

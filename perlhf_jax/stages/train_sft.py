@@ -75,6 +75,7 @@ def train_sft(
   base_checkpoint: str | None = None,
   initial_vit_path: str | None = None,
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
+  accept_changes: bool = False,
   label_smoothing: Annotated[float, checks.Range(least=0, below=1)] = 0.0,
   z_loss: Annotated[float, checks.NotNegative] = 0.0,
 ) -> train_state.TrainState:
@@ -97,6 +98,8 @@ def train_sft(
     initial_vit_path: a Hugging Face SigLIP directory, whose ViT makes a PaLI of
       the T5 of the initial checkpoint.
     partitioner: how the model and batches are split among devices.
+    accept_changes: whether a run that is there goes on with other data,
+      rewards or settings; its checkpoints record them.
     label_smoothing: of the targets, in the training loss.
     z_loss: coefficient of log(Z)² in the training loss.
 
@@ -128,6 +131,7 @@ def train_sft(
     model=model,
     vocabulary=vocabulary,
     partitioner=partitioner,
+    accept_changes=accept_changes,
     initial_vit_path=initial_vit_path,
   )
   run, mesh = prepared.made, prepared.mesh
@@ -163,7 +167,16 @@ def train_sft(
     stage.make_steps(
       prepared, make_loss(run.model, label_smoothing, z_loss), optimizer
     ),
-    stage.describe(prepared, kind=run_metadata.SFT, objective=run_metadata.SFT),
+    stage.describe(
+      prepared,
+      kind=run_metadata.SFT,
+      objective=run_metadata.SFT,
+      settings={
+        'optimizer': optimizer,
+        'label_smoothing': label_smoothing,
+        'z_loss': z_loss,
+      },
+    ),
     evaluate=evaluate,
     selection=SELECTION,
   )

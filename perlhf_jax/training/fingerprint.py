@@ -1,13 +1,17 @@
-"""A content fingerprint of a backbone, computed where the weights lie.
+"""What weights are, and whether they are numbers, found where they lie.
 
-The sum is modular integer arithmetic, so it is exact, does not depend on the
-mesh, and needs no gather: an adapter trained on a pod recognises its base on
-a laptop. Stacked layers (`scan_layers`) count as the layers they hold.
+A fingerprint is made of sums in modular integer arithmetic, so it is exact,
+does not depend on the mesh, and needs no gather: an adapter trained on a pod
+recognises its base on a laptop. Stacked layers (`scan_layers`) count as the
+layers they hold.
+
+Every weight is read once, for the fingerprint and for the search for numbers
+that are not finite.
 """
 
 from collections.abc import Mapping
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +32,27 @@ def _mix(x: jax.Array) -> jax.Array:
   return x ^ (x >> 16)
 
 
+class Content(NamedTuple):
+  """What a tree of weights holds.
+
+  Attributes:
+    fingerprint: 16 hexadecimal digits that identify names, shapes and values.
+    not_finite: of each parameter that has any, how many numbers of it are NaN
+      or infinite.
+  """
+
+  fingerprint: str
+  not_finite: Mapping[str, int]
+
+
 @jax.jit
 def _leaf_sums(leaf: jax.Array) -> jax.Array:
-  """Two position-weighted sums modulo 2**32 of a leaf's float32 bits."""
-  bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+  """Two position-weighted sums modulo 2**32 of a leaf's float32 bits.
+
+  The third number says how many of the leaf's are NaN or infinite.
+  """
+  leaf = leaf.astype(jnp.float32)
+  bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
   position = jnp.zeros((), jnp.uint32)
   for axis, size in enumerate(leaf.shape):
     index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
@@ -41,23 +62,31 @@ def _leaf_sums(leaf: jax.Array) -> jax.Array:
       jnp.sum(_mix(bits + multiplier * (position + 1)), dtype=jnp.uint32)
       for multiplier in _MULTIPLIERS
     ]
+    + [jnp.sum(~jnp.isfinite(leaf), dtype=jnp.uint32)]
   )
 
 
-def fingerprint(params: Mapping[str, Any]) -> str:
-  """Returns 16 hexadecimal digits that identify names, shapes and values.
+def read(params: Mapping[str, Any]) -> Content:
+  """Reads every weight of a tree once.
 
   Args:
     params: an unboxed tree in the unrolled or in the scanned layout.
   """
   digest = hashlib.sha256()
-  lines = []
+  lines, not_finite = [], {}
   for path, leaf in tree_paths.flatten(params).items():
     for name, part in _unrolled(path, jnp.asarray(leaf)):
-      sums = placement.to_host(_leaf_sums(part))
+      *sums, count = placement.to_host(_leaf_sums(part))
       lines.append(f'{name} {part.shape} {sums[0]} {sums[1]}')
+      if count:
+        not_finite[name] = int(count)
   digest.update('\n'.join(sorted(lines)).encode())
-  return digest.hexdigest()[:16]
+  return Content(digest.hexdigest()[:16], not_finite)
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+  """Returns the fingerprint of `read`."""
+  return read(params).fingerprint
 
 
 def _unrolled(path: str, leaf: typing.Array):

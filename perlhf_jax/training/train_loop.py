@@ -281,5 +281,6 @@ def check_finite(step: int, metrics: Mapping[str, float]) -> None:
   raise errors.UserError(
     f'The loss at step {step} is {loss} with gradient norm '
     f'{grad_norm}. Checkpoints written before stay as they are. A '
-    'lower LEARNING_RATE, a warm-up, or float32 instead of bfloat16 helps.'
+    'lower LEARNING_RATE, a warm-up, or float32 instead of bfloat16 helps; '
+    'with --gin.ACCEPT_CHANGES=True the run goes on from the last checkpoint.'
   )

@@ -1,7 +1,9 @@
 import hypothesis
 from hypothesis import strategies as st
 import numpy as np
+import pytest
 
+from perlhf_jax.core import errors
 from perlhf_jax.data import example_order
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import feature_converters
@@ -109,3 +111,14 @@ def test_evaluation_holds_every_row_once_and_pads():
 
 def test_texts_are_for_people():
   assert make(6).texts(5) == {'inputs': 'p5p5', 'targets': 'r5', 'label': 1.0}
+
+
+def test_tokens_that_a_model_does_not_have_are_named_by_row():
+  examples = make(5)
+  largest = max(examples.columns[n].values.max() for n in ('inputs', 'targets'))
+  examples.check_ids(int(largest) + 1)
+  with pytest.raises(
+    errors.DataError,
+    match=rf'toy#[0-4]: .* has the token id {largest}, and the model has ids',
+  ):
+    examples.check_ids(int(largest))

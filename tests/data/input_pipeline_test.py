@@ -304,6 +304,29 @@ def test_tokens_of_another_vocabulary_are_refused():
     load()
 
 
+@pytest.mark.parametrize('bad', [-1, 384, 2**17, 2**32 + 5])
+@pytest.mark.parametrize('name', ['inputs', 'targets'])
+def test_token_ids_that_do_not_exist_are_named_by_row(name, bad):
+  dtype = tf.int64 if bad > 2**31 else tf.int32
+  feature = seqio.Feature(vocabularies.byte_vocabulary(), dtype=dtype)
+  rows = {'inputs': [[5, 6], [7, 8], [9, 10]], 'targets': [[5], [6], [7]]}
+  rows[name][1][0] = bad
+  add_seqio_task(
+    'toy',
+    {'inputs': feature, 'targets': feature},
+    {n: tf.constant(ids, dtype) for n, ids in rows.items()},
+  )
+  what = {'inputs': 'prompt', 'targets': 'response'}[name]
+  with pytest.raises(
+    errors.DataError,
+    match=rf'train#1: the {what} \({name}\) has the token id {bad}, .* 0 to',
+  ):
+    load()
+  examples = load(skip_bad_rows=True, shuffle=False)
+  assert len(examples) == 2 and examples.num_skipped == 1
+  assert examples.example(1)['inputs'].tolist() == [9, 10, 1]
+
+
 def test_classic_text_task_is_checked_too():
   add_seqio_task(
     'toy',

@@ -172,3 +172,24 @@ def test_a_model_with_blocks_is_the_same_model(scan_layers):
     gradient(blocks),
     gradient(base),
   )
+
+
+@pytest.mark.parametrize('block', [None, 1])
+@pytest.mark.parametrize('keys_last', [False, True])
+def test_logits_of_bfloat16_are_float32(block, keys_last):
+  # All numbers are exact in bfloat16, but for the logits 300 and 301: there,
+  # they would be one number, and both weights a half.
+  query = jnp.broadcast_to(jnp.array([16.0, 1.0]), (1, 2, 1, 2))
+  key = jnp.array([[18.0, 12.0], [18.0, 13.0]]).reshape(1, 2, 1, 2)
+  value = jnp.eye(2).reshape(1, 2, 1, 2)
+  if keys_last:
+    key, value = jnp.moveaxis(key, 1, -1), jnp.moveaxis(value, 1, -1)
+  y = attend.attend(
+    *(x.astype(jnp.bfloat16) for x in (query, key, value)),
+    lambda weights: weights,
+    keys_last=keys_last,
+    block=block,
+  )
+  assert y.dtype == jnp.bfloat16
+  wanted = 1 / (1 + np.exp([1, -1]))
+  np.testing.assert_allclose(np.float32(y[0, :, 0]), [wanted] * 2, rtol=0.005)

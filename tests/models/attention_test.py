@@ -152,3 +152,30 @@ def test_mask_to_bias():
   assert bias.dtype == jnp.float32
   assert bias[0] == 0
   assert np.isfinite(bias[1]) and bias[1] < -1e9
+
+
+def test_dropout_of_weights_keeps_the_mean_of_the_output():
+  params, x, memory, mask, bias = _attention_inputs()
+  config = dataclasses.replace(CONFIG, dropout_rate=0.3)
+
+  @jax.jit
+  @jax.vmap
+  def dropped(key):
+    return attention.Attention(config).apply(
+      {'params': params},
+      x,
+      memory,
+      mask_bias=attention.mask_to_bias(mask[:, None, None, :]),
+      distance_bias=bias,
+      deterministic=False,
+      rngs={'dropout': key},
+    )
+
+  outputs = np.float64(dropped(jax.random.split(jax.random.key(0), 4000)))
+  error = outputs.std(axis=0) / np.sqrt(len(outputs))
+  off = _attend(params, x, memory, mask, bias)
+  # The output is linear in the weights, so that its mean is exact. Without the
+  # factor 1 / (1 - rate) it would be off by 0.3 of itself.
+  z = (outputs.mean(axis=0) - off) / error
+  assert np.abs(z).max() < 5
+  assert (0.3 * np.abs(off) / error).max() > 20

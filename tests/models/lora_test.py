@@ -347,3 +347,18 @@ def test_describe():
     'LoRA rank 2, scale 0.5: 24 adapted module(s), 1,920 parameters '
     f'({100 * added / (base + added):.3f}% of {base + added:,}).'
   )
+
+
+@pytest.mark.parametrize('rank', [4, 64])
+def test_the_first_matrix_keeps_the_size_of_its_input(rank):
+  # Of variance 1 / inputs, whatever the rank: x·A is then as large as x.
+  adapters = lora.Adapters(lora.LoraConfig(rank=rank), frozenset(['']))
+  dense = layers.Dense(7, ('embed', 'mlp'), adapters=adapters)
+  rngs = {'params': jax.random.key(0), 'lora': jax.random.key(1)}
+  variables = nn.meta.unbox(dense.init(rngs, np.zeros((1, 900), np.float32)))
+  a = np.float64(variables['lora']['lora']['lora_a'])
+  assert a.shape == (900, rank)
+  # Of n normal numbers the spread is known to a share of 1 / sqrt(2 n).
+  share = 5 / np.sqrt(2 * a.size)
+  assert a.std() == pytest.approx(1 / np.sqrt(900), rel=share)
+  assert abs(a.mean()) < 5 / 30 / np.sqrt(a.size)

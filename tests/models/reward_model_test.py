@@ -175,3 +175,33 @@ def test_scores_of_a_bfloat16_backbone_are_float32(variables, batch):
   full = {name: variables[name] for name in ('params', 'heads')}
   scores = jax.eval_shape(model.score, full, *batch)
   assert scores.dtype == np.float32
+
+
+@pytest.mark.parametrize('place', ['backbone', 'adapters'])
+def test_dropout_is_on_with_a_key_and_only_then(variables, batch, place):
+  rates = {place: 0.4}
+  config = dataclasses.replace(CONFIG, dropout_rate=rates.get('backbone', 0.0))
+  adapters = lora.LoraConfig(rank=3, dropout_rate=rates.get('adapters', 0.0))
+  backbone, _ = tiny_models.adapted(adapters, config)
+  dropping = jax.jit(
+    lambda rng: reward_model.RewardModel(backbone).score(
+      variables, *batch, dropout_rng=rng
+    )
+  )
+  off = reward_model.RewardModel(backbone).score(variables, *batch)
+  one, same, other = (dropping(jax.random.key(seed)) for seed in (0, 0, 1))
+  np.testing.assert_array_equal(one, same)
+  assert (np.abs(one - off) > 1e-4).all()
+  assert (np.abs(one - other) > 1e-4).all()
+  # In the encoder and in the decoder: another prompt's, or a bare response's,
+  # noise would leave one of them as it is.
+  encoded = backbone.apply(
+    {k: v for k, v in variables.items() if k != 'heads'},
+    batch[0],
+    method='encode',
+  )
+  of_decoder = reward_model.RewardModel(backbone).score(
+    variables, encoded, *batch[1:], dropout_rng=jax.random.key(0)
+  )
+  assert (np.abs(of_decoder - off) > 1e-4).all()
+  assert (np.abs(of_decoder - one) > 1e-4).all()

@@ -41,6 +41,7 @@ def test_healthy_runs_are_quiet(caplog):
     ('entropy', {'entropy': 0.001}, ['learning rate', 'KL_BETA', 'reward']),
     ('truncated', {'truncated': 1.0}, ['length', 'EOS', 'temperature']),
     ('skipped', {'skipped': 2.0}, ['NaN', 'learning rate', 'bfloat16']),
+    ('outliers', {'outliers': 1.0}, ['cut', 'reward function', 'normalize']),
   ],
 )
 def test_each_alarm_names_its_causes(caplog, name, change, causes):

@@ -29,16 +29,79 @@ def test_constant_score_moves_nothing():
   assert np.abs(moved).max() > 0.01
 
 
-def test_beta_weighs_score_against_kl():
-  batch = tiny_policy.episodes([0, 3, 5], has_values=False)
-  outputs = algorithm.Outputs(batch.logprobs, None)
-  method = grpo.Grpo()
-  targets = method.targets(batch, 0.25)
-  result = method.loss(outputs, batch, targets, 0.25)
+@pytest.mark.parametrize('kl_beta', [0.0, 0.25, 1.0])
+def test_the_loss_matches_loops(kl_beta):
+  picked, clip_ratio = [0, 3, 5], 0.2
+  batch = tiny_policy.episodes(picked, has_values=False)
+  # A policy that has moved: at the first update the scores cancel.
+  shift = np.array([[0.1, 0.0], [-0.15, 0.4], [0.3, -0.05]], np.float32)
+  logprobs = batch.logprobs + shift
+  method = grpo.Grpo(clip_ratio=clip_ratio)
+  result = method.loss(
+    algorithm.Outputs(logprobs, None),
+    batch,
+    method.targets(batch, kl_beta),
+    kl_beta,
+  )
+  scores = np.float64(tiny_policy.SCORES)[picked]
+  advantages = (scores - scores.mean()) / (scores.std() + method.epsilon)
+  policy_loss = kl_loss = 0.0
+  for n, advantage in enumerate(advantages):
+    tokens = np.flatnonzero(np.asarray(batch.mask)[0, n])
+    for t in tokens:
+      ratio = np.exp(float(shift[n, t]))
+      clipped = min(max(ratio, 1 - clip_ratio), 1 + clip_ratio)
+      gain = min(ratio * advantage, clipped * advantage)
+      policy_loss -= gain / len(tokens)
+      x = float(batch.ref_logprobs[0, n, t] - logprobs[0, n, t])
+      kl_loss += (np.exp(x) - 1 - x) / len(tokens)
   sums = result.metric_sums
-  assert float(sums['kl_loss']) > 0.01
-  expected = 0.75 * sums['policy_loss'] + 0.25 * sums['kl_loss']
-  assert float(result.loss_sum) == pytest.approx(float(expected), rel=1e-5)
+  assert float(sums['policy_loss']) == pytest.approx(policy_loss, rel=1e-4)
+  assert float(sums['kl_loss']) == pytest.approx(kl_loss, rel=1e-4)
+  assert min(abs(policy_loss), kl_loss) > 0.01
+  expected = (1 - kl_beta) * policy_loss + kl_beta * kl_loss
+  assert float(result.loss_sum) == pytest.approx(expected, rel=1e-4)
+
+
+def _gradients(scale_by_std, factor):
+  """Mean gradients of the score's part and of the KL's part."""
+  method = grpo.Grpo(scale_by_std=scale_by_std, epsilon=1e-12)
+  scores = factor * tiny_policy.SCORES
+  return [
+    np.asarray(tiny_policy.expected_gradient(method, PAIRS, beta, scores))
+    for beta in (0.0, 1.0)
+  ]
+
+
+def test_without_scaling_beta_weighs_scores_as_large_as_they_are():
+  score, kl = _gradients(scale_by_std=False, factor=1.0)
+
+  def objective(logits):
+    # Each response by the mean of its tokens, as the loss takes it; of a pair
+    # the baseline holds half of the response's own score.
+    p = tiny_policy.probabilities(tiny_policy.LOGITS)
+    gain = tiny_policy.SCORES - p @ tiny_policy.SCORES
+    mask = tiny_policy.MASK
+    means = jnp.sum(
+      jnp.where(mask, tiny_policy.logprobs(logits), 0), axis=-1
+    ) / mask.sum(axis=-1)
+    return 0.5 * jnp.sum(p * gain * means)
+
+  np.testing.assert_allclose(
+    score, -jax.grad(objective)(tiny_policy.LOGITS), atol=1e-6
+  )
+  larger, same_kl = _gradients(scale_by_std=False, factor=10.0)
+  np.testing.assert_allclose(larger, 10 * score, rtol=1e-4, atol=1e-6)
+  np.testing.assert_array_equal(same_kl, kl)
+
+
+def test_with_scaling_beta_weighs_standard_deviations():
+  score, kl = _gradients(scale_by_std=True, factor=1.0)
+  for factor in 0.1, 10.0:
+    other, same_kl = _gradients(scale_by_std=True, factor=factor)
+    np.testing.assert_allclose(other, score, rtol=1e-3, atol=1e-6)
+    np.testing.assert_array_equal(same_kl, kl)
+  assert np.abs(score).max() > 0.01
 
 
 @pytest.mark.parametrize('clip_ratio', [0.1, 0.2])

@@ -398,3 +398,28 @@ def test_a_constant_reward_moves_nothing_where_responses_are_compared(
   same[0, 0] += 0.1
   state, metrics = _learn(name, setups, roles, samples, first, scores=same)
   assert metrics['grad_norm'] > 0
+
+
+@pytest.mark.parametrize('name', ['grpo', 'ppo'])
+def test_the_controller_counts_responses(name, setups, roles, samples):
+  state, metrics = _learn(name, setups, roles, samples)
+  responses = tiny_roles.BATCH * tiny_roles.RESPONSES
+  assert responses < CONTROLLER.horizon
+  error = np.clip(float(metrics['kl']) / CONTROLLER.target - 1, -0.2, 0.2)
+  assert abs(error) > 0.01
+  wanted = BETA * (1 + error * responses / CONTROLLER.horizon)
+  assert float(state.kl_beta) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_huge_score_is_counted_and_does_not_silence_the_next(
+  setups, roles, samples
+):
+  huge = samples.scores.copy()
+  huge[1, 0] = 1e25
+  state, metrics = _learn('ppo', setups, roles, samples, scores=huge)
+  assert metrics['outliers'] == 1 and metrics['skipped'] == 0
+  assert np.isfinite(float(metrics['grad_norm']))
+  # Uncut, the spread would be infinite, and every score 0 from here on.
+  assert 0.5 < float(state.reward_moments.std) < 50
+  _, after = _learn('ppo', setups, roles, samples, state)
+  assert after['outliers'] == 0

@@ -164,3 +164,71 @@ def test_combine(how, expected):
 def test_combine_refuses_what_it_does_not_know():
   with pytest.raises(errors.ConfigError, match="must be one of 'mean', 'min'"):
     rewards.combine(MEMBERS, 'max')
+
+
+_ALL = np.ones((4, 16, 3), bool)
+_ENDED = np.ones((4, 16), bool)
+_NORMALIZE = rewards.RewardShaping(normalize=True)
+_count = jax.jit(rewards.count_outliers)
+
+
+def _rollouts(number, outlier=None):
+  """Normalised scores of rollouts, the second of which has an outlier."""
+  moments, shaped = NOTHING, []
+  for seed in range(number):
+    raw = np.random.default_rng(seed).normal(3, 2, (4, 16)).astype(np.float32)
+    if seed == 1 and outlier is not None:
+      raw[2, 5] = outlier
+      assert _count(raw, _ALL, moments) == 1
+    else:
+      assert _count(raw, _ALL, moments) == 0
+    scores, moments = _shape(_NORMALIZE, raw, _ALL, _ENDED, moments)
+    shaped.append(np.asarray(scores))
+  return shaped, moments
+
+
+@pytest.mark.parametrize('outlier', [1e3, 1e15, -1e25, 3e38])
+def test_one_huge_score_does_not_silence_the_others(outlier):
+  shaped, moments = _rollouts(20, outlier)
+  clean, expected = _rollouts(20)
+  assert np.isfinite(shaped).all()
+  assert np.abs(shaped[1]).max() == np.sign(outlier) * shaped[1][2, 5] > 5
+  # It stays the largest by far, and the others keep their order and size.
+  for after, without in zip(shaped[2:], clean[2:], strict=True):
+    assert 0.3 < after.std() / without.std() < 1.05
+    assert np.corrcoef(after.ravel(), without.ravel())[0, 1] > 0.999
+  assert shaped[19].std() > 0.6
+  assert float(moments.count) == float(expected.count)
+
+
+def test_a_huge_score_in_the_first_rollout_is_cut_too():
+  raw = np.random.default_rng(0).normal(size=(4, 16)).astype(np.float32)
+  raw[0, 0] = 1e25
+  shaped, moments = _shape(_NORMALIZE, raw, _ALL, _ENDED, NOTHING)
+  assert _count(raw, _ALL, NOTHING) == 1
+  rest = np.delete(np.asarray(shaped).ravel(), 0)
+  assert 0.1 < rest.std() < 1 and float(moments.std) < 10
+
+
+def test_rare_rewards_are_no_outliers():
+  # One of a thousand is 1: the others have no spread.
+  raw = np.zeros((4, 16), np.float32)
+  _, moments = _shape(_NORMALIZE, raw, _ALL, _ENDED, NOTHING)
+  raw[3, 3] = 1
+  assert _count(raw, _ALL, moments) == 0
+  shaped, moments = _shape(_NORMALIZE, raw, _ALL, _ENDED, moments)
+  assert float(moments.mean) == pytest.approx(1 / 128)
+  assert float(shaped[3, 3]) > 10
+
+
+def test_a_whole_rollout_of_huge_scores_keeps_the_moments_finite():
+  raw = np.random.default_rng(0).normal(size=(4, 16)).astype(np.float32)
+  shaped, moments = _shape(_NORMALIZE, raw * 1e30, _ALL, _ENDED, NOTHING)
+  assert np.isfinite(shaped).all() and np.isfinite(float(moments.std))
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_not_counted_as_outliers(bad):
+  raw = np.full((4, 16), bad, np.float32)
+  assert _count(raw, _ALL, NOTHING) == 0
+  assert _count(raw, np.zeros_like(_ALL), NOTHING) == 0

@@ -49,14 +49,16 @@ def folder(tmp_path):
 
 
 def _resume(folder, train_steps, config, state=None, metadata=METADATA):
+  """Starts again as a stage does; gives the state to go on from."""
   gin.clear_config()
   gin.parse_config(config)
   run_dir = model_dirs.prepare(str(folder), train_steps)
+  run_dir.described(metadata, accept_changes=False)
   manager = step_files.CheckpointManager(run_dir.path, FIELDS)
   state = _state(0) if state is None else state
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   try:
-    return run_dir.resume(manager, state, shardings, metadata)
+    return run_dir.resume(manager, state, shardings)
   finally:
     manager.close()
 
@@ -119,6 +121,18 @@ def test_another_run_is_refused_and_nothing_written(folder):
   with pytest.raises(errors.CheckpointError, match='objective is rloo'):
     _resume(folder, 6, changed, metadata=other)
   assert (folder / 'config.gin').read_text() == CONFIG
+
+
+def test_a_state_with_a_nan_is_refused_by_parameter(tmp_path):
+  manager = step_files.CheckpointManager(epath.Path(tmp_path), FIELDS)
+  bad = _state(4)
+  manager.save(bad.replace(trainable={'w': jnp.array([0, jnp.nan, 1])}), 0.5)
+  manager.close()
+  with pytest.raises(
+    errors.CheckpointError, match=r'Step 4 in .* trainable/w \(1\)'
+  ):
+    _resume(tmp_path, 6, CONFIG)
+  assert not (tmp_path / 'config.gin').exists()
 
 
 def test_another_optimizer_is_refused_and_named(folder, log):

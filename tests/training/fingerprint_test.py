@@ -4,6 +4,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny_models
 
 from perlhf_jax.training import fingerprint
@@ -120,3 +121,15 @@ def test_names_and_shapes_matter():
     fingerprint.fingerprint(t) for t in (renamed, reshaped, fewer, longer)
   }
   assert len(prints | {GOLDEN}) == 5
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_counted_by_name(bad):
+  tree = _tree()
+  assert fingerprint.read(tree) == (GOLDEN, {})
+  tree['encoder']['layers_1']['kernel'][2, 1:] = bad
+  tree['scale'][0] = bad
+  wanted = {'encoder/layers_1/kernel': 3, 'scale': 1}
+  assert fingerprint.read(tree).not_finite == wanted
+  stacked = layer_layout.stack_layers(tree)
+  assert fingerprint.read(stacked).not_finite == wanted

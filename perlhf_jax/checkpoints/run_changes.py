@@ -1,0 +1,222 @@
+"""What is not as it was when a run goes on, and whether that may be."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from perlhf_jax.checkpoints import run_metadata
+from perlhf_jax.checkpoints import run_settings
+from perlhf_jax.core import errors
+
+# What is named by `recorded_paths`.
+_RECORDED = ('base', 'policy.reference', 'policy.reward_checkpoints')
+# The weights, or what they mean, are of no use with anything else.
+_FIXED = (
+  *('kind', 'objective', 'tuning', 'model', 'lora', 'vocabulary'),
+  *('base', 'policy.reference'),
+)
+# They say nothing of what is learnt, or what changed is said by itself.
+_OTHER = ('format_version', 'made_of', 'module', 'versions', 'changes')
+# Of the former, what changes none of them.
+_CHANGEABLE = ('model.dropout_rate', 'model.dtype', 'lora.dropout_rate')
+# They save memory, and change no result but its last bits.
+_FREE = ('model.remat_policy', 'model.attention_block')
+_EVAL_DATA = 'eval_data'
+# Versions before 4 did not record them.
+_RECENT = ('data', _EVAL_DATA, 'settings')
+_MOST_SHOWN = 8
+_MISSING = object()
+
+
+class _Change(NamedTuple):
+  """A difference between a step and the run that is to go on from it.
+
+  Attributes:
+    name: such as `settings.optimizer.learning_rate`.
+    old: of the step; `_MISSING` if it says nothing of it.
+    new: of the run, likewise.
+  """
+
+  name: str
+  old: Any
+  new: Any
+
+  def __str__(self):
+    return f'its {self.name} is {_brief(self.old)}, this run has ' + _brief(
+      self.new
+    )
+
+  @property
+  def is_fixed(self) -> bool:
+    """Whether no run can go on with it."""
+    if self.name in _CHANGEABLE:
+      return False
+    return any(
+      self.name == name or self.name.startswith(f'{name}.') for name in _FIXED
+    )
+
+  @property
+  def is_of_library(self) -> bool:
+    """Whether another version of this library knows a setting more."""
+    # An object that is not there, such as a KL controller, is None.
+    return self.name.startswith('settings.') and _MISSING in (
+      *(self.old, self.new),
+    )
+
+
+def going_on(
+  saved: run_metadata.RunMetadata,
+  given: run_metadata.RunMetadata,
+  step: int,
+  *,
+  accept: bool = False,
+) -> run_metadata.RunMetadata:
+  """Makes sure that a run goes on as it began, and records where it does not.
+
+  Other validation data and other versions of libraries are logged, for they
+  change nothing, or hardly anything, of what is learnt. Where checkpoints lie
+  does not matter, only what they hold.
+
+  Args:
+    saved: of the newest step.
+    given: of the run that is to go on.
+    step: the newest.
+    accept: whether to go on with other data, rewards or settings.
+
+  Returns:
+    What the coming steps say of themselves: `given`, with all changes so far.
+
+  Raises:
+    CheckpointError: another configuration wrote the step, or it was made of
+      other data; the message names what was and what is.
+  """
+  found = list(
+    _changes(run_metadata.to_json(saved), run_metadata.to_json(given))
+  )
+  lacking = [n for n in _RECENT if getattr(saved, n) is None]
+  if lacking:
+    logging.warning(
+      'Step %d was saved by a version that recorded no fingerprints of data '
+      'and settings, so nobody can tell whether they are what they were. From '
+      'now on they are recorded.',
+      step,
+    )
+  found = [c for c in found if c.name.partition('.')[0] not in lacking]
+  _log([c for c in found if c.is_of_library], 'Settings of another version')
+  found = [c for c in found if not c.is_of_library]
+  other_eval = [c for c in found if c.name.startswith(_EVAL_DATA)]
+  _log([c for c in found if c.name in _FREE], 'Changed since the last start')
+  matters = [c for c in found if c.name not in _FREE and c not in other_eval]
+  refused = [c for c in matters if c.is_fixed or not accept]
+  if refused:
+    raise errors.CheckpointError(_refusal(refused, step))
+  if other_eval:
+    _log(
+      other_eval,
+      'The validation data is not what it was, so the metrics of earlier and '
+      'later steps, by which the best is chosen, do not compare',
+    )
+  _log(
+    matters,
+    f'Going on from step {step} with what is accepted, and recorded in the '
+    'checkpoints from now on',
+  )
+  _log_versions(saved, given)
+  record = [
+    {
+      'step': step,
+      **{c.name: [_plain(c.old), _plain(c.new)] for c in matters + other_eval},
+    }
+  ]
+  return dataclasses.replace(
+    given,
+    changes=[*saved.changes, *(record if matters or other_eval else [])],
+  )
+
+
+def _changes(
+  old: Mapping[str, Any], new: Mapping[str, Any]
+) -> Iterator[_Change]:
+  for name in {**old, **new}:
+    if name not in _OTHER:
+      yield from _compare(name, old.get(name), new.get(name))
+
+
+def _compare(name: str, old: Any, new: Any) -> Iterator[_Change]:
+  """Yields what differs of two JSON values."""
+  if (
+    isinstance(old, Mapping)
+    and isinstance(new, Mapping)
+    and name not in _RECORDED
+    and old.get(run_settings.CLASS) == new.get(run_settings.CLASS)
+  ):
+    for key in {**old, **new}:
+      yield from _compare(
+        f'{name}.{key}', old.get(key, _MISSING), new.get(key, _MISSING)
+      )
+  elif not _is_same(old, new):
+    yield _Change(name, old, new)
+
+
+def _is_same(old: Any, new: Any) -> bool:
+  """Compares settings; checkpoints are the same wherever they lie."""
+  if isinstance(old, list) and isinstance(new, list):
+    return len(old) == len(new) and all(map(_is_same, old, new))
+  if isinstance(old, Mapping) and isinstance(new, Mapping):
+    for known in 'fingerprint', 'path':
+      # Format 1 has no fingerprint of reward models.
+      if known in old and known in new:
+        return old[known] == new[known]
+  return old == new
+
+
+def _refusal(changes: Sequence[_Change], step: int) -> str:
+  shown = '; '.join(map(str, changes[:_MOST_SHOWN]))
+  more = len(changes) - _MOST_SHOWN
+  if more > 0:
+    shown += f'; and {more} more'
+  advice = 'Give another MODEL_DIR, or the configuration that began this one'
+  if any(c.name == 'data.fingerprint' for c in changes):
+    shown += (
+      ' (the fingerprint is of every row and of their order, so rows were '
+      'changed, moved, added or left out)'
+    )
+    advice = (
+      'Give another MODEL_DIR, or the configuration and the data that began '
+      'this one'
+    )
+  if not any(c.is_fixed for c in changes):
+    advice += (
+      '; or --gin.ACCEPT_CHANGES=True, to go on with what is changed, which '
+      'the checkpoints then record'
+    )
+  return (
+    f'MODEL_DIR already holds step {step} of another run: {shown}. {advice}.'
+  )
+
+
+def _log(changes: Sequence[_Change], what: str) -> None:
+  if changes:
+    lines = (f'{c.name}: {_brief(c.old)} -> {_brief(c.new)}' for c in changes)
+    logging.warning('%s:\n  %s', what, '\n  '.join(lines))
+
+
+def _log_versions(saved, given) -> None:
+  changed = [
+    f'{name} {saved.versions[name]} -> {version}'
+    for name, version in given.versions.items()
+    if saved.versions.get(name, version) != version
+  ]
+  if changed:
+    logging.warning('Going on with other versions: %s.', ', '.join(changed))
+
+
+def _plain(value: Any) -> Any:
+  return None if value is _MISSING else value
+
+
+def _brief(value: Any) -> str:
+  text = str(_plain(value))
+  return text if len(text) <= 200 else text[:200] + '…'
