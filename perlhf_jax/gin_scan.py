@@ -297,7 +297,7 @@ def _statements(source: Any, name: str) -> Iterator[Any]:
       f'{name}, line {error.lineno}: cannot read `{text}`: {error.msg} '
       '(text needs quotes)'
     ) from error
-  except (TypeError, ValueError) as error:
+  except (TypeError, ValueError, RecursionError, MemoryError) as error:
     raise errors.ConfigError(f'{name}: cannot read it: {error}') from error
 
 

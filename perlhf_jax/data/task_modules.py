@@ -98,7 +98,7 @@ def find(name: str) -> seqio.Task | seqio.Mixture:
   Raises:
     ConfigError: there is none of this name; says which names are near.
   """
-  names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+  names = _names()
   if name in names:
     return seqio.get_mixture_or_task(name)
   near = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
@@ -111,6 +111,15 @@ def find(name: str) -> seqio.Task | seqio.Mixture:
     ' them all. A task of your own is registered by the module that'
     ' MIXTURE_OR_TASK_MODULE names.'
   )
+
+
+def is_registered(name: str) -> bool:
+  """Whether there is a task or mixture of a name, so far."""
+  return name in _names()
+
+
+def _names() -> list[str]:
+  return [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
 
 
 def summaries() -> list[TaskSummary]:

@@ -53,11 +53,12 @@ class ModelDir:
   ) -> dataset_config.DatasetConfig:
     """Has a run go on with its data as it began.
 
-    Its task is registered by the module that did so then. A run of a version
-    that did not put examples together by length does not begin to.
+    A run of a version that did not put examples together by length does not
+    begin to.
 
     Raises:
-      ConfigError: the module that did so cannot be imported.
+      ConfigError: a module of the user's registered the task then, and none is
+        given now.
     """
     if self.metadata is None:
       return dataset
@@ -71,7 +72,8 @@ class ModelDir:
         self.path,
       )
       dataset = dataclasses.replace(dataset, length_buckets=0)
-    return recorded_tasks.with_module(dataset, self.metadata, str(self.path))
+    recorded_tasks.check_module(dataset, self.metadata, str(self.path))
+    return dataset
 
   def resume(
     self,
@@ -200,7 +202,6 @@ def find(path: epath.Path, train_steps: int) -> ModelDir:
       )
   if newest is None:
     return ModelDir(path, train_steps)
-  # Processes wait for each other here.
   fields = step_files.read_metadata(newest)
   metadata = run_metadata.from_json(fields, str(newest))
   if metadata.made_of is not None:

@@ -10,6 +10,10 @@ from perlhf_jax.training import memory
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 
+# Of one text. Blocks of attention let small models read more than this in the
+# memory of a laptop, and for hours.
+MAX_TOKENS = 65_536
+
 
 @dataclasses.dataclass(frozen=True)
 class Length:
@@ -47,8 +51,8 @@ def must_fit(
     lengths: of the batch that needs most; none if there is no batch.
 
   Raises:
-    ConfigError: there is too little memory, for the bound or, in the block,
-      for what the compiler says.
+    ConfigError: a text is longer than `MAX_TOKENS`, or there is too little
+      memory, for the bound or, in the block, for what the compiler says.
   """
   if not lengths:
     yield
@@ -72,7 +76,13 @@ class _LargestBatch:
   lengths: Sequence[Length]
 
   def check(self) -> None:
-    """Raises a ConfigError if not even the bounds fit."""
+    """Raises a ConfigError for a text without end, or if no bound fits."""
+    for length in self.lengths:
+      if length.tokens > MAX_TOKENS:
+        raise errors.ConfigError(
+          f'{length.reason}; at most {MAX_TOKENS:,} are read. Give '
+          f'{length.remedy.format(MAX_TOKENS)}.'
+        )
     needed, free = self._bytes(), memory.device_free_bytes()
     if free is not None and needed > free:
       raise self.refusal(needed, free, 'at least ')
