@@ -39,6 +39,9 @@ from perlhf_jax.data import vocabularies
 from perlhf_jax.data import whole_files
 from perlhf_jax.interop import hf
 from perlhf_jax.interop import peft
+from perlhf_jax.interop import t5x_layouts
+from perlhf_jax.interop import t5x_names
+from perlhf_jax.interop import t5x_read
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import stored_arrays
@@ -348,6 +351,35 @@ def test_an_array_of_any_size_in_a_hundred_bytes(world):
     _load(world / 'sft')
   message = str(caught.value)
   assert 'float32 [200000, 200000] there, and float32 [40, 16] by' in message
+
+
+@pytest.mark.parametrize(
+  ('shape', 'chunks'),
+  [([10**6, 10**6], [10, 10]), ([10, 10], [10**6, 10**6])],
+)
+def test_an_array_of_t5x_of_any_size(tmp_path, shape, chunks):
+  array = {
+    'zarr_format': 2,
+    'shape': shape,
+    'chunks': chunks,
+    'dtype': '<f4',
+    'compressor': None,
+    'fill_value': None,
+    'filters': None,
+    'order': 'C',
+  }
+  (tmp_path / 'a').mkdir()
+  (tmp_path / 'a/.zarray').write_text(json.dumps(array))
+  store = {'driver': 'file', 'path': f'{tmp_path}/a/'}
+  stored = t5x_layouts.Stored({'driver': 'zarr', 'kvstore': store}, None, None)
+  reader = t5x_read.Reader(
+    t5x_layouts.Index(epath.Path(tmp_path), {'a': stored}, False)
+  )
+  source = t5x_names.Source('a', tuple(shape), 'a', tuple(shape), None)
+  with pytest.raises(
+    errors.CheckpointError, match=r'needs 3,725\.3 GiB of mem'
+  ):
+    np.asarray(reader.stored(source))
 
 
 def test_a_model_that_no_machine_can_hold(tmp_path):

@@ -9,11 +9,11 @@ import ml_dtypes
 import numpy as np
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import host_memory
 from perlhf_jax.interop import safetensors_files
 from perlhf_jax.interop import stored as stored_lib
 from perlhf_jax.interop import t5x_layouts
 from perlhf_jax.interop import t5x_names
-from perlhf_jax.training import memory
 
 # A machine that reads no such file need not have it.
 with epy.lazy_imports():
@@ -181,13 +181,13 @@ class Reader:
     """
     chunk = part.chunk_layout.read_chunk.shape or ()
     most = max(math.prod(part.shape), math.prod(chunk))
-    needed, free = most * _itemsize(part), memory.host_free_bytes()
+    needed, free = most * _itemsize(part), host_memory.free_bytes()
     if needed > free:
       raise errors.CheckpointError(
         f'{self._what}: tensor {name} has shape {list(part.shape)} in chunks '
         f'of {list(chunk)}, by what its files say, and needs '
-        f'{memory.gibibytes(needed)} of memory; {memory.gibibytes(free)} are '
-        'free.'
+        f'{host_memory.gibibytes(needed)} of memory; '
+        f'{host_memory.gibibytes(free)} are free.'
       )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import host_memory
 from perlhf_jax.training import memory
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
@@ -125,8 +126,8 @@ class _LargestBatch:
       advice += f' A batch of {self._shards} does not fit either.'
     return errors.ConfigError(
       f'{blamed.reason}; a batch of {self.batch_size} needs {at_least}'
-      f'{memory.gibibytes(needed)} of memory on a device beside the weights, '
-      f'and {memory.gibibytes(free)} are free. {advice.strip()}'
+      f'{host_memory.gibibytes(needed)} of memory on a device beside the '
+      f'weights, and {host_memory.gibibytes(free)} are free. {advice.strip()}'
     )
 
   @property

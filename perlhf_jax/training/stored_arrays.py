@@ -15,6 +15,7 @@ import numpy as np
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import host_memory
 from perlhf_jax.core import plain_files
 from perlhf_jax.core import strict_json
 from perlhf_jax.core import tree_paths
@@ -114,14 +115,15 @@ def check_room(
     else:
       host += _bytes(leaf.shape, leaf)
   for needed, free, where in (
-    (host, memory.host_free_bytes(), 'on this machine'),
+    (host, host_memory.free_bytes(), 'on this machine'),
     (device, memory.device_free_bytes(), 'on a device'),
   ):
     if free is not None and needed > free:
       raise errors.CheckpointError(
-        f'The arrays of {step} need {memory.gibibytes(needed)} of memory '
-        f'{where}, where {memory.gibibytes(free)} are free. Use more devices '
-        '(--mesh_shape, MESH_SHAPE in gin) or a machine with more memory.'
+        f'The arrays of {step} need {host_memory.gibibytes(needed)} of memory '
+        f'{where}, where {host_memory.gibibytes(free)} are free. Use more '
+        'devices (--mesh_shape, MESH_SHAPE in gin) or a machine with more '
+        'memory.'
       )
 
 
