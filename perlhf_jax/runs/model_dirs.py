@@ -125,7 +125,10 @@ class ModelDir:
       earlier = path.read_text()
       try:
         return earlier, operative_config.changes(earlier, text)
-      except (SyntaxError, ValueError, tokenize.TokenError) as error:
+      except (
+        *(SyntaxError, ValueError, RecursionError),
+        tokenize.TokenError,
+      ) as error:
         raise errors.CheckpointError(
           f'{path}, the configuration of the steps in MODEL_DIR, cannot be '
           f'read as gin ({error}). Correct it, or move it away to go on '
