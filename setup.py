@@ -11,7 +11,6 @@ GIN_FILES = 'perlhf_jax.gin'
 # What seqio_cache_tasks runs on.
 CACHE = [
   'apache-beam',
-  'google-crc32c',  # Beam writes no TFRecord files without a CRC package.
   # Made with protobuf 7, which Beam does not take, and does not say so.
   'sentencepiece!=0.2.3',
 ]
@@ -50,15 +49,18 @@ setuptools.setup(
   install_requires=[
     'absl-py',
     'clu',
+    'defusedxml',
     'etils[epath]',
     'flax>=0.12',
     'gin-config',
+    'google-crc32c',  # Of TFRecord files; Beam writes none without it either.
     'jax>=0.10',
     'jaxtyping',
     'numpy',
     'optax',
     'orbax-checkpoint',
     'psutil',
+    'regex',  # Patterns of foreign adapters: `re` cannot be stopped.
     'rouge-score',
     'safetensors',
     'scipy',

@@ -41,13 +41,13 @@ led to the goal, nobody has judged.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
-import json
 import os
 from typing import Any
 
 import tensorflow as tf
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import strict_json
 from perlhf_jax.data import json_documents
 from perlhf_jax.data import preference_tasks
 from perlhf_jax.data import row_checks
@@ -169,8 +169,8 @@ def _in_one_line(text: bytes) -> str:
 
 def _load_action(text: bytes) -> android_actions.Action:
   try:
-    action = json.loads(text)
-  except json.JSONDecodeError as error:
+    action = strict_json.loads(text, allow_nan=True)
+  except ValueError as error:
     raise ValueError(f'an action is not valid JSON ({error})') from error
   if not isinstance(action, dict):
     raise ValueError(f'the action {text!r} is not a JSON object')

@@ -16,6 +16,8 @@ from google.protobuf import message
 from google.protobuf import message_factory
 import tensorflow as tf
 
+from perlhf_jax.data import image_headers
+
 # The longer side of a screenshot, at most, in pixels; and how a shrunk one is
 # encoded, as JPEG of this quality.
 MAX_SIDE = 768
@@ -212,6 +214,8 @@ def shrink(image: bytes) -> bytes:
   Raises:
     ValueError: the image cannot be decoded.
   """
+  if problem := image_headers.find_problem(image):
+    raise ValueError(f'a screenshot {problem}')
   try:
     pixels = tf.io.decode_image(image, channels=3, expand_animations=False)
   except tf.errors.OpError as error:

@@ -36,6 +36,8 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
+import defusedxml.ElementTree
+
 from perlhf_jax.data import json_rows
 from perlhf_jax.data import preference_tasks
 from perlhf_jax.data import preprocessors
@@ -67,12 +69,13 @@ def read(path: str) -> Iterator[json_rows.Row]:
   """
   text = whole_files.read(path)
   try:
-    root = ElementTree.fromstring(text)
+    root = defusedxml.ElementTree.fromstring(text)
   except ElementTree.ParseError as error:
     line, _ = error.position
     yield json_rows.Row(f'{path}:{line}', {}, f'not well-formed XML ({error})')
     return
-  except (ValueError, LookupError) as error:  # An encoding nobody knows.
+  # An encoding nobody knows, or entities, which can stand for gigabytes.
+  except (ValueError, LookupError) as error:
     yield json_rows.Row(f'{path}:1', {}, f'not readable as XML ({error})')
     return
   conversations = list(root.iter('conversation'))

@@ -33,6 +33,7 @@ import json
 import re
 from typing import Any
 
+from perlhf_jax.core import strict_json
 from perlhf_jax.data import preference_tasks
 from perlhf_jax.data import preprocessors
 from perlhf_jax.data import sources
@@ -82,8 +83,8 @@ def parse_prompt(record: Mapping[str, Any]) -> dict[str, str]:
 
 def _load(record: Mapping[str, Any], field: str, kind: type) -> Any:
   try:
-    value = json.loads(record[field])
-  except json.JSONDecodeError as error:
+    value = strict_json.loads(record[field], allow_nan=True)
+  except ValueError as error:
     raise ValueError(f'{field} is not valid JSON ({error})') from error
   if not isinstance(value, kind):
     raise ValueError(f'{field} is not a JSON {kind.__name__}')

@@ -265,3 +265,30 @@ def test_core_runs_without_tensorflow():
 def test_the_command_line_is_instant():
   loaded = _modules_after_importing(['perlhf_jax', 'perlhf_jax.cli.main'])
   assert not loaded & {*TENSORFLOW, 'jax', 'flax', 'optax', 'orbax', 'numpy'}
+
+
+# Of our own processes' and runs' files, which nobody else writes.
+_OWN_JSON = {
+  'perlhf_jax/core/strict_json.py',
+  'perlhf_jax/supervision.py',
+  'perlhf_jax/training/step_log.py',
+}
+_UNSAFE = {'pickle', 'marshal', 'shelve', 'dill', 'cloudpickle', 'joblib'}
+
+
+@pytest.mark.parametrize('path', [*LIBRARY, *TASKS], ids=_name)
+def test_files_are_read_as_data(path):
+  tree = ast.parse(path.read_text(encoding='utf-8'))
+  called = {
+    ast.unparse(node.func): node.lineno
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Call)
+  }
+  for name in 'json.loads', 'json.load':
+    assert name not in called or _name(path) in _OWN_JSON, (
+      f'{_name(path)}:{called[name]}: strict_json bounds what {name} does not'
+    )
+  for name in 'eval', 'exec', 'os.system', 'yaml.load', 'pickle.load':
+    assert name not in called, f'{_name(path)}:{called[name]}: {name}'
+  for module, _, line in _imports(path):
+    assert module.partition('.')[0] not in _UNSAFE, f'{_name(path)}:{line}'

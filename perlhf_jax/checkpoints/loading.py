@@ -32,6 +32,8 @@ from perlhf_jax.training import step_files
 
 # How a user says where a base is.
 _MOVED = '--base_checkpoint=DIR (BASE_CHECKPOINT_PATH in gin)'
+# Models that stand on each other: adapters on adapters on a whole model.
+_MAX_CHAIN = 8
 # Largest |Δlogit| that merging SFT adapters may make, in float32.
 _TOLERANCE = 1e-3
 
@@ -94,10 +96,18 @@ def _with_vocabulary(loaded, path, vocabulary) -> loaded_model.LoadedModel:
 
 
 def _load(
-  path, mesh, base_checkpoint=None, shared=None
+  path, mesh, base_checkpoint=None, shared=None, chain=()
 ) -> loaded_model.LoadedModel:
-  """Loads a model, perhaps without a vocabulary."""
-  format_, peeked = _peek(path, base_checkpoint)
+  """Loads a model, perhaps without a vocabulary.
+
+  Args:
+    path: as of `load`.
+    mesh: as of `load`.
+    base_checkpoint: as of `load`.
+    shared: as of `load`.
+    chain: of the models that stand on it, the path of each.
+  """
+  format_, peeked = _peek(path, base_checkpoint, chain)
   loaded = format_.load(peeked, mesh)
   if loaded.base is not None:
     # Weights that are frozen beside tuned ones are copied out of it.
@@ -111,6 +121,7 @@ def _load(
       base = load_recorded(
         *(loaded.base, f'The {what}', loaded.path, 'base'),
         *(mesh, base_checkpoint),
+        chain=_longer(chain, path),
       )
     loaded = dataclasses.replace(
       _put_on(loaded, base, mesh),
@@ -137,9 +148,32 @@ def peek(
   return _peek(path, base_checkpoint)[1]
 
 
+def _longer(chain: tuple[str, ...], path: str) -> tuple[str, ...]:
+  """Returns a chain with one more model that stands on the next.
+
+  Raises:
+    CheckpointError: it is in the chain already, or the chain is too long: one
+      checkpoint could else keep this process busy for ever.
+  """
+  here = step_files.absolute(path)
+  longer = (*chain, str(here if '://' in path else here.resolve()))
+  if longer[-1] in chain:
+    raise errors.CheckpointError(
+      f'{path} names itself as its base: {" -> ".join(longer)}. Say where its '
+      f'base is with {_MOVED}.'
+    )
+  if len(longer) > _MAX_CHAIN:
+    raise errors.CheckpointError(
+      f'{path} is the base of a base, {len(chain)} times over; at most '
+      f'{_MAX_CHAIN} models may stand on each other.'
+    )
+  return longer
+
+
 def _peek(
-  path, base_checkpoint
+  path, base_checkpoint, chain=()
 ) -> tuple[format_lib.ModelFormat, loaded_model.LoadedModel]:
+  chain = _longer(chain, path)
   format_ = registry.find(path)
   peeked = format_.peek(path)
   if not isinstance(format_, format_lib.AdapterFormat):
@@ -150,7 +184,7 @@ def _peek(
       f'The adapter {path} names no base; say where it is with {_MOVED}.'
     )
   with _explained(peeked.base, 'The adapter', path, 'base'):
-    base = peek(place)
+    base = _peek(place, None, chain)[1]
   try:
     return format_, format_.on_base(peeked, base)
   except errors.CheckpointError as error:
@@ -227,7 +261,13 @@ def load_merged(
   Raises:
     CheckpointError: as `load`, or the checkpoint is a reward model.
   """
-  loaded = _load(path, mesh, base_checkpoint)
+  return _load_merged(path, mesh, base_checkpoint)
+
+
+def _load_merged(
+  path, mesh, base_checkpoint=None, chain=()
+) -> loaded_model.LoadedModel:
+  loaded = _load(path, mesh, base_checkpoint, chain=chain)
   check_language_model(loaded, path)
   return merged(loaded, mesh)
 
@@ -361,6 +401,7 @@ def load_recorded(
   role: str,
   mesh: partitioning.LogicalMesh,
   moved_to: str | None = None,
+  chain: tuple[str, ...] = (),
 ) -> loaded_model.LoadedModel:
   """Loads a model that a checkpoint names by path and fingerprint.
 
@@ -371,9 +412,11 @@ def load_recorded(
     role: what it is there, for messages.
     mesh: where to put the weights.
     moved_to: where it lies now.
+    chain: of the models that stand on it, the path of each.
 
   Raises:
-    CheckpointError: it is not there, or is not what it was.
+    CheckpointError: it is not there, is not what it was, or stands on one of
+      `chain`.
   """
   model_dir = step_files.model_dir_of(epath.Path(step))
 
@@ -386,7 +429,7 @@ def load_recorded(
   vit_path = also(loaded_model.VIT_PATH)
 
   def load(path):
-    base = load_merged(path, mesh, base_path)
+    base = _load_merged(path, mesh, base_path, chain)
     return base if vit_path is None else with_vit(base, vit_path, mesh)
 
   with _explained(recorded, owner, step, role):

@@ -8,10 +8,11 @@ fingerprint says whether what lies there is what was meant.
 from collections.abc import Callable, Mapping
 import os
 import posixpath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from etils import epath
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.interop import remote_files
 from perlhf_jax.training import step_files
@@ -19,6 +20,8 @@ from perlhf_jax.training import step_files
 Loaded = TypeVar('Loaded')
 
 _RELATIVE = 'relative_'
+# Longer than any path that Linux takes, or any address.
+_MAX_LENGTH = 4096
 
 
 def describe(
@@ -39,6 +42,27 @@ def describe(
       str(here).removeprefix(bucket), str(model_dir).removeprefix(bucket)
     )
   return found
+
+
+def check(recorded: Any, name: str) -> None:
+  """Makes sure that what a checkpoint says of another can be looked up.
+
+  Args:
+    recorded: what should be of `describe`.
+    name: what it is, for messages.
+
+  Raises:
+    ConfigError: it names no path, or something else than text.
+  """
+  checks.check(name, recorded, Mapping[str, str])
+  if 'path' not in recorded:
+    raise errors.ConfigError(f'{name} has no path.')
+  for key, value in recorded.items():
+    if len(value) > _MAX_LENGTH or '\0' in value:
+      raise errors.ConfigError(
+        f'{name}.{key} is {checks.shown(value)}; a path has at most '
+        f'{_MAX_LENGTH:,} characters, none of them NUL.'
+      )
 
 
 def candidates(

@@ -10,8 +10,6 @@ from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.checkpoints import run_settings
 from perlhf_jax.core import errors
 
-# What is named by `recorded_paths`.
-_RECORDED = ('base', 'policy.reference', 'policy.reward_checkpoints')
 # The weights, or what they mean, are of no use with anything else.
 _FIXED = (
   *('kind', 'objective', 'tuning', 'model', 'lora', 'vocabulary'),
@@ -149,7 +147,7 @@ def _compare(name: str, old: Any, new: Any) -> Iterator[_Change]:
   if (
     isinstance(old, Mapping)
     and isinstance(new, Mapping)
-    and name not in _RECORDED
+    and name not in run_metadata.RECORDED
     and old.get(run_settings.CLASS) == new.get(run_settings.CLASS)
   ):
     for key in {**old, **new}:

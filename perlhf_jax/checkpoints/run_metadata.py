@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
+from perlhf_jax.checkpoints import recorded_paths
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import schemas
 from perlhf_jax.data import vocabularies
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import pali_config
@@ -22,6 +25,22 @@ FULL = 'full'
 MERGED = 'merged'
 # Of `data_order`.
 LENGTH_BUCKETS = 'length_buckets'
+_Kind = Annotated[str | None, checks.OneOf(SFT, REWARD, POLICY)]
+_Tuning = Annotated[str | None, checks.OneOf(LORA, FULL, MERGED)]
+_Count = Annotated[int, checks.Range(least=0, most=10**15)]
+_Tokens = Annotated[int, checks.Range(least=1, most=10_000_000)]
+_DAMAGED = 'It is damaged; copy the checkpoint again, or use another step.'
+# How a part of the metadata is read; the whole names the checkpoint.
+_OURS: Mapping[str, Any] = {'error': errors.ConfigError, 'only': True}
+# Of `policy`, what is read again.
+_POLICY: Mapping[str, Any] = {
+  'reference': Mapping[str, str] | None,
+  'reward_checkpoints': list[Mapping[str, str]],
+  'reduce': str,
+  'temperature': Annotated[float, checks.Range(least=0, most=10**6)],
+}
+# What is named by `recorded_paths`.
+RECORDED = ('base', 'policy.reference', 'policy.reward_checkpoints')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +80,16 @@ class RunMetadata:
       a run saved. It holds every weight, and nothing to go on training from.
   """
 
-  kind: str | None
+  kind: _Kind
   objective: str | None
-  tuning: str | None
+  tuning: _Tuning
   model: t5_config.T5Config
   lora: lora_lib.LoraConfig | None
   vocabulary: Any
   base: Mapping[str, str] | None
   task: str | None
-  task_feature_lengths: Mapping[str, int]
-  truncate_prompt: str
+  task_feature_lengths: Mapping[str, _Tokens]
+  truncate_prompt: Annotated[str, checks.OneOf('keep_end', 'keep_start')]
   data_order: Mapping[str, Any]
   policy: Mapping[str, Any] | None = None
   module: str | None = None
@@ -104,34 +123,93 @@ def to_json(metadata: RunMetadata) -> dict[str, Any]:
   }
 
 
-def from_json(fields: Mapping[str, Any], where: str) -> RunMetadata:
-  """Reads a JSON object that `to_json` made.
+def from_json(fields: Any, where: str) -> RunMetadata:
+  """Reads a JSON object that `to_json` made, or somebody who wishes us ill.
+
+  Every part is of the type that it should be, and within bounds, afterwards:
+  those who use it need not ask again. Nothing is allocated or imported.
+
+  Args:
+    fields: what `strict_json.loads` returned.
+    where: the checkpoint, for messages.
 
   Raises:
-    CheckpointError: a newer version of this library wrote it.
+    CheckpointError: a newer version of this library wrote it, or it is damaged.
   """
-  fields = dict(fields)
-  version = fields.pop('format_version')
+  source = f'The metadata of {where}'
+  with schemas.blamed_on(source, errors.CheckpointError, _DAMAGED):
+    fields = _of_current_format(fields, where)
+    lora = fields['lora']
+    fields |= {
+      'model': pali_config.from_fields(fields['model']),
+      'lora': None
+      if lora is None
+      else schemas.make(lora_lib.LoraConfig, lora, 'lora', **_OURS),
+      'vocabulary': vocabularies.from_dict(fields['vocabulary']),
+    }
+    for name in RECORDED:
+      _check_recorded(fields, name)
+    buckets = fields['data_order'][LENGTH_BUCKETS]
+    checks.check(f'data_order.{LENGTH_BUCKETS}', buckets, _Count)
+    made = schemas.make(RunMetadata, fields, 'metadata', **_OURS)
+    _check_together(made)
+  return made
+
+
+def _of_current_format(fields: Any, where: str) -> dict[str, Any]:
+  """Returns the fields as the newest version writes them."""
+  fields = dict(_mapping(fields, 'it'))
+  version = fields.pop('format_version', None)
+  checks.check(
+    'format_version', version, Annotated[int, checks.Range(least=1, most=10**6)]
+  )
   if version > FORMAT_VERSION:
     raise errors.CheckpointError(
       f'{where} has checkpoint format {version}; this version of perlhf_jax '
       f'reads up to {FORMAT_VERSION}. Upgrade perlhf_jax.'
     )
-  if version == 1 and fields['policy'] is not None:
-    rewards = fields['policy']['reward_checkpoints']
-    fields['policy'] = {
-      **fields['policy'],
-      'reward_checkpoints': [{'path': path} for path in rewards],
-    }
+  for name in ('model', 'lora', 'vocabulary', 'base', 'data_order'):
+    if name not in fields:
+      raise errors.ConfigError(f'it lacks {name!r}.')
+  policy = fields.get('policy')
+  if policy is not None:
+    policy = dict(_mapping(policy, 'policy'))
+    if version == 1:
+      rewards = policy.get('reward_checkpoints')
+      checks.check('policy.reward_checkpoints', rewards, list[str])
+      policy['reward_checkpoints'] = [{'path': path} for path in rewards]
+    for name, kind in _POLICY.items():
+      if name in policy:
+        checks.check(f'policy.{name}', policy[name], kind)
   # Versions that did not say it put no examples together by length.
-  fields['data_order'] = {LENGTH_BUCKETS: 0, **fields['data_order']}
-  lora = fields.pop('lora')
-  return RunMetadata(
-    model=pali_config.from_fields(fields.pop('model')),
-    lora=None if lora is None else lora_lib.LoraConfig(**lora),
-    vocabulary=vocabularies.from_dict(fields.pop('vocabulary')),
-    **fields,
-  )
+  order = {LENGTH_BUCKETS: 0, **_mapping(fields['data_order'], 'data_order')}
+  return {**fields, 'policy': policy, 'data_order': order}
+
+
+def _check_together(metadata: RunMetadata) -> None:
+  """Checks what each part says of the others."""
+  told = metadata.objective is not None
+  if told and None in (metadata.kind, metadata.tuning):
+    raise errors.ConfigError('it has an objective, and no kind or no tuning.')
+  if metadata.tuning == LORA and None in (metadata.lora, metadata.base):
+    raise errors.ConfigError(
+      "its tuning is 'lora', and it has no lora or base."
+    )
+
+
+def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+  checks.check(name, value, Mapping[str, Any])
+  return value
+
+
+def _check_recorded(fields: Mapping[str, Any], name: str) -> None:
+  """Checks what names other checkpoints, which need not be there."""
+  value: Any = fields
+  for part in name.split('.'):
+    value = None if value is None else value.get(part)
+  for each in value if isinstance(value, list) else [value]:
+    if each is not None:
+      recorded_paths.check(each, name)
 
 
 def _plain(value: Any) -> Any:

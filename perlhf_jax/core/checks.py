@@ -34,6 +34,8 @@ from perlhf_jax.core import errors
 
 _UNIONS = (Union, types.UnionType)
 _PLAIN = (str, bytes, int, float, list, tuple, dict, type(None))
+# Letters of a value in a message.
+_SHOWN = 200
 _Function = TypeVar('_Function', bound=Callable[..., Any])
 
 # Stands for a value that is not known yet, such as what a gin reference makes:
@@ -70,7 +72,7 @@ class Range:
 
   def __str__(self):
     if self.least is not None and self.most is not None:
-      parts = [f'from {self.least:g} to {self.most:g}']
+      parts = [f'from {_number(self.least)} to {_number(self.most)}']
     else:
       bounds = {
         'of at least': self.least,
@@ -78,7 +80,7 @@ class Range:
         'of at most': self.most,
         'below': self.below,
       }
-      parts = [f'{k} {v:g}' for k, v in bounds.items() if v is not None]
+      parts = [f'{k} {_number(v)}' for k, v in bounds.items() if v is not None]
     return ' and '.join(parts) + (f' ({self.hint})' if self.hint else '')
 
 
@@ -125,10 +127,15 @@ def check(name: str, value: Any, annotation: Any) -> None:
       f'{name} is {type(value).__name__}, which lacks {", ".join(lacking)}; it '
       f'must be {_wanted(annotation)}.'
     )
-  shown = value if isinstance(value, type) else repr(value)
   raise errors.ConfigError(
-    f'{name} is {shown}; it must be {_wanted(annotation)}.'
+    f'{name} is {shown(value)}; it must be {_wanted(annotation)}.'
   )
+
+
+def shown(value: Any) -> str:
+  """Writes a value for a message, the beginning of one that is long."""
+  text = str(value) if isinstance(value, type) else repr(value)
+  return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}…'
 
 
 def check_fields(instance: Any) -> None:
@@ -208,7 +215,7 @@ def _is_valid(value: Any, annotation: Any) -> bool:
   if annotation is int:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
   if annotation is float:
-    return _is_number(value) and math.isfinite(value)
+    return _is_number(value) and _is_finite(value)
   return _is_instance(value, annotation, origin, args)
 
 
@@ -297,3 +304,14 @@ def _missing(value: Any, annotation: Any) -> list[str]:
 
 def _is_number(value: Any) -> bool:
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_finite(value: numbers.Real) -> bool:
+  try:
+    return math.isfinite(value)
+  except OverflowError:  # A whole number that no float can hold.
+    return False
+
+
+def _number(bound: float) -> str:
+  return f'{bound:,}' if isinstance(bound, int) else f'{bound:g}'

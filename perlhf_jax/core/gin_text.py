@@ -87,7 +87,7 @@ def statements(text: str, place: str) -> Iterator[Statement]:
       f'{place}, line {error.lineno}: cannot read '
       f'`{(error.text or "").strip()}`: {error.msg} (text needs quotes)'
     ) from error
-  except (TypeError, ValueError) as error:
+  except (TypeError, ValueError, RecursionError, MemoryError) as error:
     raise errors.ConfigError(f'{place}: cannot read it: {error}') from error
 
 

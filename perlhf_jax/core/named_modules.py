@@ -58,23 +58,21 @@ _IMPORT_SYSTEM = {
 }
 
 
-def import_module(name: str, *, named_by_user: bool = True) -> ModuleType:
-  """Imports a module.
+def import_module(name: str) -> ModuleType:
+  """Imports a module that the user named, of the current folder too.
 
   Args:
-    name: importable name, such as `my_tasks` or `my_package.tasks`.
-    named_by_user: whether the module may lie in the current folder. One that is
-      installed or on PYTHONPATH comes before it.
+    name: importable name, such as `my_tasks` or `my_package.tasks`. A module
+      that is installed or on PYTHONPATH comes before one of the current folder.
 
   Raises:
     ConfigError: it cannot be imported. A fault in a module of ours keeps its
       own error.
   """
   top = name.partition('.')[0]
-  if named_by_user:
-    if _FINDER not in sys.meta_path:
-      sys.meta_path.append(_FINDER)
-    _FINDER.named[top] = os.getcwd()
+  if _FINDER not in sys.meta_path:
+    sys.meta_path.append(_FINDER)
+  _FINDER.named[top] = os.getcwd()
   importlib.invalidate_caches()  # The file may just have been written.
   try:
     return importlib.import_module(name)

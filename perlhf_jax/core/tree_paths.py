@@ -7,7 +7,6 @@ or adapt nothing without a word.
 
 from collections.abc import Iterable, Mapping, Sequence
 import difflib
-import re
 from typing import Any
 
 from flax import traverse_util
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import patterns as patterns_lib
 from perlhf_jax.core import typing
 
 
@@ -67,12 +67,9 @@ def match_paths(
   matched = set()
   for pattern in patterns:
     try:
-      regex = re.compile(pattern)
-    except re.error as error:
-      raise errors.ConfigError(
-        f'{what}: {pattern!r} is not a regular expression ({error}).'
-      ) from error
-    hits = [path for path in paths if regex.fullmatch(path)]
+      hits = [path for path in paths if patterns_lib.fullmatch(pattern, path)]
+    except errors.ConfigError as error:
+      raise errors.ConfigError(f'{what}: {error}') from error
     if not hits:
       near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3)
       shown = near or paths[:3]

@@ -8,18 +8,29 @@ files that are missing; both are errors here.
 """
 
 from collections.abc import Iterator
-import json
+import dataclasses
 import os
-from typing import Any
+from typing import Annotated, Any
 
 from absl import logging
 import seqio
 import tensorflow as tf
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import schemas
+from perlhf_jax.data import json_documents
 from perlhf_jax.data import sources
+from perlhf_jax.data import tfrecord_rows
 
 CACHE_DIR_VARIABLE = 'PERLHF_CACHE_DIR'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Info:
+  """What is read of SeqIO's description of a split."""
+
+  num_shards: Annotated[int, checks.Range(least=1, most=100_000)]
 
 
 def add_cache_dir():
@@ -69,10 +80,7 @@ def read(
   try:
     rows = list(dataset.as_numpy_iterator())
   except tf.errors.DataLossError as error:
-    raise errors.DataError(
-      f'A file of the cache {task.cache_dir} is damaged'
-      f' ({error.message}). {_make(task)}'
-    ) from error
+    raise _damaged(task, error.message) from error
   if sources.POSITION in dataset.element_spec:
     rows.sort(key=lambda row: row[sources.POSITION].tolist())
   else:
@@ -95,19 +103,32 @@ def _has_rows(task: seqio.Task, split: str) -> bool:
       f'The cache {folder} has no split {split!r}: there is no {path}.'
       f' {_make(task)}'
     )
-  with tf.io.gfile.GFile(path) as file:
-    info = json.load(file)
+  info = json_documents.load(path, dict)
   if not info:
     return False
   prefix = seqio.get_cached_tfrecord_prefix(folder, split)
-  count = info['num_shards']
+  count = schemas.make(
+    _Info, info, path, error=errors.DataError, remedy=_make(task)
+  ).num_shards
   found = tf.io.gfile.glob(f'{prefix}-*-of-{count:05d}')
   if len(found) != count:
     raise errors.DataError(
       f'The cache {folder} is incomplete: {len(found)} of {count} files'
       f' {prefix}-* are there. Copy it again, or make it anew. {_make(task)}'
     )
+  try:
+    for name in found:
+      # TensorFlow would believe any length that a record says it has.
+      tfrecord_rows.check_lengths(name)
+  except errors.DataError as error:
+    raise _damaged(task, str(error)) from error
   return True
+
+
+def _damaged(task: seqio.Task, reason: str) -> errors.DataError:
+  return errors.DataError(
+    f'A file of the cache {task.cache_dir} is damaged ({reason}). {_make(task)}'
+  )
 
 
 def _no_cache(task: seqio.Task) -> str:

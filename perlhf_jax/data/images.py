@@ -17,6 +17,8 @@ from etils import epy
 import numpy as np
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import plain_files
+from perlhf_jax.data import image_headers
 
 # Imported when the first image is decoded: it takes seconds, and a machine that
 # reads no task need not have it.
@@ -25,7 +27,8 @@ with epy.lazy_imports():
 
 Image = bytes | str
 
-_SIGNATURES = (b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff')
+# Of the file of an image.
+MAX_BYTES = 256 * 1024**2
 _ABSENT = b''
 _PREFETCH = 2
 _LOG_SECONDS = 10
@@ -47,7 +50,7 @@ class ImageSpec:
 
 def from_task(value: bytes) -> Image:
   """Tells an encoded image, as tasks yield it, from the path of a file."""
-  if value.startswith(_SIGNATURES):
+  if value.startswith(image_headers.SIGNATURES):
     return value
   try:
     return value.decode('utf-8')
@@ -81,8 +84,17 @@ def describe(image: Image) -> str:
 
 def find_problem(image: Image) -> str | None:
   """Says why an image cannot be used, None if it can; decodes all of it."""
+  content = image
+  if isinstance(image, str):
+    # Asking a bucket for sizes takes as long as reading.
+    most = None if '://' in image else MAX_BYTES
+    if problem := plain_files.find_problem(image, most):
+      return f'{describe(image)} cannot be read: {problem}'
   try:
-    content = tf.io.read_file(image) if isinstance(image, str) else image
+    if isinstance(image, str):
+      content = tf.io.read_file(image).numpy()
+    if problem := image_headers.find_problem(content):
+      return f'{describe(image)} {problem}'
     pixels = tf.io.decode_image(content, channels=3, expand_animations=False)
   except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError):
     return f'{describe(image)} does not exist'

@@ -1,9 +1,9 @@
 """Reads JSON files that are one document and no list of records."""
 
-import json
 from typing import Any
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import strict_json
 from perlhf_jax.data import whole_files
 
 
@@ -19,7 +19,7 @@ def load(path: str, kind: type) -> Any:
   """
   text = whole_files.read(path)
   try:
-    document = json.loads(text.decode('utf-8'))
+    document = strict_json.loads(text, allow_nan=True)
   except ValueError as error:
     raise errors.DataError(
       f'{path} is not valid JSON: {error}. Check that the file is complete.'

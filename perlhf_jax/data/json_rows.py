@@ -3,13 +3,15 @@
 import codecs
 from collections.abc import Iterator
 import contextlib
-import gzip
-import json
 from typing import Any, NamedTuple
+import zlib
 
 import tensorflow as tf
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import strict_json
+from perlhf_jax.data import bounded_lines
+from perlhf_jax.data import whole_files
 
 _GZIP = b'\x1f\x8b'
 
@@ -40,7 +42,7 @@ def read(path: str) -> Iterator[Row]:
   Raises:
     DataError: the file has another suffix or cannot be read, is a `.json` file
       that holds no array, or is compressed, UTF-16 or an array by the name of
-      `.jsonl`.
+      `.jsonl`; or it is larger than `bounded_lines` and `whole_files` allow.
   """
   with _explained(path):
     if path.endswith('.json'):
@@ -74,7 +76,7 @@ def _explained(path: str):
   """Turns what goes wrong with a file into a message that names it."""
   try:
     yield
-  except (OSError, EOFError, tf.errors.OpError) as error:
+  except (OSError, EOFError, zlib.error, tf.errors.OpError) as error:
     raise errors.DataError(
       f'{path} cannot be read: {error}. Check that the file is complete and'
       ' that you may read it.'
@@ -82,13 +84,12 @@ def _explained(path: str):
 
 
 def _read_lines(path: str) -> Iterator[Row]:
-  with tf.io.gfile.GFile(path, 'rb') as raw:
-    lines = gzip.GzipFile(fileobj=raw) if path.endswith('.gz') else raw
-    for number, line in enumerate(lines, 1):
-      if number == 1:
-        line = _checked_beginning(path, line)
-      if line.strip():
-        yield _row(f'{path}:{number}', line)
+  lines = bounded_lines.read(path, is_gzip=path.endswith('.gz'))
+  for number, line in enumerate(lines, 1):
+    if number == 1:
+      line = _checked_beginning(path, line)
+    if line.strip():
+      yield _row(f'{path}:{number}', line)
 
 
 def _checked_beginning(path: str, line: bytes) -> bytes:
@@ -113,7 +114,7 @@ def _checked_beginning(path: str, line: bytes) -> bytes:
 
 def _row(origin: str, line: bytes) -> Row:
   try:
-    record = json.loads(line.decode('utf-8'))
+    record = strict_json.loads(line, allow_nan=True)
   except UnicodeDecodeError as error:
     return Row(origin, {}, f'the line is not UTF-8 ({error})')
   except ValueError as error:
@@ -122,10 +123,9 @@ def _row(origin: str, line: bytes) -> Row:
 
 
 def _read_array(path: str) -> Iterator[Row]:
-  with tf.io.gfile.GFile(path, 'rb') as file:
-    text = file.read()
+  text = whole_files.read(path)
   try:
-    records = json.loads(text.decode('utf-8-sig'))
+    records = strict_json.loads(text.decode('utf-8-sig'), allow_nan=True)
   except ValueError as error:
     raise errors.DataError(
       f'{path} is not valid JSON: {error}. A .json file must hold one array of'

@@ -64,15 +64,13 @@ class TaskSummary:
   parts: Mapping[str, float | str] | None = None
 
 
-def import_tasks(module: str | None = None, *, named_by_user: bool = True):
+def import_tasks(module: str | None = None) -> None:
   """Registers the built-in tasks and those of one more module.
 
   SeqIO is told where their caches are, which mixtures ask for their sizes.
 
   Args:
     module: importable name, such as `my_tasks` or `my_package.tasks`.
-    named_by_user: whether the module may lie in the current folder. What a
-      checkpoint names may not.
 
   Raises:
     ConfigError: the module cannot be imported, or another package named `tasks`
@@ -89,7 +87,7 @@ def import_tasks(module: str | None = None, *, named_by_user: bool = True):
   for name in _BUILT_IN:
     importlib.import_module(f'{_PACKAGE}.{name}')
   if module:
-    named_modules.import_module(module, named_by_user=named_by_user)
+    named_modules.import_module(module)
   cached_tasks.add_cache_dir()
 
 
@@ -99,7 +97,7 @@ def find(name: str) -> seqio.Task | seqio.Mixture:
   Raises:
     ConfigError: there is none of this name; says which names are near.
   """
-  names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+  names = _names()
   if name in names:
     return seqio.get_mixture_or_task(name)
   near = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
@@ -112,6 +110,15 @@ def find(name: str) -> seqio.Task | seqio.Mixture:
     ' them all. A task of your own is registered by the module that'
     ' MIXTURE_OR_TASK_MODULE names.'
   )
+
+
+def is_registered(name: str) -> bool:
+  """Whether there is a task or mixture of a name, so far."""
+  return name in _names()
+
+
+def _names() -> list[str]:
+  return [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
 
 
 def summaries() -> list[TaskSummary]:

@@ -1,19 +1,39 @@
 """Reads TFRecord files of `tf.train.Example`, and remembers where rows stood.
 
 `read` is for `preference_tasks.add_preference_task(..., read=...)`.
+
+A record is its length (8 bytes), a checksum of that, its content, and a
+checksum of that. TensorFlow makes room for whatever length it is told, and the
+process ends; here the file must have that much.
 """
 
 from collections.abc import Iterator
+import gzip
+import struct
 from typing import Any
+import zlib
 
 from google.protobuf import message
+import google_crc32c
 import tensorflow as tf
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import plain_files
+from perlhf_jax.data import bounded_lines
 from perlhf_jax.data import json_rows
 
+# Of one record; episodes with their screenshots have some ten million bytes.
+MAX_RECORD_BYTES = 1024**3
 # How a gzip file begins: its magic number and its one method of compression.
 _GZIP = b'\x1f\x8b\x08'
+_LENGTH = struct.Struct('<Q')
+_CHECKSUM = struct.Struct('<I')
+_HEADER = _LENGTH.size + _CHECKSUM.size
+_MASK = 0xA282EAD8
+
+
+class _DamagedError(Exception):
+  """A record that cannot be read, and after which nothing can be found."""
 
 
 def read(path: str) -> Iterator[json_rows.Row]:
@@ -22,46 +42,75 @@ def read(path: str) -> Iterator[json_rows.Row]:
   The features of a record become lists of bytes, ints or floats, by name. A
   record that is no `tf.train.Example` is a row with a problem. So is one that
   is damaged or cut off, and it is the last: what follows it cannot be found any
-  more. A file cut off in the 12 bytes before a record looks complete.
+  more.
 
   Args:
     path: local or `gs://`; its name says nothing about compression.
 
   Raises:
-    DataError: the file cannot be read.
+    DataError: the file cannot be read, or unpacks to many times its size.
   """
-  records = iter(_records(path))
   index = 0
-  while True:
-    origin = f'{path}#{index}'
-    try:
-      record = next(records, None)
-    except tf.errors.DataLossError as error:
-      # Only the first line is about the record.
-      reason = str(error.message).splitlines()[0]
-      yield json_rows.Row(
-        origin,
-        {},
-        f'the record is damaged ({reason}); it and what follows in the file'
-        ' are lost, so get the file again',
-      )
-      return
-    except (OSError, tf.errors.OpError) as error:
-      raise _unreadable(path, error) from error
-    if record is None:
-      return
-    yield _row(origin, record)
-    index += 1
+  try:
+    for record in records(path):
+      yield _row(f'{path}#{index}', record)
+      index += 1
+  except _DamagedError as error:
+    yield json_rows.Row(
+      f'{path}#{index}',
+      {},
+      f'the record is damaged ({error}); it and what follows in the file'
+      ' are lost, so get the file again',
+    )
 
 
-def _records(path: str) -> Iterator[bytes]:
+def check_lengths(path: str) -> None:
+  """Makes sure that a file has as much as its records say, for TensorFlow.
+
+  Contents are passed over: TensorFlow compares them with their checksums.
+
+  Args:
+    path: of a file that is not compressed.
+
+  Raises:
+    DataError: a record has another length than its file allows, or the file
+      cannot be read.
+  """
+  plain_files.check(path, errors.DataError)
   try:
     with tf.io.gfile.GFile(path, 'rb') as file:
-      is_gzip = file.read(len(_GZIP)) == _GZIP
+      at, index, size = 0, 0, file.size()
+      while at < size:
+        file.seek(at)
+        length = _length(file.read(_HEADER), at, size)
+        at += _HEADER + length + _CHECKSUM.size
+        index += 1
+  except _DamagedError as error:
+    raise errors.DataError(
+      f'{path}#{index} is damaged ({error}). Get the file again.'
+    ) from error
   except (OSError, tf.errors.OpError) as error:
     raise _unreadable(path, error) from error
-  dataset = tf.data.TFRecordDataset(path, 'GZIP' if is_gzip else '')
-  return dataset.as_numpy_iterator()
+
+
+def records(path: str) -> Iterator[bytes]:
+  """Yields the records of a file, undecoded."""
+  plain_files.check(path, errors.DataError)
+  try:
+    with tf.io.gfile.GFile(path, 'rb') as raw:
+      is_gzip = raw.read(len(_GZIP)) == _GZIP
+      raw.seek(0)
+      if is_gzip:
+        unpacked = bounded_lines.chunks_of(bounded_lines.unpacked(raw))
+        chunks = bounded_lines.bounded(unpacked, path, raw.size())
+        left = None
+      else:
+        chunks, left = bounded_lines.chunks_of(raw), raw.size()
+      yield from _split(_Bytes(chunks), left)
+  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    raise _DamagedError(str(error)) from error
+  except (OSError, tf.errors.OpError) as error:
+    raise _unreadable(path, error) from error
 
 
 def _unreadable(path: str, error: Exception) -> errors.DataError:
@@ -69,6 +118,79 @@ def _unreadable(path: str, error: Exception) -> errors.DataError:
     f'{path} cannot be read: {error}. Check that the file is complete and that'
     ' you may read it.'
   )
+
+
+class _Bytes:
+  """What comes in chunks, to be taken in parts of any length."""
+
+  def __init__(self, chunks: Iterator[bytes]):
+    self._chunks, self._held, self._at = chunks, b'', 0
+
+  def take(self, count: int) -> bytes:
+    """Returns the next bytes; fewer at the end."""
+    part = self._held[self._at : self._at + count]
+    self._at += len(part)
+    if len(part) == count:
+      return part
+    parts, missing = [part], count - len(part)
+    while missing and (chunk := next(self._chunks, b'')):
+      part = chunk[:missing]
+      parts.append(part)
+      self._held, self._at = chunk, len(part)
+      missing -= len(part)
+    return b''.join(parts)
+
+
+def _split(content: _Bytes, size: int | None) -> Iterator[bytes]:
+  """Yields records.
+
+  Args:
+    content: of the file.
+    size: of the file; None if only reading it can tell.
+  """
+  at = 0
+  while header := content.take(_HEADER):
+    length = _length(header, at, size)
+    at += _HEADER + length + _CHECKSUM.size
+    record = content.take(length)
+    checksum = content.take(_CHECKSUM.size)
+    if len(checksum) < _CHECKSUM.size:
+      raise _DamagedError('the file ends in it')
+    _verify(record, checksum, 'its content')
+    yield record
+
+
+def _length(header: bytes, at: int, size: int | None) -> int:
+  """Returns the length of a record that begins at a place of a file.
+
+  Args:
+    header: its length, and the checksum of that.
+    at: where it begins.
+    size: of the file; None if only reading it can tell.
+
+  Raises:
+    _DamagedError: the file does not have as much.
+  """
+  if len(header) < _HEADER:
+    raise _DamagedError('the file ends in the length of a record')
+  (length,) = _LENGTH.unpack_from(header)
+  _verify(header[: _LENGTH.size], header[_LENGTH.size :], 'its length')
+  if length > MAX_RECORD_BYTES:
+    raise _DamagedError(
+      f'it has {length:,} bytes by its length, of at most {MAX_RECORD_BYTES:,}'
+    )
+  if size is not None and at + _HEADER + length + _CHECKSUM.size > size:
+    raise _DamagedError(
+      f'it has {length:,} bytes by its length, and the file ends before that'
+    )
+  return length
+
+
+def _verify(content: bytes, checksum: bytes, what: str) -> None:
+  crc = google_crc32c.value(content)
+  masked = (((crc >> 15) | (crc << 17)) + _MASK) & 0xFFFFFFFF
+  if masked != _CHECKSUM.unpack(checksum)[0]:
+    raise _DamagedError(f'{what} does not agree with its checksum')
 
 
 def _row(origin: str, record: bytes) -> json_rows.Row:

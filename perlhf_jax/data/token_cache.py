@@ -17,6 +17,7 @@ import numpy as np
 import seqio
 
 from perlhf_jax.core import start_cache
+from perlhf_jax.core import strict_json
 from perlhf_jax.data import function_digest
 from perlhf_jax.data import task_reader
 from perlhf_jax.data import task_rows
@@ -113,7 +114,7 @@ def _load(entry: pathlib.Path, identity: str) -> task_rows.TaskRows | None:
   try:
     if not entry.exists():
       return None
-    manifest = json.loads((entry / _MANIFEST).read_text(encoding='utf-8'))
+    manifest = strict_json.loads((entry / _MANIFEST).read_bytes())
     if manifest['identity'] != identity:
       raise ValueError('it is of something else')
     arrays = {n: _read(entry, n, s) for n, s in manifest['arrays'].items()}

@@ -6,15 +6,19 @@ every model; the vocabulary travels inside the checkpoint (`to_dict`).
 """
 
 import base64
-from collections.abc import Mapping
+import binascii
+import dataclasses
 import hashlib
-import json
 import os
-from typing import Any
+from typing import Annotated, Any
 
 from etils import epy
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import plain_files
+from perlhf_jax.core import schemas
+from perlhf_jax.core import strict_json
 
 # Imported when the first vocabulary is made: they take seconds, and a machine
 # that reads no text need not have them.
@@ -30,6 +34,25 @@ EOS_ID = 1
 # Sentinels of the span-corruption objective: they belong to every T5 model.
 _T5_EXTRA_IDS = 100
 _BYT5_EXTRA_IDS = 125
+
+_ExtraIds = Annotated[int, checks.Range(least=0, most=65_536)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _TokenizerFile:
+  """What is read of a `tokenizer_config.json`."""
+
+  tokenizer_class: str | None = None
+  extra_ids: _ExtraIds | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Description:
+  """What `to_dict` returns."""
+
+  kind: Annotated[str, checks.OneOf('byte', 'sentencepiece')]
+  extra_ids: _ExtraIds
+  model_base64: str | None = None
 
 
 def byte_vocabulary(extra_ids: int = 0) -> 'seqio.ByteVocabulary':
@@ -48,8 +71,8 @@ def sentencepiece_vocabulary(
       0 if the file already has them, as in mT5's).
 
   Raises:
-    ConfigError: there is no such file, or it is not a SentencePiece model
-      with pad id 0 and EOS id 1.
+    ConfigError: there is no such file, it is too large, or it is not a
+      SentencePiece model with pad id 0 and EOS id 1.
   """
   if not tf.io.gfile.exists(path):
     raise errors.ConfigError(
@@ -57,6 +80,23 @@ def sentencepiece_vocabulary(
       ' spiece.model (a Hugging Face T5 directory has one) or use'
       ' byte_vocabulary, which needs no file.'
     )
+  plain_files.check(path, errors.ConfigError, plain_files.MAX_TEXT_BYTES)
+  return _loaded(path, extra_ids, repr(path))
+
+
+def _loaded(
+  path: str, extra_ids: int, what: str
+) -> 'seqio.SentencePieceVocabulary':
+  """Makes a vocabulary of a model file, and makes sure that it is one.
+
+  Args:
+    path: of the file.
+    extra_ids: as of `sentencepiece_vocabulary`.
+    what: what messages call the file.
+
+  Raises:
+    ConfigError: as of `sentencepiece_vocabulary`.
+  """
   vocabulary = seqio_vocabularies.SentencePieceVocabulary(
     path, extra_ids=extra_ids
   )
@@ -65,12 +105,12 @@ def sentencepiece_vocabulary(
   # The parser of the model file has an exception class of its own.
   except Exception as error:
     raise errors.ConfigError(
-      f'{path!r} cannot be read as a SentencePiece model ({error}). Check that'
+      f'{what} cannot be read as a SentencePiece model ({error}). Check that'
       ' the file is complete; a Git LFS pointer is not the model itself.'
     ) from error
   if ids != (PAD_ID, EOS_ID):
     raise errors.ConfigError(
-      f'The SentencePiece model {path!r} has (pad, EOS) ids {ids}, but T5'
+      f'The SentencePiece model {what} has (pad, EOS) ids {ids}, but T5'
       f' models need {(PAD_ID, EOS_ID)}. Train it with --pad_id=0 --eos_id=1'
       ' --unk_id=2.'
     )
@@ -85,26 +125,33 @@ def load_from_hf_directory(path: str) -> 'seqio.Vocabulary':
   no model file, `tokenizer_config.json` alone.
 
   Raises:
-    ConfigError: the directory has neither.
+    ConfigError: the directory has neither, or one that is damaged.
   """
   config_path = os.path.join(path, 'tokenizer_config.json')
-  config = {}
+  config = _TokenizerFile()
   if tf.io.gfile.exists(config_path):
-    with tf.io.gfile.GFile(config_path) as file:
-      try:
-        config = json.load(file)
-      except json.JSONDecodeError as error:
-        raise errors.ConfigError(
-          f'{config_path} is not valid JSON ({error}). Copy it again.'
-        ) from error
-  tokenizer_class = config.get('tokenizer_class') or ''
-  if tokenizer_class.startswith('ByT5'):
-    return byte_vocabulary(config.get('extra_ids', _BYT5_EXTRA_IDS))
+    try:
+      raw = strict_json.loads(plain_files.read(config_path, errors.ConfigError))
+    except (OSError, ValueError) as error:
+      raise errors.ConfigError(
+        f'{config_path} is not valid JSON ({error}). Copy it again.'
+      ) from error
+    config = schemas.make(
+      _TokenizerFile,
+      raw,
+      config_path,
+      error=errors.ConfigError,
+      remedy='Copy it again.',
+    )
+
+  def extra_ids(default):
+    return default if config.extra_ids is None else config.extra_ids
+
+  if (config.tokenizer_class or '').startswith('ByT5'):
+    return byte_vocabulary(extra_ids(_BYT5_EXTRA_IDS))
   model_path = os.path.join(path, 'spiece.model')
   if tf.io.gfile.exists(model_path):
-    return sentencepiece_vocabulary(
-      model_path, config.get('extra_ids', _T5_EXTRA_IDS)
-    )
+    return sentencepiece_vocabulary(model_path, extra_ids(_T5_EXTRA_IDS))
   raise errors.ConfigError(
     f'{path!r} has no vocabulary: neither spiece.model (T5, mT5, UMT5) nor a'
     ' tokenizer_config.json of ByT5. Copy the missing file from the model that'
@@ -134,28 +181,32 @@ def to_dict(vocabulary: Any) -> dict[str, Any]:
   )
 
 
-def from_dict(fields: Mapping[str, Any]) -> 'seqio.Vocabulary':
+def from_dict(fields: Any) -> 'seqio.Vocabulary':
   """Rebuilds what `to_dict` described; the two compare equal.
 
   Raises:
-    ConfigError: the description is of no kind known here.
+    ConfigError: the description is of no kind known here, or damaged.
   """
-  kind = fields.get('kind')
-  if kind == 'byte':
-    return byte_vocabulary(fields['extra_ids'])
-  if kind == 'sentencepiece':
-    model = base64.b64decode(fields['model_base64'])
-    # SeqIO reads models from files only; this one lives in memory, and its
-    # name is its content because SeqIO caches models by name. Writing to a
-    # file that is there would append to it, in TensorFlow's memory.
-    path = f'ram://perlhf_jax/{hashlib.sha256(model).hexdigest()}.model'
-    if not tf.io.gfile.exists(path):
-      with tf.io.gfile.GFile(path, 'wb') as file:
-        file.write(model)
-    return seqio_vocabularies.SentencePieceVocabulary(
-      path, extra_ids=fields['extra_ids']
-    )
-  raise errors.ConfigError(
-    f'Unknown vocabulary kind {kind!r}; known are byte and sentencepiece. The'
-    ' checkpoint was probably written by a newer version.'
+  described = schemas.make(
+    _Description,
+    fields,
+    'the vocabulary',
+    error=errors.ConfigError,
+    remedy='A newer version may have written it, or it is damaged.',
   )
+  if described.kind == 'byte':
+    return byte_vocabulary(described.extra_ids)
+  try:
+    model = base64.b64decode(described.model_base64 or '', validate=True)
+  except (binascii.Error, ValueError) as error:
+    raise errors.ConfigError(
+      f'The SentencePiece model of the vocabulary is not in base64 ({error}).'
+    ) from error
+  # SeqIO reads models from files only; this one lives in memory, and its
+  # name is its content because SeqIO caches models by name. Writing to a
+  # file that is there would append to it, in TensorFlow's memory.
+  path = f'ram://perlhf_jax/{hashlib.sha256(model).hexdigest()}.model'
+  if not tf.io.gfile.exists(path):
+    with tf.io.gfile.GFile(path, 'wb') as file:
+      file.write(model)
+  return _loaded(path, described.extra_ids, 'of the vocabulary')

@@ -1,9 +1,12 @@
 """Hugging Face's `config.json` of a T5, to and from `T5Config`."""
 
 from collections.abc import Mapping
-from typing import Any
+import dataclasses
+from typing import Annotated, Any
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import schemas
 from perlhf_jax.models import t5_config
 
 MODEL_TYPES = ('t5', 'mt5', 'umt5')
@@ -38,14 +41,32 @@ _ACTIVATIONS = {
   'gated-silu': ('silu', 'linear'),
 }
 _EPSILON = 1e-6
+_REMEDY = 'Take the file that belongs to the weights.'
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+  """What is read of a `config.json` beside the sizes.
+
+  Keys that older files lack take the values that `transformers` gives them.
+  """
+
+  model_type: Annotated[str, checks.OneOf(*MODEL_TYPES)]
+  num_decoder_layers: t5_config.Layers | None = None
+  feed_forward_proj: Annotated[str, checks.OneOf(*_ACTIVATIONS)] | None = None
+  layer_norm_epsilon: float = _EPSILON
+  dropout_rate: float = 0.1
+  relative_attention_num_buckets: t5_config.Width = 32
+  relative_attention_max_distance: t5_config.Width = 128
+  tie_word_embeddings: bool | None = None
+  scale_decoder_outputs: bool | None = None
 
 
 def to_t5_config(raw: Mapping[str, Any], source: str) -> t5_config.T5Config:
   """Translates the contents of a `config.json`.
 
   Args:
-    raw: the parsed file. Keys that older files lack take the values that
-      `transformers` gives them.
+    raw: the parsed file.
     source: the file's path, for messages.
 
   Returns:
@@ -53,12 +74,12 @@ def to_t5_config(raw: Mapping[str, Any], source: str) -> t5_config.T5Config:
 
   Raises:
     CheckpointError: the model is no T5, or a T5 that the models here cannot
-      express; a size is missing.
+      express; a size is missing; a value is of another type or out of bounds.
   """
   model_type = raw.get('model_type')
   if model_type not in MODEL_TYPES:
     raise errors.CheckpointError(
-      f'{source}: model_type is {model_type!r}; supported are '
+      f'{source}: model_type is {checks.shown(model_type)}; supported are '
       f'{", ".join(MODEL_TYPES)} (T5 v1.0 and v1.1, Flan-T5, LM-adapted T5, '
       'ByT5, mT5, UMT5).'
     )
@@ -66,52 +87,48 @@ def to_t5_config(raw: Mapping[str, Any], source: str) -> t5_config.T5Config:
   if missing:
     raise errors.CheckpointError(
       f'{source}: no positive whole number under {", ".join(missing)}; a T5 '
-      f'config.json holds {", ".join(_SIZES.values())}. Take the file that '
-      'belongs to the weights.'
+      f'config.json holds {", ".join(_SIZES.values())}. {_REMEDY}'
     )
-  epsilon = raw.get('layer_norm_epsilon', _EPSILON)
-  if epsilon != _EPSILON:
+  file = schemas.make(_File, raw, source, remedy=_REMEDY)
+  if file.layer_norm_epsilon != _EPSILON:
     raise errors.CheckpointError(
-      f'{source}: layer_norm_epsilon is {epsilon}; only {_EPSILON}, that of '
-      'every published T5, is supported.'
+      f'{source}: layer_norm_epsilon is {file.layer_norm_epsilon}; only '
+      f'{_EPSILON}, that of every published T5, is supported.'
     )
-  projection = raw.get(
-    'feed_forward_proj', 'relu' if model_type == 't5' else 'gated-gelu'
+  projection = file.feed_forward_proj or (
+    'relu' if model_type == 't5' else 'gated-gelu'
   )
-  if projection not in _ACTIVATIONS:
-    raise errors.CheckpointError(
-      f'{source}: feed_forward_proj is {projection!r}; supported are '
-      f'{", ".join(_ACTIVATIONS)}.'
+  with schemas.blamed_on(source, errors.CheckpointError, _REMEDY):
+    return t5_config.T5Config(
+      **{field: raw[key] for field, key in _SIZES.items()},
+      num_decoder_layers=file.num_decoder_layers or raw['num_layers'],
+      mlp_activations=_ACTIVATIONS[projection],
+      dropout_rate=file.dropout_rate,
+      logits_via_embedding=_is_scaled(file, source),
+      relative_attention_num_buckets=file.relative_attention_num_buckets,
+      relative_attention_max_distance=file.relative_attention_max_distance,
+      relpos_bias_per_layer=model_type == 'umt5',
     )
-  decoder_layers = raw.get('num_decoder_layers')
-  return t5_config.T5Config(
-    **{field: raw[key] for field, key in _SIZES.items()},
-    num_decoder_layers=(
-      raw['num_layers'] if decoder_layers is None else decoder_layers
-    ),
-    mlp_activations=_ACTIVATIONS[projection],
-    dropout_rate=raw.get('dropout_rate', 0.1),
-    logits_via_embedding=_is_scaled(raw, source),
-    relative_attention_num_buckets=raw.get(
-      'relative_attention_num_buckets', 32
-    ),
-    relative_attention_max_distance=raw.get(
-      'relative_attention_max_distance', 128
-    ),
-    relpos_bias_per_layer=model_type == 'umt5',
-  )
 
 
 def is_tied(raw: Mapping[str, Any]) -> bool:
-  """Whether the file says that the output layer is the embedding matrix."""
-  return raw.get('tie_word_embeddings', raw.get('model_type') != 'mt5')
+  """Whether the file says that the output layer is the embedding matrix.
+
+  Args:
+    raw: the parsed file, of which `to_t5_config` has made a configuration.
+  """
+  return _ties(raw['model_type'], raw.get('tie_word_embeddings'))
+
+
+def _ties(model_type: str, tied: bool | None) -> bool:
+  return model_type != 'mt5' if tied is None else tied
 
 
 def _is_size(value: Any) -> bool:
   return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _is_scaled(raw: Mapping[str, Any], source: str) -> bool:
+def _is_scaled(file: _File, source: str) -> bool:
   """Whether logits are divided by sqrt(d_model), which only a tied T5's are.
 
   transformers 4 scales whatever is tied. transformers 5 writes that every
@@ -119,10 +136,15 @@ def _is_scaled(raw: Mapping[str, Any], source: str) -> bool:
   under `scale_decoder_outputs` what it used to say by tying; it never scales
   mT5.
   """
-  if raw['model_type'] == 'mt5':
+  if file.model_type == 'mt5':
     return False
-  scaled = raw.get('scale_decoder_outputs', is_tied(raw))
-  if scaled and not is_tied(raw):
+  tied, scaled = (
+    _ties(file.model_type, file.tie_word_embeddings),
+    file.scale_decoder_outputs,
+  )
+  if scaled is None:
+    return tied
+  if scaled and not tied:
     raise errors.CheckpointError(
       f'{source}: scale_decoder_outputs is true though tie_word_embeddings is '
       'false; only tied output layers are scaled. Correct whichever is wrong.'

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Mapping
 import dataclasses
 import math
 import re
-from typing import Any
+from typing import Annotated, Any
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import patterns
+from perlhf_jax.core import schemas
 from perlhf_jax.interop import hf_names
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
@@ -49,6 +52,27 @@ _READ = frozenset(
 )
 # Others, such as PiSSA, change the base too.
 _INITS = (True, False, 'gaussian', 'eva', 'orthogonal')
+_REMEDY = 'Take the file that belongs to the adapter.'
+_MOST = 65_536
+
+_Rank = Annotated[int, checks.Range(least=1, most=_MOST)]
+_Alpha = Annotated[float, checks.Range(above=0, most=1e6)]
+_Targets = str | list[str] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+  """What is read of an `adapter_config.json`, with PEFT's defaults."""
+
+  base_model_name_or_path: str | None = None
+  r: _Rank = 8
+  lora_alpha: _Alpha = 8
+  lora_dropout: Annotated[float, checks.Range(least=0, below=1)] = 0.0
+  target_modules: _Targets = None
+  exclude_modules: _Targets = None
+  rank_pattern: Mapping[str, _Rank] | None = None
+  alpha_pattern: Mapping[str, _Alpha] | None = None
+  use_rslora: bool | None = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,17 +168,18 @@ def from_json(
       adapters here do not.
   """
   _check_kind(raw, source)
-  rank, alpha, dropout = _numbers(raw, source)
-  rs_lora = raw.get('use_rslora', False) is True
+  file = schemas.make(_File, raw, source, remedy=_REMEDY)
+  rank, alpha, rs_lora = file.r, file.lora_alpha, bool(file.use_rslora)
 
   def scale(alpha, rank):
     return alpha / (math.sqrt(rank) if rs_lora else rank)
 
   adapted = {}
-  for name in _matches(raw, modules(config), source):
-    own_rank = _of_pattern(raw, 'rank_pattern', name, rank, source)
-    own_alpha = _of_pattern(raw, 'alpha_pattern', name, alpha, source)
-    adapted[name] = Adapted(own_rank, scale(own_alpha, own_rank))
+  with schemas.blamed_on(source, errors.CheckpointError, _REMEDY):
+    for name in _matches(file, modules(config), source):
+      own_rank = _of_pattern(file.rank_pattern, name, rank)
+      own_alpha = _of_pattern(file.alpha_pattern, name, alpha)
+      adapted[name] = Adapted(own_rank, scale(own_alpha, own_rank))
   highest = max(module.rank for module in adapted.values())
   if highest != rank:
     # The scale of the modules that no pattern names.
@@ -163,7 +188,7 @@ def from_json(
   lora = lora_lib.LoraConfig(
     rank=highest,
     alpha=float(alpha),
-    dropout_rate=float(dropout),
+    dropout_rate=float(file.lora_dropout),
     rs_lora=rs_lora,
     target_modules=_patterns(paths, config),
   )
@@ -173,8 +198,8 @@ def from_json(
 def _check_kind(raw: Mapping[str, Any], source: str) -> None:
   if raw.get('peft_type') != 'LORA':
     raise errors.CheckpointError(
-      f'{source}: peft_type is {raw.get("peft_type")!r}; only LORA is '
-      'supported.'
+      f'{source}: peft_type is {checks.shown(raw.get("peft_type"))}; only '
+      'LORA is supported.'
     )
   if raw.get('task_type') not in _TASKS:
     raise errors.CheckpointError(
@@ -205,101 +230,46 @@ def _check_kind(raw: Mapping[str, Any], source: str) -> None:
     )
 
 
-def _numbers(raw: Mapping[str, Any], source: str) -> tuple[int, float, float]:
-  rank, alpha = raw.get('r', 8), raw.get('lora_alpha', 8)
-  dropout = raw.get('lora_dropout', 0.0)
-  wrong = [
-    f'{key} is {value!r}'
-    for key, value, right in (
-      ('r', rank, _is_rank(rank)),
-      ('lora_alpha', alpha, _is_positive(alpha)),
-      ('lora_dropout', dropout, dropout == 0 or _is_positive(dropout)),
-    )
-    if not right or (key == 'lora_dropout' and value >= 1)
-  ]
-  if wrong:
-    raise errors.CheckpointError(
-      f'{source}: {", ".join(wrong)}. Take the file that belongs to the '
-      'adapter.'
-    )
-  return rank, alpha, dropout
-
-
-def _is_rank(value: Any) -> bool:
-  return _is_positive(value) and isinstance(value, int)
-
-
-def _is_positive(value: Any) -> bool:
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  return is_number and 0 < value < math.inf
-
-
 def _of_pattern(
-  raw: Mapping[str, Any], key: str, module: str, default: Any, source: str
+  patterns_: Mapping[str, Any] | None, module: str, default: Any
 ) -> Any:
   """The value of the first pattern that a module's name ends with."""
-  patterns = raw.get(key) or {}
-  if not isinstance(patterns, Mapping):
-    raise errors.CheckpointError(
-      f'{source}: {key} is {patterns!r} and no object. Take the file that '
-      'belongs to the adapter.'
-    )
-  for pattern, value in patterns.items():
-    if not _compiled(rf'(.*\.)?({pattern})$', key, source).match(module):
-      continue
-    if not (_is_rank if key == 'rank_pattern' else _is_positive)(value):
-      raise errors.CheckpointError(
-        f'{source}: {key} has {value!r} for {pattern!r}. Take the file that '
-        'belongs to the adapter.'
-      )
-    return value
+  for pattern, value in (patterns_ or {}).items():
+    if patterns.fullmatch(rf'(.*\.)?({pattern})', module):
+      return value
   return default
 
 
-def _matches(
-  raw: Mapping[str, Any], names: Iterable[str], source: str
-) -> list[str]:
-  targets = raw.get('target_modules')
-  if not targets or not isinstance(targets, str | list):
+def _matches(file: _File, names: Iterable[str], source: str) -> list[str]:
+  targets = file.target_modules
+  if not targets:
     raise errors.CheckpointError(
       f'{source}: target_modules is {targets!r}; it must say which modules are '
-      'adapted. Take the file that belongs to the adapter.'
+      f'adapted. {_REMEDY}'
     )
-  excluded = raw.get('exclude_modules') or []
+  excluded = file.exclude_modules or []
   found = [
     name
     for name in names
-    if _is_target(name, targets, source)
-    and not _is_target(name, excluded, source)
+    if _is_target(name, targets) and not _is_target(name, excluded)
   ]
   if not found:
     raise errors.CheckpointError(
-      f'{source}: target_modules is {targets!r}, which is no dense layer of '
-      f'this T5; it has {", ".join(list(names)[:4])} and others. Give the base '
-      'that the adapter was trained on.'
+      f'{source}: target_modules is {checks.shown(targets)}, which is no dense '
+      f'layer of this T5; it has {", ".join(list(names)[:4])} and others. Give '
+      'the base that the adapter was trained on.'
     )
   return found
 
 
-def _is_target(name: str, targets: str | list[str], source: str) -> bool:
+def _is_target(name: str, targets: str | list[str]) -> bool:
   if targets == _ALL_LINEAR:
     return name != hf_names.LM_HEAD.removesuffix('.weight')
   if isinstance(targets, str):
-    pattern = _compiled(targets, 'target_modules', source)
-    return pattern.fullmatch(name) is not None
+    return patterns.fullmatch(targets, name)
   return any(
     name == target or name.endswith(f'.{target}') for target in targets
   )
-
-
-def _compiled(pattern: str, key: str, source: str) -> re.Pattern[str]:
-  try:
-    return re.compile(pattern)
-  except re.error as error:
-    raise errors.CheckpointError(
-      f'{source}: {key} has {pattern!r}, which is no regular expression '
-      f'({error}). Take the file that belongs to the adapter.'
-    ) from error
 
 
 def _patterns(

@@ -115,12 +115,6 @@ def copy_of(directory: epath.Path, names: Sequence[str]) -> epath.Path:
 
 
 def _look_up(directory: epath.Path, name: str) -> _File:
-  # A damaged index of shards must not have files written elsewhere.
-  if pathlib.PurePosixPath(name).name != name or name == '..':
-    raise errors.CheckpointError(
-      f'{directory} should hold a file {name!r}, which is no plain file name; '
-      'write its files again.'
-    )
   try:
     found = (directory / name).stat()
   except FileNotFoundError as error:

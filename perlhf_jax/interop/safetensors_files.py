@@ -1,14 +1,17 @@
 """Reads the safetensors of a model: one file, or shards with an index."""
 
 from collections.abc import Callable
-import json
+import pathlib
 
 from etils import epath
 from etils import epy
 import ml_dtypes  # noqa: F401  Teaches numpy bfloat16, for safetensors.
 import numpy as np
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import plain_files
+from perlhf_jax.core import strict_json
 from perlhf_jax.interop import stored as stored_lib
 
 # A machine that reads no such file need not have it.
@@ -31,10 +34,11 @@ def read_json(path: epath.Path) -> dict:
   """Reads a JSON object.
 
   Raises:
-    CheckpointError: the file is unreadable or holds something else.
+    CheckpointError: the file is unreadable, too large, no file, or holds
+      something else.
   """
   try:
-    value = json.loads(path.read_text(encoding='utf-8'))
+    value = strict_json.loads(plain_files.read(path, errors.CheckpointError))
   except (OSError, ValueError) as error:
     raise errors.CheckpointError(
       f'{path} cannot be read as JSON ({error}); copy or download it again.'
@@ -73,7 +77,24 @@ def _weight_map(directory: epath.Path) -> dict[str, str]:
     raise errors.CheckpointError(
       f'{index} has no weight_map; copy or download it again.'
     )
+  for name in weight_map.values():
+    # Whoever wrote the index must not choose among this machine's files.
+    if not isinstance(name, str) or not is_plain_name(name):
+      raise errors.CheckpointError(
+        f'{index} names the file {checks.shown(name)}, which is no plain name '
+        'of a file beside it. Copy or download it again.'
+      )
   return weight_map
+
+
+def is_plain_name(name: str) -> bool:
+  """Whether a name is that of something in a folder, and not elsewhere."""
+  return (
+    name not in ('', '.', '..')
+    and pathlib.PurePosixPath(name).name == name
+    and '\0' not in name
+    and '\\' not in name
+  )
 
 
 class Reader:
@@ -111,6 +132,7 @@ class Reader:
   def _add(self, name: str) -> set[str]:
     """Notes what a file holds, and returns the names."""
     path = self._directory / name
+    plain_files.check(path, errors.CheckpointError)
     with path.open('rb') as file:
       if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
         raise errors.CheckpointError(

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 from etils import epath
 import numpy as np
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import schemas
 from perlhf_jax.core import tree_paths
 from perlhf_jax.interop import hf
 from perlhf_jax.interop import hf_match
@@ -274,7 +276,7 @@ def _to_vit_config(raw: Mapping[str, Any], source: str) -> vit_config.ViTConfig:
   model_type = raw.get('model_type')
   if model_type not in MODEL_TYPES:
     raise errors.CheckpointError(
-      f'{source}: model_type is {model_type!r}; supported are '
+      f'{source}: model_type is {checks.shown(model_type)}; supported are '
       f'{", ".join(MODEL_TYPES)} (SigLIP, and SigLIP 2 at a fixed resolution; '
       'not its NaFlex models).'
     )
@@ -300,8 +302,8 @@ def _to_vit_config(raw: Mapping[str, Any], source: str) -> vit_config.ViTConfig:
     value = raw.get(key, supported[0])
     if value not in supported:
       raise errors.CheckpointError(
-        f'{source}: {key} is {value!r}; only {supported[0]!r}, that of every '
-        'published SigLIP, is supported.'
+        f'{source}: {key} is {checks.shown(value)}; only {supported[0]!r}, '
+        'that of every published SigLIP, is supported.'
       )
   if sizes['width'] % sizes['num_heads']:
     raise errors.CheckpointError(
@@ -316,7 +318,12 @@ def _to_vit_config(raw: Mapping[str, Any], source: str) -> vit_config.ViTConfig:
       f'{sizes["patch_size"]}. Take the file that belongs to the weights.'
     )
   sizes['image_size'] -= remainder
-  return vit_config.ViTConfig(**sizes)
+  with schemas.blamed_on(
+    source,
+    errors.CheckpointError,
+    'Take the file that belongs to the weights.',
+  ):
+    return vit_config.ViTConfig(**sizes)
 
 
 def from_vit_config(config: vit_config.ViTConfig) -> dict[str, Any]:

@@ -18,9 +18,7 @@ and nothing else.
 
 from collections.abc import Iterator, Mapping
 import dataclasses
-import json
 import os
-import pathlib
 import re
 from typing import Any, NamedTuple
 
@@ -28,8 +26,12 @@ from etils import epath
 from flax import serialization
 import numpy as np
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import plain_files
+from perlhf_jax.core import strict_json
 from perlhf_jax.interop import remote_files
+from perlhf_jax.interop import safetensors_files
 
 INDEX = 'checkpoint'
 METADATA = '_METADATA'
@@ -43,11 +45,14 @@ CONTENTS = (
 _OCDBT = 'manifest.ocdbt'
 _EMBEDDING = 'target.token_embedder.embedding'
 _PLACEHOLDER = 'PLACEHOLDER://'
-_STEP = re.compile(rf'{STEP_PREFIX}(\d+)')
+_STEP = re.compile(rf'{STEP_PREFIX}(\d{{1,18}})', re.ASCII)
 # Under which the state stood, by version.
 _ROOTS = ('optimizer', '_optimizer')
 _VERSIONS = (2, 3)
 _TARGET = re.compile(r"\((?:'_?optimizer', )?'target', ")
+# Of the msgpack file, in which arrays may stand that are small.
+_MAX_INDEX_BYTES = 4 * 1024**3
+_MAX_DEPTH = 100
 _BUCKET = re.compile(r'gs://([^/]+)/(.*)')
 
 
@@ -113,15 +118,21 @@ def _is_step(folder: epath.Path) -> bool:
     metadata = place / METADATA
     if metadata.exists() and (
       # Orbax writes such files for everybody.
-      _STEP.fullmatch(folder.name) or _TARGET.search(metadata.read_text())
+      _STEP.fullmatch(folder.name) or _TARGET.search(_text(metadata))
     ):
       return True
   return False
 
 
+def _text(path: epath.Path) -> str:
+  content = plain_files.read(path, errors.CheckpointError)
+  return content.decode('utf-8', 'replace')
+
+
 def _is_index(path: epath.Path) -> bool:
   if not path.exists() or path.is_dir():
     return False
+  plain_files.check(path, errors.CheckpointError)
   with path.open('rb') as file:
     start = file.read(len(b'model_checkpoint_path'))
   # TensorFlow's checkpoints have a text file of this name.
@@ -159,8 +170,9 @@ def read(folder: epath.Path) -> Index:
 
 def _of_msgpack(place: epath.Path) -> tuple[dict[str, Stored], int | None]:
   path = place / INDEX
+  encoded = plain_files.read(path, errors.CheckpointError, _MAX_INDEX_BYTES)
   try:
-    content = serialization.msgpack_restore(path.read_bytes())
+    content = serialization.msgpack_restore(encoded)
     version = content.get('version')
   # A damaged file can fail in any of msgpack's ways.
   except Exception as error:
@@ -178,7 +190,7 @@ def _of_msgpack(place: epath.Path) -> tuple[dict[str, Stored], int | None]:
         )
       break
   tensors = {}
-  for name, leaf in _leaves(content.get('target')):
+  for name, leaf in _leaves(content.get('target'), path):
     if isinstance(leaf, np.ndarray):
       tensors[name] = Stored(None, leaf, leaf.shape)
     elif isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER):
@@ -194,10 +206,18 @@ def _of_msgpack(place: epath.Path) -> tuple[dict[str, Stored], int | None]:
   return tensors, version
 
 
-def _leaves(tree: Any, name: str = '') -> Iterator[tuple[str, Any]]:
+def _leaves(
+  tree: Any, path: epath.Path, name: str = '', depth: int = 0
+) -> Iterator[tuple[str, Any]]:
+  if depth > _MAX_DEPTH:
+    raise errors.CheckpointError(
+      f'{path} is nested more than {_MAX_DEPTH} levels deep. Copy or download '
+      'it again.'
+    )
   if isinstance(tree, dict) and 'driver' not in tree:
     for key, value in tree.items():
-      yield from _leaves(value, f'{name}/{key}' if name else str(key))
+      inner = f'{name}/{key}' if name else str(key)
+      yield from _leaves(value, path, inner, depth + 1)
   elif name:
     yield name, tree
 
@@ -211,7 +231,9 @@ def _of_spec(
     shape = tuple(int(size) for size in spec['metadata']['shape'])
     if spec['driver'] != 'zarr' or not isinstance(key, str):
       raise ValueError(f'driver {spec["driver"]}, path {key}')
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
+  except (
+    *(KeyError, TypeError, ValueError, AttributeError, OverflowError),
+  ) as error:
     raise errors.CheckpointError(
       f'{path}: {name} is no array that T5X writes ({error!r}). Copy or '
       'download the file again.'
@@ -222,7 +244,7 @@ def _of_spec(
 def _of_metadata(place: epath.Path) -> dict[str, Stored]:
   path = place / METADATA
   try:
-    content = json.loads(path.read_text(encoding='utf-8'))
+    content = strict_json.loads(plain_files.read(path, errors.CheckpointError))
     driver = 'zarr3' if content.get('use_zarr3') else 'zarr'
     tensors = {}
     for entry in content['tree_metadata'].values():
@@ -233,7 +255,10 @@ def _of_metadata(place: epath.Path) -> dict[str, Stored]:
       if keys[0] == 'target':
         name = '/'.join(keys[1:])
         tensors[name] = Stored(_spec(place, key, path, driver), None, None)
-  except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+  except (
+    *(OSError, KeyError, IndexError),
+    *(TypeError, ValueError, AttributeError),
+  ) as error:
     raise errors.CheckpointError(
       f'{path} is damaged ({error!r}); copy or download it again.'
     ) from error
@@ -245,10 +270,11 @@ def _spec(
 ) -> dict[str, Any]:
   """TensorStore's specification of the array of a name in a folder."""
   key = key.strip('/')
-  if pathlib.PurePosixPath(key).name != key or key in ('', '..'):
+  if not safetensors_files.is_plain_name(key):
     raise errors.CheckpointError(
-      f'{path} has an array in {key!r}, which is no name of a folder in '
-      f'{place}. Only checkpoints that are a folder of their own are read.'
+      f'{path} has an array in {checks.shown(key)}, which is no name of a '
+      f'folder in {place}. Only checkpoints that are a folder of their own are '
+      'read.'
     )
   base = key_value_store(place)
   if (place / _OCDBT).exists():

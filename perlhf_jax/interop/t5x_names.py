@@ -9,12 +9,12 @@ recognised by itself, and so is a position bias of each layer.
 
 from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
+import math
 import re
 from typing import NamedTuple
 
-import numpy as np
-
 from perlhf_jax.core import errors
+from perlhf_jax.core import schemas
 from perlhf_jax.interop import hf_match
 from perlhf_jax.models import t5_config
 
@@ -24,7 +24,7 @@ _EMBEDDING = 'token_embedder/embedding'
 _LOGITS = 'decoder/logits_dense/kernel'
 _BIAS = 'relpos_bias/rel_embedding'
 _STACKS = ('encoder', 'decoder')
-_LAYER = re.compile(r'(encoder|decoder)/layers_(\d+)/')
+_LAYER = re.compile(r'(encoder|decoder)/layers_(\d{1,9})/', re.ASCII)
 # Of T5 1.0, and of T5 1.1 and what came after: shapes do not tell.
 _ACTIVATIONS = {False: ('relu',), True: ('gelu', 'linear')}
 # Fields that shapes do not tell, and activations, of which they tell how many.
@@ -189,25 +189,26 @@ def infer(
     layers = [attention.pop(LAYER_AXIS), decoder_attention[LAYER_AXIS]]
   else:
     layers = [_count(shapes, stack) for stack in _STACKS]
-  joined = int(np.prod(attention[1:]))
-  if joined % heads:
+  joined = math.prod(attention[1:])
+  if not heads or joined % heads:
     raise errors.CheckpointError(
       f'{what}: attention of width {joined} (tensor {query}) cannot be that of '
       f'the {heads} heads of tensor {bias}. They are not of one model.'
     )
-  config = t5_config.T5Config(
-    vocab_size=embedding[0],
-    emb_dim=embedding[1],
-    num_heads=heads,
-    num_encoder_layers=layers[0],
-    num_decoder_layers=layers[1],
-    head_dim=joined // heads,
-    mlp_dim=_sizes(shapes, wi, 2 + axes, what)[-1],
-    mlp_activations=_ACTIVATIONS[gated],
-    logits_via_embedding=_LOGITS not in shapes,
-    relative_attention_num_buckets=buckets,
-    relpos_bias_per_layer=per_layer,
-  )
+  with schemas.blamed_on(what, errors.CheckpointError):
+    config = t5_config.T5Config(
+      vocab_size=embedding[0],
+      emb_dim=embedding[1],
+      num_heads=heads,
+      num_encoder_layers=layers[0],
+      num_decoder_layers=layers[1],
+      head_dim=joined // heads,
+      mlp_dim=_sizes(shapes, wi, 2 + axes, what)[-1],
+      mlp_activations=_ACTIVATIONS[gated],
+      logits_via_embedding=_LOGITS not in shapes,
+      relative_attention_num_buckets=buckets,
+      relpos_bias_per_layer=per_layer,
+    )
   return config, Form(scanned, heads_apart)
 
 

@@ -1,5 +1,6 @@
 """Reads the tensors of a T5X checkpoint through TensorStore."""
 
+import math
 import re
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import host_memory
 from perlhf_jax.interop import safetensors_files
 from perlhf_jax.interop import stored as stored_lib
 from perlhf_jax.interop import t5x_layouts
@@ -160,6 +162,7 @@ class Reader:
     array = self._arrays[name]
     part = array[index]
     if not isinstance(part, np.ndarray):
+      self._check_room(name, part)
       try:
         part = part.read().result()
       except Exception as error:
@@ -170,6 +173,22 @@ class Reader:
     if name in self._as_bfloat16:
       part = part.view(ml_dtypes.bfloat16)
     return part
+
+  def _check_room(self, name: str, part) -> None:
+    """Raises a CheckpointError for what this machine cannot hold.
+
+    A few bytes of a file can say that an array, or a chunk of it, has any size.
+    """
+    chunk = part.chunk_layout.read_chunk.shape or ()
+    most = max(math.prod(part.shape), math.prod(chunk))
+    needed, free = most * _itemsize(part), host_memory.free_bytes()
+    if needed > free:
+      raise errors.CheckpointError(
+        f'{self._what}: tensor {name} has shape {list(part.shape)} in chunks '
+        f'of {list(chunk)}, by what its files say, and needs '
+        f'{host_memory.gibibytes(needed)} of memory; '
+        f'{host_memory.gibibytes(free)} are free.'
+      )
 
 
 def _dtype_name(array) -> str:

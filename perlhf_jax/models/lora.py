@@ -25,7 +25,9 @@ from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
 from perlhf_jax.models import products
 
-_RANK = checks.Range(least=1, hint='for full tuning use gin/lora/none.gin')
+_RANK = checks.Range(
+  least=1, most=65_536, hint='for full tuning use gin/lora/none.gin'
+)
 
 ATTENTION_PROJECTIONS = (r'.*attention/(query|key|value|out)',)
 

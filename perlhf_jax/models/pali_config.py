@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import schemas
 from perlhf_jax.models import t5_config
 from perlhf_jax.models import vit_config
 
@@ -84,9 +85,19 @@ def in_front_of(
   return PaliConfig(**fields, vit=vit)
 
 
-def from_fields(fields: Mapping[str, Any]) -> t5_config.T5Config:
-  """Makes the configuration of which `dataclasses.asdict` gave `fields`."""
-  if fields.get('vit') is None:
-    return t5_config.T5Config(**fields)
-  vit = vit_config.ViTConfig(**fields['vit'])
-  return PaliConfig(**{**fields, 'vit': vit})
+def from_fields(fields: Any) -> t5_config.T5Config:
+  """Makes the configuration of which `dataclasses.asdict` gave `fields`.
+
+  Raises:
+    ConfigError: they are something else, or out of bounds.
+  """
+
+  def make(config_class, raw, name):
+    return schemas.make(
+      config_class, raw, name, error=errors.ConfigError, only=True
+    )
+
+  if not isinstance(fields, Mapping) or fields.get('vit') is None:
+    return make(t5_config.T5Config, fields, 'model')
+  vit = make(vit_config.ViTConfig, fields['vit'], 'model.vit')
+  return make(PaliConfig, {**fields, 'vit': vit}, 'model')

@@ -10,7 +10,11 @@ from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 
 Activation = Annotated[str, checks.OneOf('relu', 'gelu', 'silu', 'linear')]
-_Size = Annotated[int, checks.AtLeastOne]
+# Several times what the largest model has, so that a damaged or hostile file
+# cannot ask for more than a machine holds.
+Width = Annotated[int, checks.Range(least=1, most=1_000_000)]
+Layers = Annotated[int, checks.Range(least=1, most=256)]
+_Rows = Annotated[int, checks.Range(least=1, most=10_000_000)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +60,18 @@ class T5Config:
     ('dropout_rate', 'dtype', 'scan_layers', 'remat_policy', 'attention_block')
   )
 
-  vocab_size: _Size
-  emb_dim: _Size = 512
-  num_heads: _Size = 8
-  num_encoder_layers: _Size = 6
-  num_decoder_layers: _Size = 6
-  head_dim: _Size = 64
-  mlp_dim: _Size = 2048
+  vocab_size: _Rows
+  emb_dim: Width = 512
+  num_heads: Width = 8
+  num_encoder_layers: Layers = 6
+  num_decoder_layers: Layers = 6
+  head_dim: Width = 64
+  mlp_dim: Width = 2048
   mlp_activations: Activation | Sequence[Activation] = ('relu',)
   dropout_rate: Annotated[float, checks.Range(least=0, below=1)] = 0.1
   logits_via_embedding: bool = False
-  relative_attention_num_buckets: _Size = 32
-  relative_attention_max_distance: _Size = 128
+  relative_attention_num_buckets: Width = 32
+  relative_attention_max_distance: Width = 128
   relpos_bias_per_layer: bool = False
   dtype: Annotated[str, checks.OneOf('float32', 'bfloat16')] = 'float32'
   scan_layers: bool = False

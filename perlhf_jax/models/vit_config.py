@@ -5,8 +5,7 @@ from typing import Annotated
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
-
-_Size = Annotated[int, checks.AtLeastOne]
+from perlhf_jax.models import t5_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +23,12 @@ class ViTConfig:
     num_heads: attention heads.
   """
 
-  image_size: _Size
-  patch_size: _Size
-  width: _Size
-  depth: _Size
-  mlp_dim: _Size
-  num_heads: _Size
+  image_size: Annotated[int, checks.Range(least=1, most=16_384)]
+  patch_size: t5_config.Width
+  width: t5_config.Width
+  depth: t5_config.Layers
+  mlp_dim: t5_config.Width
+  num_heads: t5_config.Width
 
   def __post_init__(self):
     checks.check_fields(self)

@@ -62,11 +62,12 @@ class ModelDir:
   ) -> dataset_config.DatasetConfig:
     """Has a run go on with its data as it began.
 
-    Its task is registered by the module that did so then. A run of a version
-    that did not put examples together by length does not begin to.
+    A run of a version that did not put examples together by length does not
+    begin to.
 
     Raises:
-      ConfigError: the module that did so cannot be imported.
+      ConfigError: a module of the user's registered the task then, and none is
+        given now.
     """
     if self.metadata is None:
       return dataset
@@ -80,7 +81,8 @@ class ModelDir:
         self.path,
       )
       dataset = dataclasses.replace(dataset, length_buckets=0)
-    return recorded_tasks.with_module(dataset, self.metadata, str(self.path))
+    recorded_tasks.check_module(dataset, self.metadata, str(self.path))
+    return dataset
 
   def described(
     self, metadata: run_metadata.RunMetadata, *, accept_changes: bool
@@ -149,7 +151,10 @@ class ModelDir:
       earlier = path.read_text()
       try:
         return earlier, operative_config.changes(earlier, text)
-      except (SyntaxError, ValueError, tokenize.TokenError) as error:
+      except (
+        *(SyntaxError, ValueError, RecursionError),
+        tokenize.TokenError,
+      ) as error:
         raise errors.CheckpointError(
           f'{path}, the configuration of the steps in MODEL_DIR, cannot be '
           f'read as gin ({error}). Correct it, or move it away to go on '
@@ -226,7 +231,6 @@ def find(path: epath.Path, train_steps: int) -> ModelDir:
       )
   if newest is None:
     return ModelDir(path, train_steps)
-  # Processes wait for each other here.
   fields = step_files.read_metadata(newest)
   metadata = run_metadata.from_json(fields, str(newest))
   if metadata.made_of is not None:

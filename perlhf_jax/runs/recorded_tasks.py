@@ -1,8 +1,5 @@
-"""The task of a checkpoint, found again without being told where it is."""
+"""The task of a checkpoint, which a module of the user's own may register."""
 
-import dataclasses
-
-from absl import logging
 from etils import epy
 
 from perlhf_jax.checkpoints import run_metadata
@@ -14,44 +11,35 @@ with epy.lazy_imports():
   from perlhf_jax.data import task_modules  # SeqIO is behind it.
 
 
-def with_module(
+def check_module(
   dataset: dataset_config.DatasetConfig,
   metadata: run_metadata.RunMetadata,
   where: str,
-) -> dataset_config.DatasetConfig:
-  """Imports the module that registered the task of a checkpoint.
+) -> None:
+  """Asks for the module that registered the task of a checkpoint.
 
-  Nothing is imported if the data set is of another task, or names a module
-  itself, or the task is one of ours. A checkpoint may be anybody's, so that its
-  word alone runs no file of the current folder.
+  It is named and not imported: a checkpoint is data, whoever it comes from, and
+  what is imported runs.
 
   Args:
     dataset: what is to be read.
     metadata: of the checkpoint.
     where: it is, for messages.
 
-  Returns:
-    The data set, which names that module.
-
   Raises:
-    ConfigError: the module cannot be imported; on every process.
+    ConfigError: the task is not registered, and the data set names no module;
+      on every process.
   """
   module, task = metadata.module, metadata.task
   is_needed = module and not dataset.module
   if not is_needed or dataset.mixture_or_task_name != task:
-    return dataset
-  logging.info(
-    'Importing the module %s: as %s says, it registers the task %s, and no '
-    'other MIXTURE_OR_TASK_MODULE is given.',
-    *(module, where, task),
-  )
+    return
   with multihost.together():
-    try:
-      task_modules.import_tasks(module, named_by_user=False)
-    except errors.ConfigError as error:
+    task_modules.import_tasks()
+    if not task_modules.is_registered(task):
       raise errors.ConfigError(
-        f'{where} was trained on the task {task!r}. {error} A module of the '
-        'current folder is imported only if you name it: '
-        f'--gin.MIXTURE_OR_TASK_MODULE="\'{module}\'".'
-      ) from error
-  return dataclasses.replace(dataset, module=module)
+        f'{where} was trained on the task {task!r}, which the module '
+        f'{module!r} registered, as it says itself. A checkpoint has nothing '
+        'imported: if you know the module, name it, and start in its folder '
+        f'or put that on PYTHONPATH: --gin.MIXTURE_OR_TASK_MODULE="{module!r}".'
+      )

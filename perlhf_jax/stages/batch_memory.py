@@ -6,9 +6,14 @@ import dataclasses
 import math
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import host_memory
 from perlhf_jax.training import memory
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
+
+# Of one text. Blocks of attention let small models read more than this in the
+# memory of a laptop, and for hours.
+MAX_TOKENS = 65_536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +52,8 @@ def must_fit(
     lengths: of the batch that needs most; none if there is no batch.
 
   Raises:
-    ConfigError: there is too little memory, for the bound or, in the block,
-      for what the compiler says.
+    ConfigError: a text is longer than `MAX_TOKENS`, or there is too little
+      memory, for the bound or, in the block, for what the compiler says.
   """
   if not lengths:
     yield
@@ -72,7 +77,13 @@ class _LargestBatch:
   lengths: Sequence[Length]
 
   def check(self) -> None:
-    """Raises a ConfigError if not even the bounds fit."""
+    """Raises a ConfigError for a text without end, or if no bound fits."""
+    for length in self.lengths:
+      if length.tokens > MAX_TOKENS:
+        raise errors.ConfigError(
+          f'{length.reason}; at most {MAX_TOKENS:,} are read. Give '
+          f'{length.remedy.format(MAX_TOKENS)}.'
+        )
     needed, free = self._bytes(), memory.device_free_bytes()
     if free is not None and needed > free:
       raise self.refusal(needed, free, 'at least ')
@@ -115,8 +126,8 @@ class _LargestBatch:
       advice += f' A batch of {self._shards} does not fit either.'
     return errors.ConfigError(
       f'{blamed.reason}; a batch of {self.batch_size} needs {at_least}'
-      f'{memory.gibibytes(needed)} of memory on a device beside the weights, '
-      f'and {memory.gibibytes(free)} are free. {advice.strip()}'
+      f'{host_memory.gibibytes(needed)} of memory on a device beside the '
+      f'weights, and {host_memory.gibibytes(free)} are free. {advice.strip()}'
     )
 
   @property

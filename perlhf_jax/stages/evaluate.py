@@ -68,8 +68,8 @@ def evaluate(
       on it.
     max_examples: the first so many; all if None.
     task_feature_lengths: by default those of training.
-    module: module that registers the task, if it is not one of ours; by
-      default, and if no task is named, the one that the checkpoint records.
+    module: module that registers the task, if it is not one of ours. The one
+      that the checkpoint records is named in a message, and not imported.
     use_cached: whether to read SeqIO's offline cache of the task.
     skip_bad_rows: whether to leave out rows that cannot be used.
     base_checkpoint: where an adapter's base is, or the reference of a policy
@@ -161,9 +161,8 @@ def dataset_of(
     **options,
     **trained_with,
   )
-  # What a foreign checkpoint names is imported for its own task alone.
   if mixture_or_task_name is None:
-    return recorded_tasks.with_module(dataset, metadata, checkpoint)
+    recorded_tasks.check_module(dataset, metadata, checkpoint)
   return dataset
 
 

@@ -1,7 +1,7 @@
 """Says what a checkpoint is, without reading its weights."""
 
 from collections.abc import Iterator
-import json
+from typing import Any
 
 from etils import epath
 import jax
@@ -9,6 +9,9 @@ import jax
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.checkpoints import loading
 from perlhf_jax.checkpoints.formats import registry
+from perlhf_jax.core import errors
+from perlhf_jax.core import plain_files
+from perlhf_jax.core import strict_json
 from perlhf_jax.core import tree_paths
 from perlhf_jax.models import encoder_decoder
 from perlhf_jax.training import step_files
@@ -90,4 +93,15 @@ def _figures(model_dir: epath.Path) -> Iterator[tuple[str, str]]:
   for name in _FIGURES:
     file = model_dir / name
     if file.exists():
-      yield name, json.dumps(json.loads(file.read_text()))
+      yield name, strict_json.dumps(_figure(file))
+
+
+def _figure(file: epath.Path) -> Any:
+  try:
+    content = plain_files.read(file, errors.CheckpointError)
+    return strict_json.loads(content)
+  except (OSError, ValueError) as error:
+    raise errors.CheckpointError(
+      f'{file} cannot be read as JSON ({error}). Remove it, or have the '
+      'command that wrote it write it again.'
+    ) from error

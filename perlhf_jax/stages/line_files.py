@@ -13,8 +13,12 @@ from etils import epath
 import jax
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import plain_files
 from perlhf_jax.core import strict_json
 from perlhf_jax.training import multihost
+
+# Of a file that is read as a whole.
+_MAX_BYTES = 2 * 1024**3
 
 
 def read(
@@ -32,7 +36,7 @@ def read(
       object; the message names file and line.
   """
   try:
-    content = epath.Path(path).read_bytes()
+    content = plain_files.read(path, errors.DataError, _MAX_BYTES, pipes=True)
   except OSError as error:
     raise errors.DataError(f'Cannot read --input={path}: {error}.') from error
   content = content.removeprefix(codecs.BOM_UTF8)

@@ -1,26 +1,12 @@
-"""Memory that is free, and programs that need more than that.
+"""Memory of devices that is free, and programs that need more than that.
 
 On a CPU the operating system would end the process without a word.
 """
 
-from collections.abc import Iterator
-import pathlib
-
 import jax
-import psutil
 
 from perlhf_jax.core import errors
-
-# Limits of a container: folder, limit, usage, and what of it can be taken back.
-_CGROUPS = (
-  ('/sys/fs/cgroup', 'memory.max', 'memory.current', 'inactive_file'),
-  (
-    '/sys/fs/cgroup/memory',
-    'memory.limit_in_bytes',
-    'memory.usage_in_bytes',
-    'total_inactive_file',
-  ),
-)
+from perlhf_jax.core import host_memory
 
 
 class NotEnoughMemoryError(errors.ConfigError):
@@ -35,11 +21,6 @@ class NotEnoughMemoryError(errors.ConfigError):
   free_bytes = 0
 
 
-def host_free_bytes() -> int:
-  """Returns what this process may still take of this machine's memory."""
-  return min([psutil.virtual_memory().available, *_left_in_containers()])
-
-
 def device_free_bytes() -> int | None:
   """Returns what each device of this process has free; None if it is unknown.
 
@@ -47,7 +28,7 @@ def device_free_bytes() -> int | None:
   """
   devices = jax.local_devices()
   if devices[0].platform == 'cpu':
-    return host_free_bytes() // len(devices)
+    return host_memory.free_bytes() // len(devices)
   known = [stats for d in devices if (stats := d.memory_stats())]
   left = [
     stats['bytes_limit'] - stats['bytes_in_use']
@@ -84,30 +65,9 @@ def check_program(program: jax.stages.Compiled, name: str) -> None:
   if free is None or needed <= free:
     return
   error = NotEnoughMemoryError(
-    f'{name} needs {gibibytes(needed)} of memory on a device beside weights '
-    f'and batch, and {gibibytes(free)} are free. Give smaller batches, or '
-    'shorter ones.'
+    f'{name} needs {host_memory.gibibytes(needed)} of memory on a device '
+    f'beside weights and batch, and {host_memory.gibibytes(free)} are free. '
+    'Give smaller batches, or shorter ones.'
   )
   error.needed_bytes, error.free_bytes = needed, free
   raise error
-
-
-def gibibytes(count: int) -> str:
-  """Writes a number of bytes for people."""
-  if count < 2**29:
-    return f'{count / 2**20:,.0f} MiB'
-  return f'{count / 2**30:,.1f} GiB'
-
-
-def _left_in_containers() -> Iterator[int]:
-  for folder, limit, usage, reclaimable in _CGROUPS:
-    try:
-      most, used = (
-        int((pathlib.Path(folder) / name).read_text())
-        for name in (limit, usage)
-      )
-      statistics = (pathlib.Path(folder) / 'memory.stat').read_text()
-    except (OSError, ValueError):
-      continue  # There is none, or it has no limit.
-    counts = dict(line.split() for line in statistics.splitlines())
-    yield max(most - used + int(counts.get(reclaimable, 0)), 0)

@@ -21,8 +21,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import plain_files
+from perlhf_jax.core import strict_json
 from perlhf_jax.core import typing
 from perlhf_jax.training import multihost
+from perlhf_jax.training import stored_arrays
 from perlhf_jax.training import train_state
 
 _CHECKPOINTS = 'checkpoints'
@@ -240,7 +243,9 @@ def _complete_steps(root: epath.Path) -> list[int]:
 def _selection_metric(step: epath.Path) -> float | None:
   if not (step / 'metrics').exists():
     return None
-  return _read_json(step / 'metrics').get(_METRIC)
+  metrics = _read_json(step / 'metrics')
+  value = metrics.get(_METRIC) if isinstance(metrics, dict) else None
+  return float(value) if isinstance(value, int | float) else None
 
 
 def model_dir_of(step: epath.Path) -> epath.Path:
@@ -253,13 +258,26 @@ def model_dir_of(step: epath.Path) -> epath.Path:
 
 
 def read_metadata(step: epath.Path) -> dict[str, Any]:
-  """Reads the metadata of a step's folder."""
+  """Reads the metadata of a step's folder.
+
+  Raises:
+    CheckpointError: it is missing, damaged, or too large to be true.
+  """
   return _read_json(step / 'metadata')
 
 
-def _read_json(item: epath.Path) -> dict[str, Any]:
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler(item.name)) as reader:
-    return reader.restore(item)
+def _read_json(item: epath.Path) -> Any:
+  """Reads what Orbax wrote of a JSON object: a file in a folder of its name."""
+  path = item / item.name
+  try:
+    return strict_json.loads(
+      plain_files.read(path, errors.CheckpointError), allow_nan=True
+    )
+  except (OSError, ValueError) as error:
+    raise errors.CheckpointError(
+      f'{path} cannot be read as JSON ({error}). Copy the checkpoint again, or '
+      'use another step.'
+    ) from error
 
 
 def write_weights(
@@ -295,6 +313,7 @@ def read_trainable(
   step: epath.Path,
   role: str | None = None,
   params_shardings: typing.PyTree | None = None,
+  expected: typing.PyTree | None = None,
 ) -> typing.PyTree:
   """Reads the trainable leaves of a step, without the optimizer.
 
@@ -303,15 +322,25 @@ def read_trainable(
     role: of several models that were trained together, the one to read.
     params_shardings: of `params`, where there are any: each host then reads
       its own part of them alone, straight onto its devices.
+    expected: the tree by its shapes and dtypes; None to take what is there.
 
   Returns:
     The tree, of numpy arrays but for what was given shardings.
+
+  Raises:
+    CheckpointError: the arrays are not the expected ones, or do not fit into
+      the memory that is free; none was read then.
   """
+  stored_arrays.check_index(step / 'state')
   # The bare handler: a Checkpointer looks for metadata of a whole step here.
   handler = ocp.PyTreeCheckpointHandler()
-  wanted = handler.metadata(step / 'state').tree['trainable']
+  wanted = handler.metadata(step / 'state').tree.get('trainable', {})
   if role is not None:
-    wanted = wanted[role]
+    wanted = wanted.get(role, {})
+  if expected is not None:
+    stored_arrays.check_shapes(wanted, expected, step)
+  shardings = {} if params_shardings is None else {'params': params_shardings}
+  stored_arrays.check_room(wanted, shardings, step)
   restore_args = {}
   for name, tree in wanted.items():
     if name == 'params' and params_shardings is not None:

@@ -3,7 +3,6 @@ import sys
 
 import pytest
 
-from perlhf_jax.core import errors
 from perlhf_jax.core import named_modules
 
 
@@ -69,9 +68,3 @@ def test_a_name_is_good_for_one_import(folder):
   del sys.modules['mine_i']
   with pytest.raises(ModuleNotFoundError):
     importlib.import_module('mine_i')
-
-
-def test_what_the_user_has_not_named_is_not_found(folder):
-  (folder / 'mine_j.py').write_text('')
-  with pytest.raises(errors.ConfigError, match=r'mine_j.*PYTHONPATH'):
-    named_modules.import_module('mine_j', named_by_user=False)

@@ -26,3 +26,27 @@ def test_numbers_that_are_not_finite_are_no_json(number):
     'b': {'c': [None, 'nan']},
     'd': 2,
   }
+
+
+@pytest.mark.parametrize('deep', ['[' * 100_000, '{"a":' * 100_000, '[' * 900])
+def test_what_is_nested_too_deeply_is_refused(deep):
+  for text in deep, deep + '1' + ']' * 100_000:
+    with pytest.raises(ValueError):
+      strict_json.loads(text)
+  with pytest.raises(ValueError, match='more than 100 levels deep'):
+    strict_json.loads('[' * 101 + ']' * 101)
+  with pytest.raises(ValueError, match='more than 100 levels deep'):
+    strict_json.loads('{"a":' * 100 + '[]' + '}' * 100)
+  value = strict_json.loads('[' * 100 + ']' * 100)
+  assert strict_json.loads(strict_json.dumps(value)) == value
+
+
+def test_bytes_are_utf_8():
+  assert strict_json.loads('["é"]'.encode()) == ['é']
+  with pytest.raises(ValueError, match='utf-8'):
+    strict_json.loads(b'["\xff"]')
+
+
+def test_nan_is_taken_where_it_may_be():
+  (value,) = strict_json.loads('[NaN]', allow_nan=True)
+  assert math.isnan(value)

@@ -134,12 +134,23 @@ def test_variants(keys, activations, via_embedding):
     ({'layer_norm_epsilon': 1e-5}, 'layer_norm_epsilon is 1e-05'),
     (
       {'feed_forward_proj': 'gelu'},
-      r"'gelu'; supported are relu, .*gated-gelu",
+      r"'gelu'; it must be one of 'relu', .*'gated-gelu'",
     ),
     (
       {'tie_word_embeddings': False, 'scale_decoder_outputs': True},
       'scale_decoder_outputs is true though tie_word_embeddings is false',
     ),
+    # Types and bounds: nothing is made of them.
+    ({'num_layers': 10**7}, 'layers is 10000000; .* from 1 to 256'),
+    ({'num_decoder_layers': -1}, 'num_decoder_layers is -1; it must be'),
+    ({'d_model': 10**9, 'vocab_size': 10**9}, 'from 1 to 10,000,000'),
+    ({'model_type': ['t5']}, r"model_type is \['t5'\]; supported"),
+    ({'feed_forward_proj': ['relu']}, r"feed_forward_proj is \['relu'\]; it"),
+    ({'layer_norm_epsilon': 'x'}, "layer_norm_epsilon is 'x'; it must be"),
+    ({'dropout_rate': 10**400}, 'dropout_rate is 1000.*…; it must be'),
+    ({'dropout_rate': 2}, 'T5Config.dropout_rate is 2'),
+    ({'relative_attention_num_buckets': {}}, 'num_buckets is {}; it must'),
+    ({'tie_word_embeddings': 'no'}, "tie_word_embeddings is 'no'; it must"),
   ],
 )
 def test_what_is_not_supported_is_named(keys, message):

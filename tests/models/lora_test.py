@@ -288,7 +288,7 @@ def test_a_pattern_without_a_match_names_near_paths():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'rank': 0}, 'rank is 0; it must be a whole number of at least 1'),
+    ({'rank': 0}, 'rank is 0; it must be a whole number from 1 to 65,536'),
     ({'alpha': -8}, 'alpha is -8; it must be a number above 0 or None'),
     (
       {'dropout_rate': 1.0},

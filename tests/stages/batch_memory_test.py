@@ -7,6 +7,7 @@ import runs
 
 from perlhf_jax.cli import main
 from perlhf_jax.core import errors
+from perlhf_jax.core import host_memory
 from perlhf_jax.stages import batch_memory
 from perlhf_jax.training import compiled_step
 from perlhf_jax.training import memory
@@ -22,7 +23,7 @@ def fails(tmp_path, capsys, monkeypatch):
   """Runs a command on lines that a machine with some MiB has no room for."""
 
   def run(command, rows, *more, free, compiles=False):
-    monkeypatch.setattr(memory, 'host_free_bytes', lambda: int(free * _MIB))
+    monkeypatch.setattr(host_memory, 'free_bytes', lambda: int(free * _MIB))
     if not compiles:
       monkeypatch.setattr(
         compiled_step.CompiledStep, '_compile', lambda *_: pytest.fail()

@@ -30,6 +30,7 @@ preference_tasks.add_preference_task(
   splits={'train': 0.5, 'validation': 0.25, 'test': 0.25},
 )
 """
+_MODULE = "--gin.MIXTURE_OR_TASK_MODULE='moved_tasks'"
 _FEW = ('--gin.EVAL_EXAMPLES=8', '--gin.BATCH_SIZE=8')
 
 
@@ -60,7 +61,7 @@ def root(tmp_path_factory):
       'attention',
       'made/rm',
       'moved_rm',
-      "--gin.MIXTURE_OR_TASK_MODULE='moved_tasks'",
+      _MODULE,
       *_FEW,
       start='made/sft',
       steps=1,
@@ -105,16 +106,22 @@ def test_a_baseline_and_rewards_by_relative_paths(root, monkeypatch):
   assert result['judged_by'] == 'score' and 'win_rate' in result
 
 
-def test_the_module_of_the_task_is_imported(root, monkeypatch, caplog):
-  caplog.set_level(logging.INFO)
+def test_the_module_of_the_task_is_named_and_not_imported(
+  root, monkeypatch, capsys
+):
   monkeypatch.chdir(root)
   monkeypatch.syspath_prepend(root)
   _forget(monkeypatch)
-  assert _evaluate('runs/rm') == 0
-  assert (
-    'Importing the module moved_tasks: as runs/rm says, it registers the task '
-    'moved_rm'
-  ) in caplog.text
+  assert _evaluate('runs/rm') == 2
+  message = capsys.readouterr().err
+  for wanted in (
+    "runs/rm was trained on the task 'moved_rm'",
+    "the module 'moved_tasks' registered",
+    '--gin.MIXTURE_OR_TASK_MODULE="\'moved_tasks\'"',
+  ):
+    assert wanted in message
+  assert 'moved_tasks' not in sys.modules
+  assert _evaluate('runs/rm', _MODULE) == 0
   result = json.loads((root / 'runs/rm/eval.json').read_text())
   assert result['task'] == 'moved_rm' and 'pairwise_accuracy' in result
 
@@ -127,38 +134,6 @@ def test_nothing_is_imported_for_a_task_that_is_named(root, monkeypatch):
   assert 'moved_tasks' not in sys.modules
   # The registry is every test's.
   import moved_tasks  # noqa: F401
-
-
-def test_a_module_that_is_gone_is_named(root, monkeypatch, capsys):
-  monkeypatch.setattr(
-    sys, 'path', [p for p in sys.path if p not in ('', str(root))]
-  )
-  monkeypatch.delitem(sys.modules, 'moved_tasks', raising=False)
-  assert _evaluate(root / 'runs/rm') == 2
-  message = capsys.readouterr().err
-  for wanted in (
-    f'{root}/runs/rm was trained on the task',
-    "'moved_tasks'",
-    'PYTHONPATH',
-    '--gin.MIXTURE_OR_TASK_MODULE=',
-  ):
-    assert wanted in message
-
-
-def test_a_checkpoint_alone_runs_no_file_of_the_current_folder(
-  root, monkeypatch, capsys
-):
-  monkeypatch.chdir(root)
-  monkeypatch.setattr(
-    sys, 'path', [p for p in sys.path if p not in ('', str(root))]
-  )
-  _forget(monkeypatch)
-  assert _evaluate('runs/rm') == 2
-  assert 'moved_tasks' not in sys.modules
-  named = "--gin.MIXTURE_OR_TASK_MODULE='moved_tasks'"
-  told = '--gin.MIXTURE_OR_TASK_MODULE="\'moved_tasks\'"'
-  assert told in capsys.readouterr().err
-  assert _evaluate('runs/rm', named) == 0
 
 
 def test_an_adapter_that_moved_alone(root, tmp_path, monkeypatch, capsys):
@@ -181,12 +156,13 @@ def test_a_run_goes_on_where_it_lies_now(root, monkeypatch, caplog):
   monkeypatch.chdir(root / 'runs')
   monkeypatch.syspath_prepend(root)
   _forget(monkeypatch)
-  runs.train(
+  more = runs.arguments(
     'train_reward', 'attention', 'rm', 'moved_rm', *_FEW, start='sft', steps=2
   )
-  assert 'Importing the module moved_tasks' in caplog.text
+  assert main.run(more) == 2
+  assert 'moved_tasks' not in sys.modules
+  assert main.run([*more, _MODULE]) == 0
   assert 'Going on from step 1 to step 2.' in caplog.text
-  assert "MIXTURE_OR_TASK_MODULE: 'moved_tasks' -> None" in caplog.text
   assert runs.metrics(root / 'runs/rm')[-1]['step'] == 2
 
 

@@ -119,6 +119,11 @@ def test_conversations_are_split_in_the_shares_of_the_authors(data_dir, folder):
   [
     ('<conversation>\n<messages>\n', ':3', 'not well-formed XML'),
     ('', ':1', 'not well-formed XML'),
+    (
+      '<!DOCTYPE c [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><c>&b;</c>',
+      ':1',
+      'not readable as XML.*EntitiesForbidden',
+    ),
     ('<conversation>\n&nbsp;</conversation>', ':2', 'undefined entity'),
     ('<?xml version="1.0" encoding="?"?><a/>', ':1', 'XML'),
     ('<a><b/></a>', ':1', 'the root is <a> and there is no <conversation>'),

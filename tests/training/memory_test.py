@@ -6,40 +6,11 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 import pytest
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import host_memory
 from perlhf_jax.training import memory
-
-
-@pytest.fixture
-def container(tmp_path, monkeypatch):
-  """Writes what a container's files say."""
-  names = 'memory.max', 'memory.current', 'inactive_file'
-  monkeypatch.setattr(memory, '_CGROUPS', ((str(tmp_path), *names),))
-
-  def write(limit, usage, reclaimable):
-    for name, text in zip(names, (limit, usage), strict=False):
-      (tmp_path / name).write_text(f'{text}\n')
-    stat = f'anon 5\ninactive_file {reclaimable}\n'
-    (tmp_path / 'memory.stat').write_text(stat)
-
-  return write
-
-
-def test_a_machine_has_what_the_system_says(container):
-  free = memory.host_free_bytes()  # There are no files yet.
-  assert 0 < free <= psutil.virtual_memory().total
-  container('max', 1000, 0)  # No limit.
-  assert memory.host_free_bytes() > 1000
-
-
-def test_a_container_has_its_limit(container):
-  container(1000, 900, 300)
-  assert memory.host_free_bytes() == 400
-  container(1000, 1900, 300)
-  assert memory.host_free_bytes() == 0
 
 
 def _with_devices(monkeypatch, platform, *stats):
@@ -51,7 +22,7 @@ def _with_devices(monkeypatch, platform, *stats):
 
 
 def test_the_devices_of_a_cpu_share_it(monkeypatch):
-  monkeypatch.setattr(memory, 'host_free_bytes', lambda: 1000)
+  monkeypatch.setattr(host_memory, 'free_bytes', lambda: 1000)
   _with_devices(monkeypatch, 'cpu', None, None, None, None)
   assert memory.device_free_bytes() == 250
 
@@ -95,11 +66,3 @@ def test_a_program_that_does_not_fit_is_refused(monkeypatch):
     memory.check_program(program, 'it')
   error = caught.value
   assert (error.needed_bytes, error.free_bytes) == (needed, needed - 1)
-
-
-@pytest.mark.parametrize(
-  ('count', 'text'),
-  [(3 * 2**20, '3 MiB'), (2**29, '0.5 GiB'), (2**40, '1,024.0 GiB')],
-)
-def test_bytes_for_people(count, text):
-  assert memory.gibibytes(count) == text

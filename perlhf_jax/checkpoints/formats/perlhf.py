@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
+from typing import Any
 
 from etils import epath
+from flax.core import meta
 import jax
 import numpy as np
 
@@ -12,6 +14,9 @@ from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.checkpoints.formats import format as format_lib
 from perlhf_jax.core import errors
 from perlhf_jax.core import versions
+from perlhf_jax.models import encoder_decoder
+from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import reward_model
 from perlhf_jax.models import tuned_params
 from perlhf_jax.training import layer_layout
 from perlhf_jax.training import step_files
@@ -61,6 +66,7 @@ class Perlhf(format_lib.ModelFormat, format_lib.WritableFormat):
       # The value model is of use to training only.
       role='policy' if peeked.kind == run_metadata.POLICY else None,
       params_shardings=places,
+      expected=_expected(metadata),
     )
     params = trainable.get('params', {})
     trained = {'heads': trainable.get('heads', {})}
@@ -102,6 +108,29 @@ class Perlhf(format_lib.ModelFormat, format_lib.WritableFormat):
         f'{target} cannot be written ({error}). Choose a folder that you may '
         'write to, on a disk with room for the weights; nothing was left there.'
       ) from error
+
+
+def _expected(metadata: run_metadata.RunMetadata) -> dict[str, Any]:
+  """Returns shapes and dtypes of what a step holds of its model."""
+  config, adapters = metadata.model, None
+  is_lora = metadata.tuning == run_metadata.LORA
+  if is_lora:
+    adapters = lora_lib.resolve(
+      metadata.lora, encoder_decoder.dense_module_paths(config)
+    )
+  model = encoder_decoder.make_model(config, adapters)
+
+  def shapes(make):
+    return meta.unbox(jax.eval_shape(lambda: make(jax.random.key(0))))
+
+  expected = shapes(lambda rng: encoder_decoder.init_variables(model, rng))
+  if metadata.base is not None:
+    expected['params'], _ = tuned_params.split(
+      expected['params'], config, lora=is_lora
+    )
+  if metadata.kind == run_metadata.REWARD:
+    expected['heads'] = shapes(lambda rng: reward_model.init_heads(config, rng))
+  return expected
 
 
 def _read(leaf):
