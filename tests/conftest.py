@@ -1,7 +1,11 @@
 """Set-up of every test: the CPU, quiet libraries, checked shapes and types."""
 
+import atexit
+import gc
 import os
+import shutil
 import sys
+import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -12,15 +16,25 @@ os.environ.setdefault(
   'XLA_FLAGS',
   '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
 )
+# All processes of a run of the suite share what they have compiled: the first
+# one of them, of which the others are children, makes a folder and removes it.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _programs = tempfile.mkdtemp(prefix='perlhf_programs_')
+  atexit.register(shutil.rmtree, _programs, ignore_errors=True)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _programs
+  # Nearly all programs are small.
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+  os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
 import hypothesis
-import jaxtyping
 import pytest
+import typechecking
 
 # Before anything of ours is imported, or it would be imported unchecked.
-jaxtyping.install_import_hook(
-  ['perlhf_jax', 'tasks'], typechecker='typechecking.checked'
-)
+typechecking.install()
+# JAX cleans up whenever Python looks for garbage, by default after every 700
+# new objects: a sixteenth of the time of tests that train.
+gc.set_threshold(50_000, 20, 20)
 
 # The first call of a jitted function compiles, which is slow and no fault.
 # Derandomised, so that a green commit stays green.
