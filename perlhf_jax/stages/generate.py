@@ -65,8 +65,8 @@ def generate(
   Args:
     checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
       `perlhf inspect` knows.
-    input_path: a .jsonl file of lines {"prompt": ...}; `image` is added for
-      models of images, as `line_images` says.
+    input_path: a .jsonl file of lines {"prompt": ...}; with "image", a path or
+      a list of paths, for models of images.
     output_path: the file to write: the same lines with "response".
     temperature: divides the logits, 1 by default; 0 takes the likeliest token.
     top_k: samples from the k likeliest tokens; by default from all.

@@ -82,8 +82,8 @@ def score(
     checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
       `perlhf inspect` knows.
     input_path: a .jsonl file of lines {"prompt": ..., "response": ...}, of
-      several responses in a list too; `image` is added for models of images,
-      as `line_images` says.
+      several responses in a list too; with "image", a path or a list of paths,
+      for models of images.
     output_path: the file to write: the same lines with "score" or "logprob".
     batch_size: responses scored at once; it does not change the scores.
     base_checkpoint: where an adapter's base is, if not where the adapter says.
