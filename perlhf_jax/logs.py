@@ -20,6 +20,7 @@ _NOISE = re.compile(
 )
 
 _GIN_SEARCH = os.path.join('gin', 'resource_reader.py')
+_ORBAX = os.path.join('orbax', 'checkpoint') + os.sep
 _OUR_ROOT = str(pathlib.Path(__file__).resolve().parent) + os.sep
 
 
@@ -93,6 +94,9 @@ def _is_for_users(record: std_logging.LogRecord) -> bool:
   # Gin looks for an included file in several places, and calls each miss an
   # error; cli/gin_scan.py has found the file before.
   if record.pathname.endswith(_GIN_SEARCH):
+    return False
+  # What Orbax logs with a traceback it raises as well.
+  if record.exc_info and _ORBAX in record.pathname:
     return False
   if record.levelno >= std_logging.WARNING:
     return True

@@ -13,6 +13,7 @@ from typing import Any
 from perlhf_jax import logs
 from perlhf_jax.cli import supervision
 from perlhf_jax.core import errors
+from perlhf_jax.core import sigterm
 from perlhf_jax.core import versions
 
 
@@ -83,7 +84,8 @@ def load_together(
     call, configuration = load()
   except errors.UserError as e:
     error = e
-  multihost.raise_together(error)
+  with sigterm.kept():  # The first use of a device.
+    multihost.raise_together(error)
   installed = versions.describe().items()
   multihost.check_same(
     '\n'.join([*command, *map(': '.join, installed), configuration]),

@@ -1,13 +1,15 @@
 """The command line: `perlhf COMMAND ...`, or `python -m perlhf_jax`.
 
 Mistakes in what the user gave (`errors.UserError`) are printed in one message
-without a traceback and end with exit code 2. A run that was told to stop, or
-that lost another host or did not meet it, ends with exit code 75 (EX_TEMPFAIL):
-started again, the same command goes on. Anything else is a fault of this
-library and keeps its traceback.
+without a traceback and end with exit code 2, and so do failures of the outside
+world, such as a full disk. A run that was told to stop, that lost another host
+or did not meet it, or whose network failed, ends with exit code 75
+(EX_TEMPFAIL): started again, the same command goes on. Anything else is a fault
+of this library and keeps its traceback.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import functools
 import importlib
 import sys
@@ -26,9 +28,15 @@ from perlhf_jax.cli import program_cache
 from perlhf_jax.cli.commands import Command
 from perlhf_jax.core import errors
 from perlhf_jax.core import operative_config
+from perlhf_jax.core import outside
+from perlhf_jax.core import sigterm
 from perlhf_jax.core import user_code
 
 _HELP = ('--help', '-h')
+_TOLD = (
+  'stopped by SIGTERM. What was saved before is kept; started again, the same '
+  'command goes on.'
+)
 
 
 def run(
@@ -37,20 +45,26 @@ def run(
   """Runs the arguments of a command line, without the program's name.
 
   Returns:
-    The exit code: 0, 2 after a mistake of the user's, 75 if the same command
-    goes on when it is started again, 130 if interrupted.
+    The exit code: 0, 2 after a mistake of the user's or a failure outside, 75
+    if the same command goes on when it is started again, 130 if interrupted.
   """
   try:
     _run(argv, commands)
   except errors.UserError as error:
     print(f'perlhf: error: {user_code.original(error)}', file=sys.stderr)
-    return 2
+    return error.exit_code
   except errors.PreemptedError as error:
     print(f'perlhf: {user_code.original(error)}', file=sys.stderr)
     return errors.GOES_ON
   except KeyboardInterrupt:
     print('perlhf: interrupted', file=sys.stderr)
     return 130
+  except Exception as error:
+    failed = outside.as_user_error(error)
+    if failed is None:
+      raise
+    print(f'perlhf: error: {failed}', file=sys.stderr)
+    return failed.exit_code
   return 0
 
 
@@ -81,6 +95,16 @@ def _run(argv: Sequence[str], commands: Mapping[str, Command]) -> None:
     print(help_pages.page(name, command, others))
     return
   arguments = command_line.parse(name, command, args)
+  with contextlib.ExitStack() as stack:
+    if command.on_hosts:  # A launcher starts it again.
+      stack.enter_context(sigterm.ends(errors.GOES_ON, _TOLD))
+    _call(name, command, arguments)
+
+
+def _call(
+  name: str, command: Command, arguments: command_line.Arguments
+) -> None:
+  """Loads a command and does what it says."""
   if command.compiles_for_others or arguments.check is not None:
     program_cache.forbid()
   else:

@@ -18,9 +18,11 @@ class UserError(Exception):
     on_every_host: whether every process of a run on several hosts raises it,
       so that they can still do together what needs all of them, such as a
       save.
+    exit_code: of a command that ends with it.
   """
 
   on_every_host = False
+  exit_code = 2
 
 
 class ConfigError(UserError):
@@ -35,5 +37,21 @@ class CheckpointError(UserError):
   """A checkpoint that is missing, damaged or of another model."""
 
 
+class OutsideError(UserError):
+  """A failure of the outside world that somebody has to mend: a full disk."""
+
+
+class PassingError(OutsideError):
+  """A failure of the outside world that may be over at the next start."""
+
+  exit_code = GOES_ON
+
+
 class PreemptedError(Exception):
-  """A run that was told to stop, and has: nothing is lost, nobody is wrong."""
+  """A run that was told to stop, and has: nothing is lost, nobody is wrong.
+
+  Attributes:
+    on_every_host: see `UserError`.
+  """
+
+  on_every_host = False

@@ -97,6 +97,12 @@ def line_of(error: BaseException) -> str:
   return f'({place}{": " if frame.line else ""}{frame.line})'
 
 
+def raised_by_us(error: BaseException) -> bool:
+  """Whether a line of this package raised an error, not a library's."""
+  frames = traceback.extract_tb(error.__traceback__)
+  return bool(frames) and frames[-1].filename.startswith(_OURS)
+
+
 def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
   """Returns the function that a partial, or a partial of one, calls."""
   while isinstance(function, functools.partial):

@@ -10,12 +10,10 @@ import os
 import signal
 import threading
 
+from perlhf_jax.core import sigterm
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _STDERR = 2
-
-
-def _is_main_thread() -> bool:
-  return threading.current_thread() is threading.main_thread()
 
 
 @contextlib.contextmanager
@@ -29,7 +27,7 @@ def ends_quietly(found: Callable[[], str]) -> Iterator[None]:
   Args:
     found: says, when it is asked, what is there already.
   """
-  if not _is_main_thread():
+  if not sigterm.is_main_thread():
     yield
     return
   reading, writing = os.pipe()
@@ -47,15 +45,6 @@ def ends_quietly(found: Callable[[], str]) -> Iterator[None]:
       signal.signal(each, handler or signal.SIG_DFL)
     signal.set_wakeup_fd(wakeup)
     os.close(writing)
-
-
-@contextlib.contextmanager
-def keeps_sigterm() -> Iterator[None]:
-  """Gives SIGTERM its handler back, which libtpu replaces when it is loaded."""
-  handler = signal.getsignal(signal.SIGTERM)
-  yield
-  if _is_main_thread() and handler is not None:
-    signal.signal(signal.SIGTERM, handler)
 
 
 def _listen(reading: int, found: Callable[[], str]) -> None:

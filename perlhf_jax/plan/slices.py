@@ -7,8 +7,8 @@ from typing import Any
 from absl import logging
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import sigterm
 from perlhf_jax.plan import compiling
-from perlhf_jax.plan import interruption
 from perlhf_jax.plan import programs as programs_lib
 from perlhf_jax.plan import rows as rows_lib
 from perlhf_jax.plan import search as search_lib
@@ -48,7 +48,7 @@ class Planner:
         no libtpu.
     """
     if topology not in self._meshes:
-      with interruption.keeps_sigterm():
+      with sigterm.kept():
         devices = topologies.devices(topology)
       self._meshes[topology] = self._partitioner.make_mesh(devices)
     return self._meshes[topology]

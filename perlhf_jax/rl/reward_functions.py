@@ -10,6 +10,7 @@ import numpy as np
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import user_code
+from perlhf_jax.training import preemption
 
 # (prompts, responses[, references]) -> one score a response
 RewardFunction = Callable[..., Any]
@@ -57,6 +58,8 @@ def call(
   prompts: Sequence[str],
   responses: Sequence[str],
   references: Sequence[Sequence[str] | None] = (),
+  *,
+  time_limit: float | None = None,
 ) -> np.ndarray:
   """Calls a reward function and checks what it gives.
 
@@ -67,13 +70,15 @@ def call(
     prompts: of each response.
     responses: to score.
     references: right answers, None where there are none; empty if unknown.
+    time_limit: seconds that the call may take; None for any time.
 
   Returns:
     float32, one score a response.
 
   Raises:
-    DataError: the function raised, or gave anything but one finite number a
-      response; names the function.
+    DataError: the function raised, was not done in time, or gave anything but
+      one finite number a response; names the function.
+    PreemptedError: SIGTERM came meanwhile, see `preemption.interruptible`.
   """
   name = user_code.name_of(function)
   further = {}
@@ -85,15 +90,18 @@ def call(
         'references, or of demonstrations.'
       )
     further[REFERENCES] = [list(answers) for answers in references]
-  try:
-    result = function(list(prompts), list(responses), **further)
-  except Exception as error:
-    raise errors.DataError(
-      f'The reward function {name} raised {user_code.describe(error)}. It was '
-      f'called with {len(responses)} responses, the first of them '
-      f'{_shown(responses[0]) if responses else None}.'
-    ) from error
-  scores = _scores(name, result, len(responses))
+  with preemption.interruptible(f'the reward function {name}', time_limit):
+    try:
+      result = function(list(prompts), list(responses), **further)
+    except (Exception, SystemExit) as error:
+      first = _shown(responses[0]) if responses else None
+      raise errors.DataError(
+        f'The reward function {name} raised {user_code.describe(error)}. It '
+        f'was called with {len(responses)} responses, the first of them '
+        f'{first}.'
+      ) from error
+    # A generator runs the user's code here.
+    scores = _scores(name, result, len(responses))
   for i in np.flatnonzero(~np.isfinite(scores)):
     raise errors.DataError(
       f'The reward function {name} gave {scores[i]} for the response '
@@ -110,7 +118,7 @@ def _scores(name: str, result: Any, num_responses: int) -> np.ndarray:
     # An array of torch or JAX becomes NumPy's at once, not number by number.
     values = np.asarray(result) if hasattr(result, 'shape') else result
     values = None if is_unordered else list(values)
-  except Exception as error:  # A generator runs the user's code here.
+  except (Exception, SystemExit) as error:
     raise errors.DataError(
       f'The reward function {name} gave a {type(result).__name__} that cannot '
       f'be read: {user_code.describe(error)}; it {what}.'

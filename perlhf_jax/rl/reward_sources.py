@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
@@ -31,6 +31,8 @@ class RewardSources:
     functions: `RewardFunction`s of the lists `prompts` and `responses`, in gin
       `(@my_module.my_reward,)`; one needs no tuple.
     function_weights: a factor for each function; 1 if empty.
+    time_limit: seconds that a call of a function, or of a judge, may take; None
+      for any time.
   """
 
   checkpoints: str | Sequence[str] | None = ()
@@ -38,6 +40,7 @@ class RewardSources:
   model_weight: float = 1.0
   functions: Any = ()
   function_weights: Sequence[float] = ()
+  time_limit: Annotated[float | None, checks.Positive] = None
 
   def __post_init__(self):
     checks.check_fields(self)
@@ -88,6 +91,7 @@ class RewardSources:
       functions=tuple(zip(self.functions, self.function_weights, strict=True)),
       decode=decoder(vocabulary),
       mesh=mesh,
+      time_limit=self.time_limit,
     )
 
 

@@ -31,6 +31,7 @@ class Scoring:
     functions: Python functions of prompts and responses, each with its weight.
     decode: makes text for them.
     mesh: where samples lie.
+    time_limit: seconds that a call of a function may take; None for any time.
   """
 
   reduce: str
@@ -38,6 +39,7 @@ class Scoring:
   functions: Sequence[tuple[Callable[..., Any], float]]
   decode: Decode
   mesh: partitioning.LogicalMesh
+  time_limit: float | None = None
 
   def __call__(self, samples: experience_lib.Experience) -> jax.Array:
     """Returns scores `[batch, responses]` of samples on the mesh.
@@ -48,6 +50,7 @@ class Scoring:
 
     Raises:
       DataError: a function failed, on this host or on another.
+      PreemptedError: SIGTERM came while a function was at work; likewise.
     """
     total = None
     if samples.model_scores is not None:
@@ -58,7 +61,7 @@ class Scoring:
       error = scores = None
       try:
         scores = self._call_functions(samples)
-      except errors.DataError as e:
+      except (errors.DataError, errors.PreemptedError) as e:
         error = e
       multihost.raise_together(error)
       scores = placement.shard_rows(scores, self.mesh)
@@ -81,7 +84,9 @@ class Scoring:
     prompts = [prompts[row] for row in rows]
     responses = [responses[row] for row in rows]
     for function, weight in self.functions:
-      scores = reward_functions.call(function, prompts, responses)
+      scores = reward_functions.call(
+        function, prompts, responses, time_limit=self.time_limit
+      )
       total[rows] += np.float32(weight) * scores
     return total.reshape(-1, num_responses)
 

@@ -1,6 +1,6 @@
 """MODEL_DIR, and what an earlier start of a run left there."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import tokenize
 from typing import Any
@@ -15,6 +15,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import operative_config
 from perlhf_jax.data import dataset_config
 from perlhf_jax.runs import recorded_tasks
+from perlhf_jax.runs import whole_run
 from perlhf_jax.training import finite
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
@@ -36,6 +37,7 @@ _OF_NO_ACCOUNT = frozenset(
     'MODEL_DIR',
     'REWARD_CHECKPOINT',
     'ROLLOUT_PARTS',
+    'REWARD_TIME_LIMIT',
     'TRAIN_STEPS',
   }
 )
@@ -50,12 +52,15 @@ class ModelDir:
     train_steps: updates in all, those before a resume included.
     step: the newest that is saved there; None for a new run.
     metadata: of that step.
+    check: raises an OutsideError when the folder is no longer this run's, see
+      `whole_run.hold`.
   """
 
   path: epath.Path
   train_steps: int
   step: int | None = None
   metadata: run_metadata.RunMetadata | None = None
+  check: Callable[[], None] = lambda: None
 
   def as_begun(
     self, dataset: dataset_config.DatasetConfig
@@ -148,8 +153,8 @@ class ModelDir:
     with multihost.together():
       if not path.exists():
         return None, {}
-      earlier = path.read_text()
       try:
+        earlier = path.read_text()
         return earlier, operative_config.changes(earlier, text)
       except (
         *(SyntaxError, ValueError, RecursionError),
@@ -205,9 +210,12 @@ def prepare(model_dir: str, train_steps: int) -> ModelDir:
     train_steps: updates in all.
 
   Raises:
-    CheckpointError: it cannot be written to, or as `find`.
+    CheckpointError: it cannot be written to, another run is at work there, or
+      as `find`.
   """
-  return find(step_files.prepare_model_dir(model_dir), train_steps)
+  path = step_files.prepare_model_dir(model_dir)
+  check = whole_run.hold(path)
+  return dataclasses.replace(find(path, train_steps), check=check)
 
 
 def find(path: epath.Path, train_steps: int) -> ModelDir:

@@ -14,6 +14,7 @@ from perlhf_jax.checkpoints import initial
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.checkpoints import run_settings
+from perlhf_jax.core import sigterm
 from perlhf_jax.core import strict_json
 from perlhf_jax.core import versions
 from perlhf_jax.data import data_fingerprint
@@ -124,7 +125,8 @@ def prepare(
   Raises:
     UserError: any input that cannot be used.
   """
-  mesh = partitioner.make_mesh()
+  with sigterm.kept():
+    mesh = partitioner.make_mesh()
   partitioning.check_batch_size(
     dataset.batch_size, mesh, loop.accumulation_steps, minibatches
   )
@@ -321,5 +323,6 @@ def train(
     mesh=prepared.mesh,
     summary={'trainable_fraction': made.trainable_fraction},
     check=check,
+    still_ours=prepared.directory.check,
     describe=_describe_batches(examples),
   )

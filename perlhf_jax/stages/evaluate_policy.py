@@ -115,9 +115,11 @@ def prepare(
   temperature = config.temperature
   if temperature is None:
     temperature = trained.get('temperature', 1.0)
-  rewards, recorded = config.rewards, []
-  if rewards is None or not (rewards.checkpoints or rewards.functions):
-    rewards = reward_sources.RewardSources(reduce=trained.get('reduce', 'mean'))
+  rewards, recorded = config.rewards or reward_sources.RewardSources(), []
+  if not (rewards.checkpoints or rewards.functions):
+    rewards = reward_sources.RewardSources(
+      reduce=trained.get('reduce', 'mean'), time_limit=rewards.time_limit
+    )
     recorded = trained.get('reward_checkpoints', [])
   sampling = sampler.SamplingConfig(response_length, temperature)
   has_score = bool(recorded or rewards.checkpoints or rewards.functions)
@@ -142,6 +144,7 @@ def prepare(
       batch_size=batch_size,
       mesh=mesh,
       judge=config.judge,
+      time_limit=rewards.time_limit,
       decode=scoring.decode,
     )
 

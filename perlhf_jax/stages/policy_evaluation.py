@@ -79,6 +79,7 @@ def answer(
   batch_size: int,
   mesh: partitioning.LogicalMesh,
   judge: Callable[..., Any] | None = None,
+  time_limit: float | None = None,
   decode: scoring_lib.Decode,
 ) -> Answers:
   """Samples a response to every prompt and assesses it.
@@ -95,10 +96,12 @@ def answer(
     batch_size: prompts at once.
     mesh: the mesh.
     judge: a reward function that says how good responses really are.
+    time_limit: seconds that a call of the judge may take; None for any time.
     decode: makes text.
 
   Raises:
     DataError: a reward function or the judge failed.
+    PreemptedError: SIGTERM came while one of them was at work.
   """
   prompts, responses, rows = [], [], []
   collected: dict[str, list[np.ndarray]] = {}
@@ -128,7 +131,9 @@ def answer(
   }
   references = [examples.references_of(row) for row in range(len(examples))]
   if judge is not None:
-    columns['judge_score'] = _judge(judge, prompts, responses, references)
+    columns['judge_score'] = _judge(
+      judge, prompts, responses, references, time_limit
+    )
   return Answers(prompts, responses, references, columns)
 
 
@@ -151,7 +156,7 @@ def _columns(samples: experience_lib.Experience) -> dict[str, np.ndarray]:
   return columns
 
 
-def _judge(judge, prompts, responses, references) -> np.ndarray:
+def _judge(judge, prompts, responses, references, time_limit) -> np.ndarray:
   """Has each host judge a share of the answers; returns all, float64."""
   scores, error = np.zeros(0, np.float32), None
   hosts, host = jax.process_count(), jax.process_index()
@@ -160,9 +165,13 @@ def _judge(judge, prompts, responses, references) -> np.ndarray:
   try:
     if responses[mine]:
       scores = reward_functions.call(
-        judge, prompts[mine], responses[mine], references[mine]
+        judge,
+        prompts[mine],
+        responses[mine],
+        references[mine],
+        time_limit=time_limit,
       )
-  except errors.DataError as e:
+  except (errors.DataError, errors.PreemptedError) as e:
     error = e
   multihost.raise_together(error)
   return placement.gather_numbers(scores, share)[: len(responses)]

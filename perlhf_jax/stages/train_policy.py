@@ -28,6 +28,7 @@ from perlhf_jax.rl import state as state_lib
 from perlhf_jax.rl import step as step_lib
 from perlhf_jax.runs import run as run_lib
 from perlhf_jax.runs import stage
+from perlhf_jax.runs import whole_run
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import policy_evaluation
 from perlhf_jax.training import optimizers
@@ -47,6 +48,7 @@ Temperature = Annotated[
 ]
 
 
+@whole_run.guarded
 @checks.checked
 def train_policy(
   *,
@@ -220,6 +222,7 @@ def train_policy(
       sampling=sampling,
       batch_size=eval_dataset.batch_size,
       judge=judge,
+      time_limit=rewards.time_limit,
     ),
     selection=SELECTION,
     num_samples=num_samples,
@@ -244,7 +247,7 @@ def _check_start(model, lora, path) -> None:
       )
 
 
-def _evaluation(prepared, scoring, *, sampling, batch_size, judge):
+def _evaluation(prepared, scoring, *, sampling, batch_size, judge, time_limit):
   """Returns a function from a state to metrics, which logs samples."""
   roles, loop = prepared.made, prepared.loop
   rollout = step_lib.Rollout(
@@ -270,6 +273,7 @@ def _evaluation(prepared, scoring, *, sampling, batch_size, judge):
       batch_size=batch_size,
       mesh=prepared.mesh,
       judge=judge,
+      time_limit=time_limit,
       decode=scoring.decode,
     )
     if jax.process_index() == 0:

@@ -21,6 +21,7 @@ from perlhf_jax.models import t5_config
 from perlhf_jax.objectives import losses
 from perlhf_jax.runs import run as run_lib
 from perlhf_jax.runs import stage
+from perlhf_jax.runs import whole_run
 from perlhf_jax.stages import reward_scoring
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
@@ -84,6 +85,7 @@ def _sums(per_example, mask, **metrics) -> train_step.LossOutput:
   )
 
 
+@whole_run.guarded
 @checks.checked
 def train_reward(
   *,

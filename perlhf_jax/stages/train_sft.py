@@ -15,6 +15,7 @@ from perlhf_jax.models import t5_config
 from perlhf_jax.objectives import losses
 from perlhf_jax.runs import run as run_lib
 from perlhf_jax.runs import stage
+from perlhf_jax.runs import whole_run
 from perlhf_jax.training import compiled_step
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
@@ -60,6 +61,7 @@ def make_loss(
   return loss
 
 
+@whole_run.guarded
 @checks.checked
 def train_sft(
   *,

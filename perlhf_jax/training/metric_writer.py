@@ -41,6 +41,21 @@ def in_order(metrics: Mapping[str, float]) -> dict[str, float]:
   return {**leading, **metrics}
 
 
+def mean_timing(model_dir: epath.Path, step: int) -> dict[str, float | None]:
+  """Returns the means of `TIMING` over the records of a run; None without any.
+
+  Args:
+    model_dir: of a run.
+    step: the newest of the run.
+  """
+  records = step_log.StepLog(model_dir / FILE_NAME, step).records()
+  means = {}
+  for name in TIMING:
+    values = [each[name] for each in records if each.get(name) is not None]
+    means[name] = sum(values) / len(values) if values else None
+  return means
+
+
 class MetricWriter:
   """Writes metrics on the first process; on the others it does nothing."""
 

@@ -253,7 +253,9 @@ def _difference(index: int, text: str, other_index: int, other: str) -> str:
   return '\n'.join(lines)
 
 
-def raise_together(error: errors.UserError | None) -> None:
+def raise_together(
+  error: errors.UserError | errors.PreemptedError | None,
+) -> None:
   """Raises on every process what went wrong on some.
 
   All processes call this at the same place, with or without an error; else the
@@ -266,6 +268,7 @@ def raise_together(error: errors.UserError | None) -> None:
   Raises:
     UserError: `error` itself; or that of another process, of the same class,
       with a message that names it.
+    PreemptedError: likewise.
   """
   if is_alone():
     if error is not None:

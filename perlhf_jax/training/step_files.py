@@ -32,6 +32,8 @@ _CHECKPOINTS = 'checkpoints'
 _METRIC = 'selection'
 BEST = 'best'
 _SHARING_SECONDS = 30
+# Orbax gives up a save after 20 minutes by the clock, which may be set forward.
+_SAVING_SECONDS = 6 * 3600
 _policy = ocp.checkpoint_managers
 
 
@@ -65,7 +67,7 @@ def prepare_model_dir(model_dir: str) -> epath.Path:
     multihost.raise_together(None if _appears(probe) else _not_shared(path))
   finally:
     if is_first:
-      probe.unlink()
+      probe.unlink(missing_ok=True)  # A second run may have been faster.
   return path
 
 
@@ -126,6 +128,7 @@ class CheckpointManager:
         # Orbax stores metrics only where a best step is asked for.
         best_fn=_rank,
         cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(timeout_secs=_SAVING_SECONDS),
       ),
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
+import functools
 import math
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
+from perlhf_jax.core import outside
 from perlhf_jax.core import strict_json
 from perlhf_jax.core import typing
 from perlhf_jax.training import metric_writer
@@ -22,6 +24,8 @@ from perlhf_jax.training import placement
 from perlhf_jax.training import preemption
 from perlhf_jax.training import progress as progress_lib
 from perlhf_jax.training import step_files
+
+_SUMMARY = 'summary.json'
 
 # A TrainState, or another pytree with a `step`.
 State = Any
@@ -106,6 +110,7 @@ def train(
   summary: Mapping[str, float],
   check: Callable[[int, Mapping[str, float]], None] | None = None,
   describe: Callable[[int, int], Mapping[str, float]] | None = None,
+  still_ours: Callable[[], None] = lambda: None,
 ) -> State:
   """Trains until `train_steps`, from wherever `state` stands.
 
@@ -128,6 +133,8 @@ def train(
       gradient that is not finite.
     describe: metrics of the batches from a step on, up to another one, which
       training records have for those since the last record.
+    still_ours: raises an OutsideError if `model_dir` is no longer this run's;
+      asked before anything is written.
 
   Returns:
     The last state.
@@ -137,7 +144,8 @@ def train(
       `evaluate`, of input that they cannot use: the state before that step,
       or the one that was to be evaluated, is saved.
     PreemptedError: SIGTERM told this process, or another, to stop; the state
-      is saved.
+      is saved. It does not wait for a user's function that is at work; the
+      state is then the one before that.
   """
   check = check or check_finite
   first = int(state.step)
@@ -148,20 +156,21 @@ def train(
       *(model_dir, first),
     )
     manager.close()
+    still_ours()
+    if not _has_summary(model_dir):
+      _write_lost_summary(model_dir, first, summary)
     return state
   writer = metric_writer.MetricWriter(model_dir, first)
   progress = progress_lib.Progress(first, config.train_steps, batch_size)
   stream = batches(first)
+  saving = functools.partial(_saving, manager, first, model_dir)
   with preemption.Notice() as notice, _closing(manager, writer, progress):
     pending = None
     for done in range(first + 1, config.train_steps + 1):
       batch = placement.shard_batch(next(stream), mesh)
       notice.ask()
-      try:
+      with saving(state):
         state, metrics = step(state, frozen, batch)
-      except errors.UserError as error:
-        _save_unmeasured(manager, state, first, error)
-        raise
       # One step ahead keeps the devices busy; from further ahead a notice would
       # be followed too late.
       jax.block_until_ready(pending)
@@ -179,6 +188,7 @@ def train(
       evaluates = done % config.eval_period == 0 or saves
       stops = notice.agreed() and not is_last
       if records or evaluates or stops:
+        still_ours()
         metrics = {name: float(value) for name, value in metrics.items()}
         metrics = metric_writer.in_order(metrics)
         progress.pause(done)
@@ -192,11 +202,9 @@ def train(
           progress.report(done, 'train', metrics)
         _check_together(check, done, metrics)
         if evaluates:
-          try:
+          with saving(state):
             evaluated = metric_writer.in_order(evaluate(state))
-          except errors.UserError as error:
-            _save_unmeasured(manager, state, first, error)
-            raise
+          still_ours()
           writer.write(done, 'eval', evaluated)
           progress.report(done, 'eval', evaluated)
           if saves:
@@ -204,11 +212,9 @@ def train(
         progress.resume(done)
       if stops:
         _save_unmeasured(manager, state, first)
-        raise errors.PreemptedError(
-          f'stopped by SIGTERM; step {done} is saved in {model_dir}. Started '
-          'again, the same command goes on from there.'
-        )
+        raise _stopped(done, model_dir)
     progress.pause(config.train_steps)
+  still_ours()
   summary = {
     **summary,
     'steps': config.train_steps,
@@ -218,9 +224,7 @@ def train(
     else None,
     'step_memory_bytes': step.memory_bytes,
   }
-  if jax.process_index() == 0:
-    text = strict_json.dumps(summary, indent=2)
-    (model_dir / 'summary.json').write_text(text + '\n')
+  _write_summary(model_dir, summary)
   logging.info('Finished step %d in %s.', config.train_steps, model_dir)
   return state
 
@@ -236,24 +240,56 @@ def _closing(
   A save is complete when all processes have done their part. The others do not
   get there when this process alone fails, or when one of them is lost.
   """
-  together = True
   try:
     yield
-  except errors.PreemptedError:
-    raise
   except BaseException as error:
-    together = _is_shared(error)
-    raise
-  finally:
     progress.close()
-    writer.close()
-    if together:
-      manager.close()
+    is_stopped = isinstance(error, errors.PreemptedError)
+    try:
+      writer.close()
+      if is_stopped or _is_shared(error):
+        manager.close()
+    except Exception as another:
+      if is_stopped:  # Nothing is saved, then.
+        raise
+      # What went wrong first is said in the end.
+      told = outside.failure_of(another) or another
+      logging.warning('The run cannot be closed as usual: %s', told)
+    raise
+  progress.close()
+  writer.close()
+  manager.close()
 
 
 def _is_shared(error: BaseException) -> bool:
   """Whether every process has this error."""
   return multihost.is_alone() or getattr(error, 'on_every_host', False)
+
+
+@contextlib.contextmanager
+def _saving(manager, first, model_dir, state) -> Iterator[None]:
+  """Saves a state if what is done with it ends in a mistake or is stopped."""
+  try:
+    yield
+  except errors.UserError as error:
+    _save_unmeasured(manager, state, first, error)
+    raise
+  except errors.PreemptedError as error:
+    _save_unmeasured(manager, state, first, error)
+    raise _stopped(int(state.step), model_dir) from error
+
+
+def _stopped(step: int, model_dir: epath.Path) -> errors.PreemptedError:
+  """Says that a run was stopped after a step, which is saved."""
+  if not step:
+    return errors.PreemptedError(
+      'stopped by SIGTERM before the first step was done, so that there is '
+      'nothing to save. Started again, the same command goes on.'
+    )
+  return errors.PreemptedError(
+    f'stopped by SIGTERM; step {step} is saved in {model_dir}. Started again, '
+    'the same command goes on from there.'
+  )
 
 
 def _save_unmeasured(manager, state, first, error=None):
@@ -271,6 +307,41 @@ def _check_together(check, step, metrics):
   except errors.UserError as error:
     error.on_every_host = True
     raise
+
+
+def _has_summary(model_dir: epath.Path) -> bool:
+  try:
+    return bool(strict_json.loads((model_dir / _SUMMARY).read_text()))
+  except (FileNotFoundError, ValueError):
+    return False
+
+
+def _write_summary(
+  model_dir: epath.Path, summary: Mapping[str, float | None]
+) -> None:
+  """Writes MODEL_DIR/summary.json, on the first process."""
+  if jax.process_index() != 0:
+    return
+  temporary = model_dir / f'{_SUMMARY}.tmp'
+  temporary.write_text(strict_json.dumps(summary, indent=2) + '\n')
+  temporary.replace(model_dir / _SUMMARY)
+
+
+def _write_lost_summary(
+  model_dir: epath.Path, steps: int, summary: Mapping[str, float]
+) -> None:
+  """Writes the summary of a finished run again, as far as records tell it."""
+  if jax.process_index() != 0:
+    return
+  timing = metric_writer.mean_timing(model_dir, steps)
+  logging.warning(
+    '%s was lost, and is written again. Its throughput is the mean of the '
+    'records in %s; the memory of a step is not known any more.',
+    *(model_dir / _SUMMARY, metric_writer.FILE_NAME),
+  )
+  _write_summary(
+    model_dir, {**summary, 'steps': steps, **timing, 'step_memory_bytes': None}
+  )
 
 
 def check_finite(step: int, metrics: Mapping[str, float]) -> None:

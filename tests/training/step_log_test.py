@@ -42,14 +42,12 @@ def test_a_resumed_run_drops_what_it_makes_again(path):
 @pytest.mark.parametrize('tail', ['{"step": 2, "te', '{"step": 2}'])
 def test_a_line_cut_short_by_a_kill_is_dropped(path, tail):
   path.write_text('{"step": 1}\n' + tail)
-  assert step_log.read_lines(path) == ['{"step": 1}']
   log = step_log.StepLog(path, 2)
   log.append([{'step': 3}])
   assert _steps(path) == [1, 3]
 
 
 def test_the_file_need_not_exist(path):
-  assert step_log.read_lines(path) == []
   step_log.StepLog(path, 7)
   assert path.read_text() == ''
   assert [p.name for p in path.parent.iterdir()] == [path.name]
@@ -58,3 +56,55 @@ def test_the_file_need_not_exist(path):
 def test_numbers_that_are_not_finite_are_null(path):
   step_log.StepLog(path, 0).append([{'step': 1, 'score': float('nan')}])
   assert path.read_text() == '{"step": 1, "score": null}\n'
+
+
+@pytest.mark.parametrize(
+  'line',
+  [
+    b'\0' * 40,
+    b'{"step": 2, "spl',
+    b'{"split": "train", "loss": 1.0}',
+    b'{"step": "2"}',
+    b'{"step": true}',
+    b'{"step": 2, "loss": NaN}',
+    b'[2]',
+    b'{"step": 2, "text": "\xff"}',
+    b'[' * 100_000,
+  ],
+)
+def test_a_damaged_line_is_named_and_set_aside(path, line, caplog):
+  path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+  log = step_log.StepLog(path, 3)
+  log.append([{'step': 4}])
+  assert _steps(path) == [1, 3, 4]
+  assert log.records() == [{'step': 1}, {'step': 3}, {'step': 4}]
+  aside = path.with_name('log.jsonl.damaged')
+  assert aside.read_bytes() == line + b'\n'
+  (record,) = caplog.records
+  assert f'{path}: line 2 cannot be read' in record.getMessage()
+  assert aside.name in record.getMessage()
+  # Once.
+  step_log.StepLog(path, 4)
+  assert len(caplog.records) == 1
+
+
+def test_many_damaged_lines_are_one_warning(path, caplog):
+  path.write_bytes(b'\0\n' * 9 + b'{"step": 1}\n')
+  step_log.StepLog(path, 1)
+  assert _steps(path) == [1]
+  (record,) = caplog.records
+  assert 'line 1, 2, 3, 4, 5 and 4 more' in record.getMessage()
+
+
+def test_what_somebody_removes_meanwhile_is_written_again(path, caplog):
+  log = step_log.StepLog(path, 0)
+  log.append([{'step': 1}])
+  path.unlink()
+  log.append([{'step': 2}])
+  assert _steps(path) == [1, 2]
+  path.write_text('')
+  log.append([{'step': 3}])
+  assert _steps(path) == [1, 2, 3]
+  removed, changed = (record.getMessage() for record in caplog.records)
+  assert f'{path} was removed by somebody else' in removed
+  assert f'{path} was changed by somebody else' in changed

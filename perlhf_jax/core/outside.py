@@ -1,0 +1,217 @@
+"""Failures of the outside world: full disks, lost networks, missing rights.
+
+Python, Orbax, TensorStore, TensorFlow and fsspec each report them in errors of
+their own. `failure_of` reads all of these, and says what happened in one way.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import errno
+import os
+import re
+import socket
+
+from perlhf_jax.core import errors
+from perlhf_jax.core import user_code
+
+_ROOM = 'Make room there'
+_RIGHTS = 'Let this user write there'
+_NETWORK = 'The network or the file system behind it did not answer'
+
+# Number -> what happened, and what helps; None if it may pass by itself.
+_BY_NUMBER = {
+  errno.ENOSPC: ('the disk is full', _ROOM),
+  errno.EDQUOT: ('the quota of the disk is used up', _ROOM),
+  errno.EFBIG: ('a file is larger than is allowed there', 'Raise the limit'),
+  errno.EROFS: (
+    'the disk is read-only',
+    'Have it mounted for writing; a disk that fails often ends up read-only',
+  ),
+  errno.EACCES: ('permission is denied', _RIGHTS),
+  errno.EPERM: ('permission is denied', _RIGHTS),
+  errno.ENOENT: (
+    'a file or folder is not there, or no longer',
+    'Put it back in its place',
+  ),
+  errno.ENOTDIR: ('a file is where a folder should be', 'Move it away'),
+  errno.EISDIR: ('a folder is where a file should be', 'Move it away'),
+  errno.ENAMETOOLONG: ('a name is too long', 'Give a shorter path'),
+  errno.EMFILE: ('too many files are open', 'Raise the limit: ulimit -n'),
+  errno.ENFILE: ('too many files are open', 'Raise the limit of the machine'),
+  errno.ENOMEM: ('the machine has no memory left', 'Give it more'),
+  errno.EIO: ('the disk reports an input/output error', None),
+  errno.EBUSY: ('a file is in use', None),
+  errno.EAGAIN: ('the system is short of something', None),
+  **dict.fromkeys(
+    (
+      errno.ESTALE,
+      errno.ETIMEDOUT,
+      errno.ENOTCONN,
+      errno.ECONNRESET,
+      errno.ECONNABORTED,
+      errno.ECONNREFUSED,
+      errno.EHOSTUNREACH,
+      errno.EHOSTDOWN,
+      errno.ENETDOWN,
+      errno.ENETUNREACH,
+      errno.ENETRESET,
+      errno.EREMOTEIO,
+      errno.ENODEV,
+      errno.ENXIO,
+      errno.ESHUTDOWN,
+    ),
+    (_NETWORK.lower(), None),
+  ),
+}
+# Of buckets, as gRPC and TensorFlow name them.
+_BY_STATUS = {
+  'RESOURCE_EXHAUSTED': ('the storage is full, or its quota used up', _ROOM),
+  'PERMISSION_DENIED': ('permission is denied', _RIGHTS),
+  'UNAUTHENTICATED': ('nobody is signed in there', 'Sign in'),
+  'NOT_FOUND': (
+    'a file or folder is not there, or no longer',
+    'Put it back in its place',
+  ),
+  'UNAVAILABLE': (_NETWORK.lower(), None),
+  'DEADLINE_EXCEEDED': (_NETWORK.lower(), None),
+  'ABORTED': (_NETWORK.lower(), None),
+}
+_LATE = (
+  'reading or writing did not end in time, or the clock was set forward',
+  None,
+)
+# TensorStore makes ValueErrors of what the system says.
+_SYSTEM = re.compile(r"\[(?:OS error |os_error_code=')(\d+)")
+_STATUS = re.compile(r'([A-Z_]+): .*\b(?:Error|Failed) \w+', re.DOTALL)
+_QUOTED_PATH = re.compile(r'"((?:/|\w+://)[^"]*)"')
+_FOREIGN_STATUS = ('tensorflow', 'google', 'gcsfs')
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+  """What happened outside.
+
+  Attributes:
+    what: it is, as a clause.
+    path: of the file or folder that it is about, where the error says so.
+    remedy: what helps, as a sentence without its full stop; None if it may be
+      over at the next start, whoever does nothing.
+    details: what the system said.
+  """
+
+  what: str
+  path: str | None
+  remedy: str | None
+  details: str
+
+  def __str__(self):
+    where = f': {self.path}' if self.path else ''
+    details = f' ({self.details})' if self.details else ''
+    return f'{self.what}{where}{details}'
+
+
+def failure_of(error: BaseException) -> Failure | None:
+  """Reads a failure of the outside world from an error.
+
+  Args:
+    error: as it was caught, or what somebody made of such an error.
+
+  Returns:
+    The failure; None if the error is of another kind, such as a fault of ours.
+  """
+  for each in _behind(error):
+    failure = _read(each)
+    if failure is not None:
+      return failure
+  return None
+
+
+def as_user_error(
+  error: BaseException, kept: str = ''
+) -> errors.OutsideError | None:
+  """Makes an error for the user of a failure of the outside world.
+
+  Args:
+    error: as it was caught.
+    kept: sentences that say what is left, and how to go on.
+
+  Returns:
+    The error; None if the failure is of another kind.
+  """
+  failure = failure_of(error)
+  if failure is None:
+    return None
+  text = str(failure)
+  sentences = [f'{text[0].upper()}{text[1:]}.']
+  if failure.remedy is not None:
+    sentences.append(f'{failure.remedy}, then start the command again.')
+  else:
+    sentences.append('This may pass: start the command again.')
+  kind = errors.PassingError if failure.remedy is None else errors.OutsideError
+  return kind(' '.join([*sentences, *([kept] if kept else [])]))
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+  """Yields an error, and those that it was made of."""
+  seen: BaseException | None = user_code.original(error)
+  while seen is not None:
+    yield seen
+    # What one of our lines raised while it handled another error is a fault of
+    # its own; libraries put errors of theirs over those of the system.
+    is_theirs = not seen.__suppress_context__ and not user_code.raised_by_us(
+      seen
+    )
+    seen = seen.__cause__ or (seen.__context__ if is_theirs else None)
+
+
+def _read(error: BaseException) -> Failure | None:
+  """Reads one error."""
+  if isinstance(error, OSError):
+    return _of_system(error)
+  text = str(error)
+  if isinstance(error, ValueError):
+    said = _SYSTEM.search(text)
+    if said and int(said[1]) in _BY_NUMBER:
+      what, remedy = _BY_NUMBER[int(said[1])]
+      return Failure(what, _path_in(text), remedy, os.strerror(int(said[1])))
+    status = _STATUS.match(text)
+    if status and status[1] in _BY_STATUS and 'Gloo' not in text:
+      what, remedy = _BY_STATUS[status[1]]
+      return Failure(what, _path_in(text), remedy, _first_line(text))
+  if type(error).__module__.split('.')[0] in _FOREIGN_STATUS:
+    name = re.sub(r'(?<=[a-z])(?=[A-Z])', '_', type(error).__name__).upper()
+    known = _BY_STATUS.get(name.removesuffix('_ERROR'))
+    if known:
+      return Failure(known[0], _path_in(text), known[1], _first_line(text))
+  return None
+
+
+def _of_system(error: OSError) -> Failure | None:
+  """Reads an error that Python made of what the system said."""
+  path = error.filename
+  path = os.fsdecode(path) if isinstance(path, str | bytes) else None
+  if error.errno in _BY_NUMBER:
+    what, remedy = _BY_NUMBER[error.errno]
+    return Failure(what, path, remedy, error.strerror or '')
+  # epath makes those without a number of what it hears from TensorFlow.
+  if isinstance(error, FileNotFoundError):
+    what, remedy = _BY_NUMBER[errno.ENOENT]
+  elif isinstance(error, PermissionError):
+    what, remedy = _BY_NUMBER[errno.EACCES]
+  elif isinstance(error, TimeoutError):
+    what, remedy = _LATE
+  elif isinstance(error, ConnectionError | socket.gaierror):
+    what, remedy = _NETWORK.lower(), None
+  else:
+    return None
+  return Failure(what, path, remedy, _first_line(str(error)))
+
+
+def _path_in(text: str) -> str | None:
+  quoted = _QUOTED_PATH.search(text)
+  return quoted[1] if quoted else None
+
+
+def _first_line(text: str) -> str:
+  line = (text.strip().splitlines() or [''])[0]
+  return line if len(line) <= 200 else line[:200] + '…'

@@ -1,0 +1,113 @@
+"""A training command from its beginning to its end, however it ends.
+
+It is the only one that writes into its MODEL_DIR, and says in one message what
+became of the run where the outside world fails.
+"""
+
+from collections.abc import Callable
+import contextlib
+import contextvars
+import functools
+from typing import Any, TypeVar
+
+from etils import epath
+import jax
+
+from perlhf_jax.core import errors
+from perlhf_jax.core import outside
+from perlhf_jax.training import multihost
+from perlhf_jax.training import run_lock
+from perlhf_jax.training import step_files
+
+_Function = TypeVar('_Function', bound=Callable[..., Any])
+
+# What is done at the end of the command that is being run.
+_at_end: contextvars.ContextVar[contextlib.ExitStack | None] = (
+  contextvars.ContextVar('at_end', default=None)
+)
+
+
+def guarded(function: _Function) -> _Function:
+  """Makes a function a command that is guarded from beginning to end.
+
+  Args:
+    function: with an argument `model_dir`, and keyword arguments only.
+
+  Raises:
+    OutsideError: by the function, a disk, a network or the like failed.
+  """
+
+  @functools.wraps(function)
+  def run(**arguments):
+    with contextlib.ExitStack() as at_end:
+      token = _at_end.set(at_end)
+      try:
+        return function(**arguments)
+      except (errors.UserError, errors.PreemptedError):
+        raise
+      except Exception as error:
+        if outside.failure_of(error) is None:
+          raise  # A fault of ours.
+        raise _named(error, arguments['model_dir']) from error
+      finally:
+        _at_end.reset(token)
+
+  return run
+
+
+def hold(model_dir: epath.Path) -> Callable[[], None]:
+  """Makes the command that is being run the only one that writes a folder.
+
+  Args:
+    model_dir: the folder, which the first process locks for all of them.
+
+  Returns:
+    What raises an OutsideError, on the first process, when the folder is no
+    longer this run's. Nothing is locked outside of a `guarded` function.
+
+  Raises:
+    CheckpointError: another run is at work there; on every process.
+    OutsideError: the folder cannot be written.
+  """
+  at_end = _at_end.get()
+  if at_end is None:
+    return lambda: None
+  lock = error = None
+  if jax.process_index() == 0:
+    lock = run_lock.RunLock(model_dir)
+    try:
+      at_end.enter_context(lock.held())
+    except errors.UserError as e:
+      error = e
+    except Exception as e:
+      error = _named(e, str(model_dir))
+      if error is None:
+        raise
+  multihost.raise_together(error)
+  return (lambda: None) if lock is None else lock.check
+
+
+def _named(error: Exception, model_dir: str) -> errors.OutsideError | None:
+  """Says in one message what failed, what is kept, and what to do."""
+  path = step_files.absolute(model_dir)
+  step = is_there = None
+  # The disk that has just failed is asked.
+  with contextlib.suppress(Exception):
+    is_there = path.exists()
+    step = step_files.newest_step(path)
+  if step is not None:
+    kept = (
+      f'Step {step.name} is kept in MODEL_DIR {model_dir}, from which the same '
+      'command goes on.'
+    )
+  elif is_there:
+    kept = (
+      f'No step was saved in MODEL_DIR {model_dir} yet: the same command '
+      'begins anew.'
+    )
+  else:
+    kept = (
+      f'MODEL_DIR {model_dir} is gone, or cannot be read. From what is there '
+      'when it is back the same command goes on.'
+    )
+  return outside.as_user_error(error, kept)
