@@ -9,7 +9,6 @@ GIN_FILES = 'perlhf_jax.gin'
 # What seqio_cache_tasks runs on.
 CACHE = [
   'apache-beam',
-  'google-crc32c',  # Beam writes no TFRecord files without a CRC package.
   # Made with protobuf 7, which Beam does not take, and does not say so.
   'sentencepiece!=0.2.3',
 ]
@@ -43,6 +42,7 @@ setuptools.setup(
     'etils[epath]',
     'flax>=0.12',
     'gin-config',
+    'google-crc32c',  # Digests; and without it, Beam writes no TFRecord.
     'jax>=0.10',
     'jaxtyping',
     'numpy',

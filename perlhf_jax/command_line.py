@@ -207,6 +207,7 @@ def overview(commands: Mapping[str, Command]) -> str:
       'Of the environment: PERLHF_DATA_DIR is the folder of the data.',
       'PERLHF_START_CACHE is the folder where tokens and compiled programs are',
       'kept for the next start (~/.cache/perlhf_jax), or off.',
+      'PERLHF_VERIFY=off reads checkpoints without checking their contents.',
     ]
   )
 

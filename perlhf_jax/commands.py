@@ -293,6 +293,13 @@ COMMANDS: Mapping[str, Command] = {
         required=True,
       ),
       Flag('base_checkpoint', _BASE),
+      Flag(
+        'verify',
+        'of a MODEL_DIR or a step of it, read every file, and say which are'
+        ' damaged',
+        bool,
+        default=False,
+      ),
     ),
   ),
   'tasks': Command(

@@ -19,6 +19,7 @@ from perlhf_jax.checkpoints.formats import format as format_lib
 from perlhf_jax.checkpoints.formats import registry
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
+from perlhf_jax.interop import remote_files
 from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import merge
@@ -96,7 +97,9 @@ def _load(
   path, mesh, base_checkpoint=None, shared=None
 ) -> loaded_model.LoadedModel:
   """Loads a model, perhaps without a vocabulary."""
-  format_, peeked = _peek(path, base_checkpoint)
+  with remote_files.explained(path):
+    settled = registry.find(path).settle(path)
+  format_, peeked = _peek(settled, base_checkpoint)
   loaded = format_.load(peeked, mesh)
   if loaded.base is not None:
     # Weights that are frozen beside tuned ones are copied out of it.

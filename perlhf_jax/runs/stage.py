@@ -21,11 +21,11 @@ from perlhf_jax.models import t5_config
 from perlhf_jax.models import tuned_params
 from perlhf_jax.runs import model_dirs
 from perlhf_jax.runs import run as run_lib
+from perlhf_jax.training import checkpoint_manager
 from perlhf_jax.training import multihost
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
-from perlhf_jax.training import step_files
 from perlhf_jax.training import train_loop
 from perlhf_jax.training import train_step
 
@@ -272,8 +272,11 @@ def train(
   """
   made, loop, examples = prepared.made, prepared.loop, prepared.examples
   path = prepared.directory.path
-  manager = step_files.CheckpointManager(
-    path, run_metadata.to_json(metadata), keep_best=loop.keep_best
+  manager = checkpoint_manager.CheckpointManager(
+    path,
+    run_metadata.to_json(metadata),
+    keep_best=loop.keep_best,
+    keep_latest=loop.keep_latest,
   )
   state = prepared.directory.resume(
     manager, steps.create(made.trainable), steps.shardings, metadata
