@@ -53,7 +53,7 @@ setuptools.setup(
     'etils[epath]',
     'flax>=0.12',
     'gin-config',
-    'google-crc32c',  # Of TFRecord files; Beam writes none without it either.
+    'google-crc32c',  # Digests; of TFRecord files, which Beam writes by it.
     'jax>=0.10',
     'jaxtyping',
     'numpy',

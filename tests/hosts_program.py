@@ -183,6 +183,7 @@ def _train(folder, process=None, at_step=None, event=None):
   import jax.numpy as jnp
   import numpy as np
 
+  from perlhf_jax.training import checkpoint_manager
   from perlhf_jax.training import compiled_step
   from perlhf_jax.training import optimizers
   from perlhf_jax.training import partitioning
@@ -232,7 +233,7 @@ def _train(folder, process=None, at_step=None, event=None):
     out_shardings=whole,
   )()
   directory = step_files.prepare_model_dir(str(folder))
-  manager = step_files.CheckpointManager(directory, {'kind': 'test'})
+  manager = checkpoint_manager.CheckpointManager(directory, {'kind': 'test'})
   latest = manager.latest_step()
   if latest is not None:
     abstract = jax.tree.map(

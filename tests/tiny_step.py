@@ -7,7 +7,7 @@ import tiny_metadata
 import tiny_models
 
 from perlhf_jax.checkpoints import run_metadata
-from perlhf_jax.training import step_files
+from perlhf_jax.training import checkpoint_manager
 
 METADATA = dataclasses.replace(
   tiny_metadata.METADATA,
@@ -23,7 +23,7 @@ METADATA = dataclasses.replace(
 
 def write(folder, metadata=METADATA, trainable=None):
   """Writes step 0; returns its folder."""
-  step_files.write_weights(
+  checkpoint_manager.write_weights(
     epath.Path(folder),
     0,
     {'params': tiny_models.params()} if trainable is None else trainable,

@@ -108,7 +108,7 @@ class LoadedModel:
   def step(self) -> int:
     """The step of its training; 0 where nothing tells it."""
     name = '' if self.path is None else epath.Path(self.path).name
-    return int(name) if self.metadata is not None and name.isdigit() else 0
+    return int(name) if self.metadata is not None and name.isdecimal() else 0
 
   @property
   def lengths(self) -> Mapping[str, int]:

@@ -19,6 +19,7 @@ from perlhf_jax.checkpoints.formats import format as format_lib
 from perlhf_jax.checkpoints.formats import registry
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
+from perlhf_jax.interop import remote_files
 from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import merge
@@ -107,7 +108,9 @@ def _load(
     shared: as of `load`.
     chain: of the models that stand on it, the path of each.
   """
-  format_, peeked = _peek(path, base_checkpoint, chain)
+  with remote_files.explained(path):
+    settled = registry.find(path).settle(path)
+  format_, peeked = _peek(settled, base_checkpoint, chain)
   loaded = format_.load(peeked, mesh)
   if loaded.base is not None:
     # Weights that are frozen beside tuned ones are copied out of it.

@@ -19,7 +19,8 @@ perlhf COMMAND --help tells what a command takes.
 
 Of the environment: PERLHF_DATA_DIR is the folder of the data.
 PERLHF_START_CACHE is the folder where tokens and compiled programs are
-kept for the next start (~/.cache/perlhf_jax), or off."""
+kept for the next start (~/.cache/perlhf_jax), or off.
+PERLHF_VERIFY=off reads checkpoints without checking their contents."""
 _GIN = (
   ('gin_file=FILE', 'a gin file; give the flag again for more, later ones win'),
   ('gin.NAME=VALUE', 'sets a macro, or a parameter, after the files'),

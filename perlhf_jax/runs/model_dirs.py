@@ -16,6 +16,7 @@ from perlhf_jax.core import operative_config
 from perlhf_jax.data import dataset_config
 from perlhf_jax.runs import recorded_tasks
 from perlhf_jax.runs import whole_run
+from perlhf_jax.training import checkpoint_manager
 from perlhf_jax.training import finite
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
@@ -109,7 +110,7 @@ class ModelDir:
 
   def resume(
     self,
-    manager: step_files.CheckpointManager,
+    manager: checkpoint_manager.CheckpointManager,
     state: Any,
     shardings: Any,
   ) -> Any:
@@ -205,6 +206,8 @@ def _listed(changes: Mapping[str, str], separator: str) -> str:
 def prepare(model_dir: str, train_steps: int) -> ModelDir:
   """Makes MODEL_DIR, or finds what is there to go on from.
 
+  Damaged steps that are newer are set aside. On several hosts all call it.
+
   Args:
     model_dir: of the run.
     train_steps: updates in all.
@@ -215,30 +218,40 @@ def prepare(model_dir: str, train_steps: int) -> ModelDir:
   """
   path = step_files.prepare_model_dir(model_dir)
   check = whole_run.hold(path)
-  return dataclasses.replace(find(path, train_steps), check=check)
+  newest = step_files.newest_intact_step(path)
+  with multihost.together():
+    found = _found(path, train_steps, newest)
+  return dataclasses.replace(found, check=check)
 
 
 def find(path: epath.Path, train_steps: int) -> ModelDir:
   """Finds what an earlier start left in a folder, which need not be there.
+
+  It changes nothing there, and reads no arrays.
 
   Args:
     path: MODEL_DIR.
     train_steps: updates in all.
 
   Raises:
-    CheckpointError: it holds more steps than are wanted, or no run.
+    CheckpointError: it holds more steps than are wanted, no run, or damaged
+      steps only.
   """
-  with multihost.together():
-    newest = step_files.newest_step(path)
-    step = None if newest is None else int(newest.name)
-    if step is not None and step > train_steps:
-      raise errors.CheckpointError(
-        f'TRAIN_STEPS is {train_steps}, but MODEL_DIR {path} already '
-        f'holds step {step}. Give TRAIN_STEPS={step} or more to go on with '
-        'that run, or another MODEL_DIR to begin a new one.'
-      )
+  return _found(path, train_steps, step_files.newest_step(path))
+
+
+def _found(
+  path: epath.Path, train_steps: int, newest: epath.Path | None
+) -> ModelDir:
   if newest is None:
     return ModelDir(path, train_steps)
+  step = int(newest.name)
+  if step > train_steps:
+    raise errors.CheckpointError(
+      f'TRAIN_STEPS is {train_steps}, but MODEL_DIR {path} already '
+      f'holds step {step}. Give TRAIN_STEPS={step} or more to go on with '
+      'that run, or another MODEL_DIR to begin a new one.'
+    )
   fields = step_files.read_metadata(newest)
   metadata = run_metadata.from_json(fields, str(newest))
   if metadata.made_of is not None:

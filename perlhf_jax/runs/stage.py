@@ -25,11 +25,11 @@ from perlhf_jax.models import t5_config
 from perlhf_jax.models import tuned_params
 from perlhf_jax.runs import model_dirs
 from perlhf_jax.runs import run as run_lib
+from perlhf_jax.training import checkpoint_manager
 from perlhf_jax.training import multihost
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
-from perlhf_jax.training import step_files
 from perlhf_jax.training import train_loop
 from perlhf_jax.training import train_step
 
@@ -303,8 +303,11 @@ def train(
   metadata = prepared.directory.described(
     metadata, accept_changes=prepared.accept_changes
   )
-  manager = step_files.CheckpointManager(
-    path, run_metadata.to_json(metadata), keep_best=loop.keep_best
+  manager = checkpoint_manager.CheckpointManager(
+    path,
+    run_metadata.to_json(metadata),
+    keep_best=loop.keep_best,
+    keep_latest=loop.keep_latest,
   )
   state = prepared.directory.resume(
     manager, steps.create(made.trainable), steps.shardings

@@ -1,13 +1,13 @@
-"""Says what a checkpoint is, without reading its weights."""
+"""Says what a checkpoint is, and whether it is whole."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from etils import epath
 import jax
 
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.checkpoints import loading
+from perlhf_jax.checkpoints import verification
 from perlhf_jax.checkpoints.formats import registry
 from perlhf_jax.core import errors
 from perlhf_jax.core import plain_files
@@ -21,23 +21,46 @@ _FIGURES = ('summary.json', 'eval.json')
 
 
 def inspect_checkpoint(
-  *, checkpoint: str, base_checkpoint: str | None = None
+  *,
+  checkpoint: str,
+  base_checkpoint: str | None = None,
+  verify: bool = False,
 ) -> None:
   """Prints format, family, parameters, adapters, base, step, metrics and size.
+
+  Weights are read only to verify them.
 
   Args:
     checkpoint: a MODEL_DIR, one of its steps, or a directory: Hugging Face T5,
       a PaLI's parts, PEFT, T5X, or another format that is registered.
     base_checkpoint: where the base of an adapter lies now, if it is not where
       the adapter says.
+    verify: whether to read every file of a MODEL_DIR, or of a step, and say
+      which are damaged.
 
   Raises:
-    CheckpointError: nothing usable there.
+    CheckpointError: nothing usable there, or something damaged.
+    ConfigError: what is there has no digests to be verified by.
   """
+  if verify:
+    _verify(checkpoint)
   format_ = registry.find(checkpoint)
   peeked = loading.peek(checkpoint, base_checkpoint)
   for name, value in _lines(peeked, format_.name):
     print(f'{name + ":":12} {value}')
+
+
+def _verify(path: str) -> None:
+  damaged = []
+  for name, text, is_damaged in verification.verify(path):
+    print(f'{name + ":":12} {text}')
+    if is_damaged:
+      damaged.append(name)
+  if damaged:
+    raise errors.CheckpointError(
+      f'Damaged in {path}: {", ".join(damaged)}. Training, and whoever reads '
+      'it, uses the newest step that is intact.'
+    )
 
 
 def _lines(
@@ -92,16 +115,11 @@ def _sizes(folder: epath.Path) -> Iterator[int]:
 def _figures(model_dir: epath.Path) -> Iterator[tuple[str, str]]:
   for name in _FIGURES:
     file = model_dir / name
-    if file.exists():
-      yield name, strict_json.dumps(_figure(file))
-
-
-def _figure(file: epath.Path) -> Any:
-  try:
-    content = plain_files.read(file, errors.CheckpointError)
-    return strict_json.loads(content)
-  except (OSError, ValueError) as error:
-    raise errors.CheckpointError(
-      f'{file} cannot be read as JSON ({error}). Remove it, or have the '
-      'command that wrote it write it again.'
-    ) from error
+    if not file.exists():
+      continue
+    try:
+      content = plain_files.read(file, errors.CheckpointError)
+      text = strict_json.dumps(strict_json.loads(content))
+    except (OSError, ValueError) as error:
+      text = f'damaged: {error}'
+    yield name, text

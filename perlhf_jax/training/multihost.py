@@ -215,8 +215,8 @@ def check_same(text: str, what: str) -> None:
   digests = multihost_utils.process_allgather(digest)
   if (digests == digest).all():
     return
-  hosts = _gather_texts(socket.gethostname())
-  texts = _gather_texts(text)
+  hosts = gather_texts(socket.gethostname())
+  texts = gather_texts(text)
   # What most of them have; what process 0 has if that does not decide.
   (expected, _), *_ = Counter(texts).most_common(1)
   reference = texts.index(expected)
@@ -277,8 +277,8 @@ def raise_together(
   failed = multihost_utils.process_allgather(np.bool_(error is not None))
   if not failed.any():
     return
-  kinds = _gather_texts('' if error is None else type(error).__name__)
-  texts = _gather_texts(f'{socket.gethostname()}\n{error or ""}')
+  kinds = gather_texts('' if error is None else type(error).__name__)
+  texts = gather_texts(f'{socket.gethostname()}\n{error or ""}')
   if error is None:
     first = int(np.flatnonzero(failed)[0])
     host, _, message = texts[first].partition('\n')
@@ -302,8 +302,10 @@ def together() -> Iterator[None]:
   raise_together(error)
 
 
-def _gather_texts(text: str) -> list[str]:
-  """Returns the texts of all processes."""
+def gather_texts(text: str) -> list[str]:
+  """Returns the texts of all processes, in their order; all call it."""
+  if is_alone():
+    return [text]
   data = np.frombuffer(text.encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(data.size))
   padded = np.zeros(max(1, sizes.max()), np.uint8)

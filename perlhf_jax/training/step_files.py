@@ -1,16 +1,21 @@
-"""Checkpoints of a run, by Orbax.
+"""The steps of a MODEL_DIR: which there are, which are whole, and their files.
 
 MODEL_DIR/checkpoints/<step>/ holds the item `state` (a `TrainState`, or the
 `PolicyState` of reinforcement learning: for LoRA the adapter, heads and
-optimizer, never the frozen backbone) and the item `metadata` (JSON: everything
+optimizer, never the frozen backbone), the item `metadata` (JSON: everything
 that is needed to use the step without the configuration that made it, see
-`checkpoints.run_metadata`). A step is complete or it does not exist: Orbax
-renames it into place last.
+`checkpoints.run_metadata`), the metric of its evaluation, and the digests of
+all of them (`step_digests`). `checkpoint_manager` writes it.
+
+A step that is not as it was saved is damaged. Whoever asks for the newest step
+or for the best one gets an intact one, and damaged ones are set aside under
+another name, never removed. Who asks for a step by its number gets that one or
+an error.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import math
+import json
 import os
 import time
 from typing import Any
@@ -21,20 +26,20 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from perlhf_jax.core import errors
-from perlhf_jax.core import plain_files
-from perlhf_jax.core import strict_json
 from perlhf_jax.core import typing
 from perlhf_jax.training import multihost
+from perlhf_jax.training import step_damage
+from perlhf_jax.training import step_digests
 from perlhf_jax.training import stored_arrays
-from perlhf_jax.training import train_state
 
-_CHECKPOINTS = 'checkpoints'
-_METRIC = 'selection'
+CHECKPOINTS = 'checkpoints'
 BEST = 'best'
+METRIC = 'selection'
+# Digits of a step's number; those of int64.
+_LONGEST = 19
 _SHARING_SECONDS = 30
-# Orbax gives up a save after 20 minutes by the clock, which may be set forward.
-_SAVING_SECONDS = 6 * 3600
-_policy = ocp.checkpoint_managers
+# Orbax writes it last where a file system cannot rename a folder at once.
+_COMMITTED = 'commit_success.txt'
 
 
 def absolute(path: str) -> epath.Path:
@@ -88,109 +93,10 @@ def _not_shared(model_dir: epath.Path) -> errors.CheckpointError:
   )
 
 
-class CheckpointManager:
-  """Saves and restores the steps of one run.
-
-  The newest step is kept for resuming, and the best ones by the validation
-  metric, as the paper selects its reward models (section 4).
-  """
-
-  def __init__(
-    self,
-    model_dir: epath.Path,
-    metadata: Mapping[str, Any],
-    *,
-    keep_best: int = 1,
-    keep_latest: int = 1,
-  ):
-    """Opens MODEL_DIR/checkpoints, making it if need be.
-
-    Args:
-      model_dir: of the run.
-      metadata: JSON object to store in each step.
-      keep_best: steps to keep by the metric given to `save`, highest first.
-      keep_latest: steps to keep by age.
-    """
-    self._metadata = dict(metadata)
-    policies = [_policy.LatestN(keep_latest)]
-    if keep_best:
-      policies.append(
-        _policy.BestN(
-          get_metric_fn=_rank,
-          n=keep_best,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
-    self._manager = ocp.CheckpointManager(
-      model_dir / _CHECKPOINTS,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=_policy.AnyPreservationPolicy(policies),
-        # Orbax stores metrics only where a best step is asked for.
-        best_fn=_rank,
-        cleanup_tmp_directories=True,
-        async_options=ocp.AsyncOptions(timeout_secs=_SAVING_SECONDS),
-      ),
-    )
-
-  def latest_step(self) -> int | None:
-    """The newest complete step, or None."""
-    return self._manager.latest_step()
-
-  def save(self, state: typing.PyTree, metric: float | None) -> None:
-    """Saves a step, in the background.
-
-    Args:
-      state: what to save; a pytree with `step` and `trainable`.
-      metric: higher is better; None if this step was not evaluated.
-    """
-    self._manager.save(
-      int(state.step),
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        metadata=ocp.args.JsonSave(self._metadata),
-      ),
-      # Orbax warns of a step without metrics, though it may be meant so.
-      metrics={} if metric is None else {_METRIC: metric},
-    )
-
-  def restore(self, step: int, abstract_state: typing.PyTree) -> typing.PyTree:
-    """Restores a step onto the shardings of `abstract_state`.
-
-    Args:
-      step: a complete step.
-      abstract_state: shapes, dtypes and shardings.
-
-    Raises:
-      CheckpointError: the step has other parts, such as another optimizer's.
-    """
-    wanted = ocp.args.StandardRestore(abstract_state)
-    try:
-      return self._manager.restore(step, args=ocp.args.Composite(state=wanted))[
-        'state'
-      ]
-    except ValueError as error:
-      if 'structures do not match' not in str(error):
-        raise
-      raise errors.CheckpointError(
-        f'The state of step {step} in MODEL_DIR has other parts than this run '
-        'has: the optimizer is another one, or a KL controller, a '
-        'normalisation or the like came or went. Give another MODEL_DIR, or '
-        'the configuration that began this one.'
-      ) from error
-
-  def close(self) -> None:
-    """Waits for saves under way."""
-    self._manager.wait_until_finished()
-    self._manager.close()
-
-
-def _rank(metrics: Mapping[str, float]) -> tuple[bool, float]:
-  """Orders steps by their metric; those that were not evaluated come first."""
-  return _METRIC in metrics, metrics.get(_METRIC, -math.inf)
-
-
 def find_step(path: str) -> epath.Path | None:
-  """Resolves a path to one step's folder.
+  """Resolves a path to one step's folder, to look at what it is.
+
+  Arrays are not read: `intact_step` finds what can be loaded.
 
   Args:
     path: MODEL_DIR (its newest step), MODEL_DIR/checkpoints/<step>, or
@@ -200,55 +106,207 @@ def find_step(path: str) -> epath.Path | None:
     The step's folder, absolute; None if the path is no checkpoint of ours.
 
   Raises:
-    CheckpointError: it is one, but has no such step.
+    CheckpointError: it is one, but has no such step, or no whole one.
   """
-  folder = absolute(path)
-  if (folder / 'metadata').is_dir() and (folder / 'state').is_dir():
-    return folder
-  if folder.parent.name == _CHECKPOINTS and folder.name.isdigit():
-    if folder.parent.is_dir():
-      raise errors.CheckpointError(
-        f'{folder.parent} has no complete step {folder.name}.'
-      )
-  wants_best = folder.name == BEST and folder.parent.name == _CHECKPOINTS
-  root = folder.parent if wants_best else folder / _CHECKPOINTS
-  if not root.is_dir():
-    return None
-  steps = _complete_steps(root)
-  if not steps:
-    raise errors.CheckpointError(f'{root} holds no complete step yet.')
-  if not wants_best:
-    return root / str(steps[-1])
-  metrics = {step: _selection_metric(root / str(step)) for step in steps}
-  metrics = {step: m for step, m in metrics.items() if m is not None}
-  if not metrics:
-    raise errors.CheckpointError(
-      f'No step in {root} was evaluated, so none is the best; name a step.'
-    )
-  return root / str(max(metrics, key=lambda step: (metrics[step], -step)))
+  return _find(path, _by_names)
+
+
+def intact_step(path: str) -> epath.Path | None:
+  """Resolves a path to a step of which every file is as it was saved.
+
+  All processes call it together, and share the reading of the files. Damaged
+  steps that would have been used are set aside if they can be.
+
+  Args:
+    path: of `find_step`.
+
+  Returns:
+    The step's folder, absolute; None if the path is no checkpoint of ours.
+
+  Raises:
+    CheckpointError: it is one, but has no such step, or no intact one.
+  """
+  return _find(path, _by_contents)
 
 
 def newest_step(model_dir: epath.Path) -> epath.Path | None:
-  """Returns the folder of the newest complete step; None if there is none."""
-  root = model_dir / _CHECKPOINTS
-  steps = _complete_steps(root) if root.is_dir() else []
-  return root / str(steps[-1]) if steps else None
+  """Returns the newest whole step, as `find_step`; None if there is none.
+
+  Raises:
+    CheckpointError: there are steps, all of them damaged.
+  """
+  return _newest(model_dir, _by_names)
 
 
-def _complete_steps(root: epath.Path) -> list[int]:
-  return sorted(
-    int(p.name)
-    for p in root.iterdir()
-    if p.name.isdigit() and (p / 'state').is_dir()
+def newest_intact_step(model_dir: epath.Path) -> epath.Path | None:
+  """Returns the newest intact step, as `intact_step`; None if there is none.
+
+  Raises:
+    CheckpointError: there are steps, all of them damaged.
+  """
+  return _newest(model_dir, _by_contents)
+
+
+def _newest(model_dir, choose):
+  root = model_dir / CHECKPOINTS
+  return choose(root, False) if root.is_dir() and step_folders(root) else None
+
+
+def _find(
+  path: str, choose: Callable[[epath.Path, bool], epath.Path]
+) -> epath.Path | None:
+  folder = absolute(path)
+  is_at_home = folder.parent.name == CHECKPOINTS
+  if is_step(folder) or (
+    is_at_home and is_number(folder.name) and folder.is_dir()
+  ):
+    _check_one(folder, choose)
+    return folder
+  if is_at_home and is_number(folder.name) and folder.parent.is_dir():
+    raise errors.CheckpointError(
+      f'{folder.parent} has no complete step {folder.name}.'
+    )
+  wants_best = folder.name == BEST and is_at_home
+  root = folder.parent if wants_best else folder / CHECKPOINTS
+  return choose(root, wants_best) if root.is_dir() else None
+
+
+def _check_one(step: epath.Path, choose) -> None:
+  check = step_damage.damage_of
+  if choose is _by_contents:
+    check = step_damage.damage_together
+  damage = check(step)
+  if damage is not None:
+    error = errors.CheckpointError(
+      f'The step {step} is damaged: {damage}. Give another step, or its '
+      'MODEL_DIR, of which the newest intact one is taken.'
+    )
+    error.on_every_host = choose is _by_contents
+    raise error
+
+
+def _by_names(root: epath.Path, wants_best: bool) -> epath.Path:
+  """Chooses a step without reading arrays."""
+  order, damaged = _order(root, wants_best)
+  for name in order:
+    damage = damaged.get(name) or step_damage.damage_of(root / name)
+    if damage is None:
+      for other, reason in damaged.items():
+        step_damage.warn_once(
+          f'{root / other} is damaged: {reason}. Step {name} is used.'
+        )
+      return root / name
+    damaged[name] = damage
+  raise _nothing_left(root, wants_best, damaged)
+
+
+def _by_contents(root: epath.Path, wants_best: bool) -> epath.Path:
+  """Chooses a step and reads it whole; on all processes together."""
+  with multihost.together():
+    found = _order(root, wants_best)
+  # File systems lag: what the first process sees counts.
+  order, damaged = json.loads(multihost.gather_texts(json.dumps(found))[0])
+  gone = False
+  for name in order:
+    damage = damaged.get(name) or step_damage.damage_together(root / name)
+    if damage is None:
+      if jax.process_index() == 0:
+        for other, reason in damaged.items():
+          step_damage.set_aside(root / other, f'{reason}. Step {name} is used')
+      return root / name
+    # The run that saves steps here removes old ones.
+    there = multihost.gather_texts(str((root / name).exists()))[0]
+    if there == str(True):
+      damaged[name] = damage
+    else:
+      gone = True
+  if gone:
+    return _by_contents(root, wants_best)
+  error = _nothing_left(root, wants_best, damaged)
+  error.on_every_host = True
+  raise error
+
+
+def _order(
+  root: epath.Path, wants_best: bool
+) -> tuple[list[str], dict[str, str]]:
+  """Returns steps by name, the one to take first; and the damaged ones.
+
+  To know the best step, the metrics of all are read; damage is found then.
+  """
+  names = [step.name for step in reversed(step_folders(root))]
+  if not wants_best:
+    return names, {}
+  damaged = {name: step_damage.damage_of(root / name) for name in names}
+  damaged = {name: damage for name, damage in damaged.items() if damage}
+  ranks = {name: rank(root / name) for name in names if name not in damaged}
+  evaluated = [name for name in ranks if ranks[name] is not None]
+  return sorted(evaluated, key=ranks.get, reverse=True), damaged
+
+
+def _nothing_left(
+  root: epath.Path, wants_best: bool, damaged: Mapping[str, str]
+) -> errors.CheckpointError:
+  listed = ', '.join(f'{name} ({reason})' for name, reason in damaged.items())
+  if not step_folders(root):
+    return errors.CheckpointError(f'{root} holds no complete step yet.')
+  if not wants_best:
+    return errors.CheckpointError(
+      f'No intact step is left in {root}. Damaged: {listed}. Copy a step '
+      'there from elsewhere, or give another MODEL_DIR.'
+    )
+  return errors.CheckpointError(
+    f'No step in {root} was evaluated, so none is the best; name a step.'
+    + (f' Damaged: {listed}.' if damaged else '')
   )
 
 
-def _selection_metric(step: epath.Path) -> float | None:
-  if not (step / 'metrics').exists():
-    return None
-  metrics = _read_json(step / 'metrics')
-  value = metrics.get(_METRIC) if isinstance(metrics, dict) else None
-  return float(value) if isinstance(value, int | float) else None
+def rank(step: epath.Path) -> tuple[float, int] | None:
+  """Returns what is larger of a better step; None if it was not evaluated.
+
+  Of equals the first is the better one: training longer did not help.
+
+  Raises:
+    CheckpointError: its metrics are no JSON.
+  """
+  file = step / step_digests.METRICS / step_digests.METRICS
+  value = step_damage.read_json(file).get(METRIC) if file.exists() else None
+  return (value, -int(step.name)) if isinstance(value, int | float) else None
+
+
+def step_folders(root: epath.Path) -> list[epath.Path]:
+  """Returns the folders of steps that are complete, or were, oldest first."""
+  steps = [
+    path
+    for path in root.iterdir()
+    if is_number(path.name) and path.is_dir() and _is_committed(path)
+  ]
+  return sorted(steps, key=lambda path: int(path.name))
+
+
+def is_number(name: str) -> bool:
+  """Whether a name is that of a step."""
+  # Other digits than these, such as ², are no names of steps.
+  is_digits = name.isascii() and name.isdigit()
+  return is_digits and len(name) <= _LONGEST and str(int(name)) == name
+
+
+def _is_committed(step: epath.Path) -> bool:
+  """Whether a step is more than one that is being saved.
+
+  Elsewhere than in a bucket, it gets its name when it is complete.
+  """
+  return '://' not in os.fspath(step) or any(
+    (step / name).exists() for name in (step_digests.FILE, _COMMITTED)
+  )
+
+
+def is_step(folder: epath.Path) -> bool:
+  """Whether a folder is that of a step, wherever it lies."""
+  return (folder / step_digests.FILE).exists() or (
+    (folder / step_digests.METADATA).is_dir()
+    and (folder / step_digests.STATE).is_dir()
+  )
 
 
 def model_dir_of(step: epath.Path) -> epath.Path:
@@ -256,7 +314,7 @@ def model_dir_of(step: epath.Path) -> epath.Path:
 
   A folder that was copied out of its MODEL_DIR stands for one itself.
   """
-  is_at_home = step.parent.name == _CHECKPOINTS
+  is_at_home = step.parent.name == CHECKPOINTS
   return step.parent.parent if is_at_home else step
 
 
@@ -264,52 +322,33 @@ def read_metadata(step: epath.Path) -> dict[str, Any]:
   """Reads the metadata of a step's folder.
 
   Raises:
-    CheckpointError: it is missing, damaged, or too large to be true.
+    CheckpointError: they are no JSON.
   """
-  return _read_json(step / 'metadata')
+  fields = step_damage.read_json(step_damage.metadata_file(step))
+  fields.pop(step_damage.HAS_DIGESTS, None)
+  return fields
 
 
-def _read_json(item: epath.Path) -> Any:
-  """Reads what Orbax wrote of a JSON object: a file in a folder of its name."""
-  path = item / item.name
+@contextlib.contextmanager
+def reading(step: epath.Path) -> Iterator[None]:
+  """Makes errors of other libraries about the files of a step a user's.
+
+  They cannot be told apart by their class. That memory ran out or another
+  process was lost is not the fault of the files.
+  """
   try:
-    return strict_json.loads(
-      plain_files.read(path, errors.CheckpointError), allow_nan=True
-    )
-  except (OSError, ValueError) as error:
+    yield
+  except (errors.UserError, jax.errors.JaxRuntimeError, MemoryError):
+    raise
+  except Exception as error:
+    if multihost.lost_host(error):
+      raise
+    lines = str(error).strip().splitlines() or ['']
     raise errors.CheckpointError(
-      f'{path} cannot be read as JSON ({error}). Copy the checkpoint again, or '
-      'use another step.'
+      f'The step {step} cannot be read ({type(error).__name__}: '
+      f'{lines[0][:300]}). If it is damaged, move it away: the step before it '
+      'is used then.'
     ) from error
-
-
-def write_weights(
-  model_dir: epath.Path,
-  step: int,
-  trainable: Mapping[str, Any],
-  metadata: Mapping[str, Any],
-) -> None:
-  """Writes a step that holds no optimizer; on all hosts together.
-
-  Args:
-    model_dir: in which the step is to be; there, or to be made.
-    step: its number.
-    trainable: what `read_trainable` is to read.
-    metadata: JSON object to store in it.
-
-  Raises:
-    OSError: it cannot be written; nothing is left of it then.
-  """
-  state = train_state.TrainState(np.int32(step), trainable, opt_state={})
-  try:
-    manager = CheckpointManager(model_dir, metadata, keep_best=0)
-    manager.save(state, metric=None)
-    manager.close()
-  # TensorStore makes a ValueError of a full disk.
-  except (OSError, ValueError) as error:
-    if jax.process_index() == 0:
-      (model_dir / _CHECKPOINTS).rmtree(missing_ok=True)
-    raise OSError(str(error)) from error
 
 
 def read_trainable(
@@ -331,13 +370,19 @@ def read_trainable(
     The tree, of numpy arrays but for what was given shardings.
 
   Raises:
-    CheckpointError: the arrays are not the expected ones, or do not fit into
-      the memory that is free; none was read then.
+    CheckpointError: the arrays cannot be read, are not the expected ones, or do
+      not fit into the memory that is free; none was read then.
   """
-  stored_arrays.check_index(step / 'state')
+  with reading(step):
+    return _read_trainable(step, role, params_shardings, expected)
+
+
+def _read_trainable(step: epath.Path, role, params_shardings, expected):
+  state = step / step_digests.STATE
+  stored_arrays.check_index(state)
   # The bare handler: a Checkpointer looks for metadata of a whole step here.
   handler = ocp.PyTreeCheckpointHandler()
-  wanted = handler.metadata(step / 'state').tree.get('trainable', {})
+  wanted = handler.metadata(state).tree.get('trainable', {})
   if role is not None:
     wanted = wanted.get(role, {})
   if expected is not None:
@@ -361,7 +406,7 @@ def read_trainable(
     return {'trainable': tree if role is None else {role: tree}}
 
   restored = handler.restore(
-    step / 'state',
+    state,
     args=ocp.args.PyTreeRestore(
       item=nest(wanted), restore_args=nest(restore_args), partial_restore=True
     ),

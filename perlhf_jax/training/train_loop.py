@@ -17,13 +17,13 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import outside
 from perlhf_jax.core import strict_json
 from perlhf_jax.core import typing
+from perlhf_jax.training import checkpoint_manager
 from perlhf_jax.training import metric_writer
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 from perlhf_jax.training import preemption
 from perlhf_jax.training import progress as progress_lib
-from perlhf_jax.training import step_files
 
 _SUMMARY = 'summary.json'
 
@@ -60,7 +60,9 @@ class LoopConfig:
     checkpoint_period: steps between two checkpoints; each is evaluated, so
       that the best can be chosen.
     accumulation_steps: parts in which a batch is differentiated.
-    keep_best: checkpoints to keep by the validation metric, beside the newest.
+    keep_best: checkpoints to keep by the validation metric.
+    keep_latest: checkpoints to keep by age, beside those: where the newest is
+      damaged, the run goes on from the one before it.
     seed: of initialisation and dropout.
   """
 
@@ -70,6 +72,7 @@ class LoopConfig:
   checkpoint_period: Annotated[int, checks.AtLeastOne] = 100
   accumulation_steps: Annotated[int, checks.AtLeastOne] = 1
   keep_best: Annotated[int, checks.NotNegative] = 1
+  keep_latest: Annotated[int, checks.AtLeastOne] = 2
   seed: Annotated[int, checks.NotNegative] = 0
 
   def __post_init__(self):
@@ -98,7 +101,7 @@ def train(
   config: LoopConfig,
   *,
   model_dir: epath.Path,
-  manager: step_files.CheckpointManager,
+  manager: checkpoint_manager.CheckpointManager,
   step: Step,
   state: State,
   frozen: Mapping[str, Any],
@@ -231,7 +234,7 @@ def train(
 
 @contextlib.contextmanager
 def _closing(
-  manager: step_files.CheckpointManager,
+  manager: checkpoint_manager.CheckpointManager,
   writer: metric_writer.MetricWriter,
   progress: progress_lib.Progress,
 ) -> Iterator[None]:

@@ -10,6 +10,7 @@ import seqio
 from perlhf_jax import main
 from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.core import tree_paths
+from perlhf_jax.training import checkpoint_manager
 from perlhf_jax.training import step_files
 
 _MODULE = """
@@ -253,7 +254,7 @@ def test_weights_that_are_nan_stop_everything_that_reads_them(
   flat[name] = np.where(np.arange(16) == 3, np.nan, flat[name])
   bad = tmp_path / 'bad'
   fields = step_files.read_metadata(step)
-  step_files.write_weights(
+  checkpoint_manager.write_weights(
     step_files.absolute(str(bad)), 2, tree_paths.unflatten(flat), fields
   )
   lines = runs.write_rows(

@@ -14,8 +14,8 @@ from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.core import errors
 from perlhf_jax.core import operative_config
 from perlhf_jax.runs import model_dirs
+from perlhf_jax.training import checkpoint_manager
 from perlhf_jax.training import optimizers
-from perlhf_jax.training import step_files
 from perlhf_jax.training import train_state
 
 METADATA = tiny_metadata.METADATA
@@ -41,7 +41,7 @@ def log(caplog):
 @pytest.fixture
 def folder(tmp_path):
   """A MODEL_DIR of step 4."""
-  manager = step_files.CheckpointManager(epath.Path(tmp_path), FIELDS)
+  manager = checkpoint_manager.CheckpointManager(epath.Path(tmp_path), FIELDS)
   manager.save(_state(4), 0.5)
   manager.close()
   (tmp_path / 'config.gin').write_text(CONFIG)
@@ -54,7 +54,7 @@ def _resume(folder, train_steps, config, state=None, metadata=METADATA):
   gin.parse_config(config)
   run_dir = model_dirs.prepare(str(folder), train_steps)
   run_dir.described(metadata, accept_changes=False)
-  manager = step_files.CheckpointManager(run_dir.path, FIELDS)
+  manager = checkpoint_manager.CheckpointManager(run_dir.path, FIELDS)
   state = _state(0) if state is None else state
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   try:
@@ -124,7 +124,7 @@ def test_another_run_is_refused_and_nothing_written(folder):
 
 
 def test_a_state_with_a_nan_is_refused_by_parameter(tmp_path):
-  manager = step_files.CheckpointManager(epath.Path(tmp_path), FIELDS)
+  manager = checkpoint_manager.CheckpointManager(epath.Path(tmp_path), FIELDS)
   bad = _state(4)
   manager.save(bad.replace(trainable={'w': jnp.array([0, jnp.nan, 1])}), 0.5)
   manager.close()

@@ -26,6 +26,7 @@ import runs
 
 from perlhf_jax.core import errors
 from perlhf_jax.runs import whole_run
+from perlhf_jax.training import checkpoint_manager
 from perlhf_jax.training import metric_writer
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
@@ -72,7 +73,7 @@ def _train(*, model_dir, happens=lambda step: None):
     {'w': jnp.asarray(w)},
     optimizers.make_optimizer(optimizers.Optimizer('adamw'), _STEPS),
   )
-  manager = step_files.CheckpointManager(path, {'kind': 'test'})
+  manager = checkpoint_manager.CheckpointManager(path, {'kind': 'test'})
   newest = manager.latest_step()
   if newest is not None:
     abstract = jax.tree.map(
@@ -223,7 +224,7 @@ def test_a_folder_that_is_removed_meanwhile(step, tmp_path):
 def test_a_folder_that_is_removed_at_the_end(tmp_path):
   """Orbax makes it anew, and would end well with half of the files."""
   folder = tmp_path / 'run'
-  save = step_files.CheckpointManager.save
+  save = checkpoint_manager.CheckpointManager.save
 
   def remove_and_save(self, state, metric):
     if int(state.step) == _STEPS:
@@ -232,7 +233,9 @@ def test_a_folder_that_is_removed_at_the_end(tmp_path):
     save(self, state, metric)
 
   with pytest.MonkeyPatch.context() as patched:
-    patched.setattr(step_files.CheckpointManager, 'save', remove_and_save)
+    patched.setattr(
+      checkpoint_manager.CheckpointManager, 'save', remove_and_save
+    )
     with pytest.raises(errors.OutsideError) as error:
       _train(model_dir=str(folder))
   assert str(folder) in str(error.value)

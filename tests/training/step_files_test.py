@@ -13,6 +13,7 @@ import tiny_models
 
 from perlhf_jax.core import errors
 from perlhf_jax.models import lora
+from perlhf_jax.training import checkpoint_manager
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import step_files
 from perlhf_jax.training import train_state
@@ -60,7 +61,7 @@ def _assert_same(actual, expected):
 def run(tmp_path_factory):
   """MODEL_DIR of a run whose best steps are 2 and 3, and the newest 5."""
   folder = epath.Path(tmp_path_factory.mktemp('run'))
-  manager = step_files.CheckpointManager(
+  manager = checkpoint_manager.CheckpointManager(
     folder, METADATA, keep_best=2, keep_latest=1
   )
   for step, metric in enumerate([0.5, 0.9, 0.7, 0.6, -math.inf], start=1):
@@ -75,7 +76,7 @@ def test_the_best_and_the_newest_are_kept(run):
 
 
 def test_restore_is_exact(run):
-  manager = step_files.CheckpointManager(run, METADATA)
+  manager = checkpoint_manager.CheckpointManager(run, METADATA)
   assert manager.latest_step() == 5
   expected = _state(5)
   restored = manager.restore(5, _abstract(expected))
@@ -84,7 +85,7 @@ def test_restore_is_exact(run):
 
 
 def test_a_state_of_other_parts_is_refused(run):
-  manager = step_files.CheckpointManager(run, METADATA)
+  manager = checkpoint_manager.CheckpointManager(run, METADATA)
   other = _abstract(_state(5, {'lora': {'other': np.zeros(2, np.float32)}}))
   with pytest.raises(errors.CheckpointError, match='step 5 in MODEL_DIR has'):
     manager.restore(5, other)
@@ -135,13 +136,13 @@ def test_find_step_that_is_not_there(run, tmp_path):
 def test_equally_good_steps_and_steps_without_a_metric(tmp_path, caplog):
   caplog.set_level(logging.WARNING)
   folder = epath.Path(tmp_path)
-  manager = step_files.CheckpointManager(folder, {}, keep_latest=9)
+  manager = checkpoint_manager.CheckpointManager(folder, {}, keep_latest=9)
   manager.save(_state(1), None)
   manager.close()
   assert not caplog.records  # It is meant so, and no matter for a warning.
   with pytest.raises(errors.CheckpointError, match='none is the best'):
     step_files.find_step(str(folder / 'checkpoints/best'))
-  manager = step_files.CheckpointManager(folder, {}, keep_latest=9)
+  manager = checkpoint_manager.CheckpointManager(folder, {}, keep_latest=9)
   for step in (2, 3):
     manager.save(_state(step), 0.5)
   manager.close()
@@ -153,7 +154,7 @@ def test_a_step_without_a_metric_takes_no_place_of_the_best(tmp_path):
   folder = epath.Path(tmp_path)
   for step, metric in ((1, 0.5), (2, None), (3, None)):
     # A run that is started anew each time.
-    manager = step_files.CheckpointManager(folder, {})
+    manager = checkpoint_manager.CheckpointManager(folder, {}, keep_latest=1)
     manager.save(_state(step), metric)
     manager.close()
   steps = {p.name for p in (folder / 'checkpoints').iterdir() if p.is_dir()}
@@ -163,7 +164,7 @@ def test_a_step_without_a_metric_takes_no_place_of_the_best(tmp_path):
 
 def test_a_step_that_was_not_finished_is_ignored_and_made_again(tmp_path):
   folder = epath.Path(tmp_path)
-  manager = step_files.CheckpointManager(folder, METADATA)
+  manager = checkpoint_manager.CheckpointManager(folder, METADATA)
   manager.save(_state(5), 0.5)
   manager.close()
   half = folder / 'checkpoints' / '9.orbax-checkpoint-tmp'
@@ -171,7 +172,7 @@ def test_a_step_that_was_not_finished_is_ignored_and_made_again(tmp_path):
   (half / 'metadata').mkdir()
   assert step_files.find_step(str(folder)).name == '5'
   assert step_files.find_step(str(folder / 'checkpoints/best')).name == '5'
-  manager = step_files.CheckpointManager(folder, METADATA)
+  manager = checkpoint_manager.CheckpointManager(folder, METADATA)
   assert manager.latest_step() == 5
   manager.save(_state(9), 0.25)
   manager.close()
@@ -193,7 +194,7 @@ def test_reading_without_the_configuration(run):
 
 def test_a_save_is_not_disturbed_by_the_steps_after_it(tmp_path):
   folder = epath.Path(tmp_path)
-  manager = step_files.CheckpointManager(folder, {})
+  manager = checkpoint_manager.CheckpointManager(folder, {})
   tree = {'params': {'w': np.full((512, 512), 1.0, np.float32)}}
   state = _state(1, tree)
   advance = jax.jit(
@@ -226,7 +227,7 @@ def test_an_adapter_checkpoint_on_disk_is_small(tmp_path):
   sizes = {}
   for name, tree in trees.items():
     folder = epath.Path(tmp_path) / name
-    manager = step_files.CheckpointManager(folder, METADATA)
+    manager = checkpoint_manager.CheckpointManager(folder, METADATA)
     manager.save(_state(1, tree), 0.5)
     manager.close()
     sizes[name] = _size(tmp_path / name)
@@ -247,9 +248,5 @@ def test_model_dir_that_cannot_be_written_to(tmp_path):
 
 
 def test_metadata_is_plain_json_on_disk(run):
-  files = [p for p in (run / 'checkpoints/5/metadata').iterdir()]
-  assert any(
-    json.loads(p.read_text()) == METADATA
-    for p in files
-    if not p.name.startswith('_')
-  )
+  text = (run / 'checkpoints/5/metadata/metadata').read_text()
+  assert json.loads(text) == {**METADATA, 'digests': 'digests.json'}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from perlhf_jax.core import errors
+from perlhf_jax.training import checkpoint_manager
 from perlhf_jax.training import compiled_step
 from perlhf_jax.training import metric_writer
 from perlhf_jax.training import optimizers
@@ -74,7 +75,7 @@ def _train(
 ):
   optimizer, step, mesh = compiled
   state = train_state.create({'w': jnp.zeros(3)}, optimizer)
-  manager = step_files.CheckpointManager(
+  manager = checkpoint_manager.CheckpointManager(
     folder, METADATA, keep_best=config.keep_best
   )
   latest = manager.latest_step()
@@ -123,7 +124,8 @@ def test_periods(whole):
     steps[record['split']].append(record['step'])
   assert steps == {'train': [2, 4, 6, 8, 9], 'eval': [3, 4, 6, 8, 9]}
   saved = {p.name for p in (folder / 'checkpoints').iterdir() if p.is_dir()}
-  assert saved == {'9'}  # It is the newest and the best.
+  # The last is the newest and the best; two are kept beside it.
+  assert saved == {'4', '8', '9'}
 
 
 def test_records(whole):
@@ -308,7 +310,8 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(
     metric_records.without_timing(expected_folder)
   )
   saved = {p.name for p in (folder / 'checkpoints').iterdir() if p.is_dir()}
-  assert saved == {'9'}
+  # The best, which is the last, and the two before it.
+  assert saved == {str(s) for s in sorted({4, 8, 9, step})[-3:]}
 
 
 def test_sigterm_before_the_last_step_lets_it_finish(whole, compiled, tmp_path):

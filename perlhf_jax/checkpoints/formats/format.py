@@ -136,6 +136,20 @@ class ModelFormat(Format):
   tell of which model they are `AdapterFormat`s.
   """
 
+  def settle(self, path: str) -> str:
+    """Returns where exactly the weights lie that are read, and checks them.
+
+    On several hosts all of them call it. That is the path itself, unless a
+    format has several versions of a model, or can tell whether it is damaged.
+
+    Args:
+      path: that the format recognises.
+
+    Raises:
+      CheckpointError: what lies there is damaged.
+    """
+    return path
+
   @abc.abstractmethod
   def peek(self, path: str) -> loaded_model.LoadedModel:
     """Returns what lies at a path, without weights.

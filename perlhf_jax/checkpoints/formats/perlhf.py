@@ -18,6 +18,7 @@ from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import tuned_params
+from perlhf_jax.training import checkpoint_manager
 from perlhf_jax.training import layer_layout
 from perlhf_jax.training import step_files
 
@@ -38,6 +39,10 @@ class Perlhf(format_lib.ModelFormat, format_lib.WritableFormat):
   def recognises(self, path):
     """See `format`."""
     return step_files.find_step(path) is not None
+
+  def settle(self, path):
+    """See `format`; where a step is damaged, an earlier one is taken."""
+    return str(step_files.intact_step(path))
 
   def peek(self, path):
     """See `format`."""
@@ -97,7 +102,7 @@ class Perlhf(format_lib.ModelFormat, format_lib.WritableFormat):
         trainable['heads'] = loaded.heads
       if loaded.kind == run_metadata.POLICY:
         trainable = {'policy': trainable}
-      step_files.write_weights(
+      checkpoint_manager.write_weights(
         model_dir,
         loaded.step,
         trainable,

@@ -1,0 +1,333 @@
+"""Digests of the files of a step, by which damage is found before it is read.
+
+When a step is saved, `digests.json` is written beside its items: the size of
+every file, and a digest of every block of it. The digest is the CRC-32C, which
+finds every flipped bit, and the sum of the words, which tells apart files that
+end with their own CRC-32C, as TensorStore's do: to CRC-32C these are all alike.
+It finds damage, and lost and swapped files; it is no signature, and does not
+hold against somebody who writes both the file and its digest.
+
+Each process digests what it wrote itself, as soon as that is on disk and before
+the step gets its name, so that no process reads what others wrote. Where a step
+is read, the processes share its blocks out among themselves.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+import errno
+import json
+import os
+from typing import Any, NamedTuple
+
+from etils import epath
+import google_crc32c
+import numpy as np
+
+from perlhf_jax.core import errors
+
+FILE = 'digests.json'
+VARIABLE = 'PERLHF_VERIFY'
+OFF = 'off'
+STATE = 'state'
+METADATA = 'metadata'
+METRICS = 'metrics'
+
+_ITEMS = (METADATA, METRICS, STATE)
+_PART = 'digests.process_'
+# Threads, and processes, take blocks: one file may hold most of a step.
+_BLOCK_BYTES = 64 << 20
+# Fits a core's cache, so that the checksum finds there what was just read.
+_READ_BYTES = 1 << 20
+_THREADS = 8
+_NAMES_SHOWN = 3
+
+
+class _Block(NamedTuple):
+  """A part of a file: its name in the step's folder, and which block it is."""
+
+  name: str
+  index: int
+
+
+class Digests(NamedTuple):
+  """What the files of a step were when it was saved, by their names.
+
+  Attributes:
+    step: its number.
+    sizes: bytes of each file.
+    blocks: digest of each block of it, in hexadecimal.
+  """
+
+  step: int
+  sizes: dict[str, int]
+  blocks: dict[str, list[str]]
+
+
+def write(step: epath.Path, number: int) -> None:
+  """Writes the digests of a step, whose items are complete; on one process.
+
+  Args:
+    step: its folder, which may have a temporary name still.
+    number: which step it is.
+
+  Raises:
+    OSError: a file cannot be read or written.
+  """
+  sizes = _sizes(step)
+  blocks: dict[str, list[str]] = {}
+  for file in _files(step):
+    if file.name.startswith(_PART):
+      part = _parse(file)
+      # What was written to since is digested again.
+      same = {n for n, size in part.sizes.items() if sizes.get(n) == size}
+      blocks |= {name: part.blocks[name] for name in same}
+      file.unlink()
+  missing = {name: size for name, size in sizes.items() if name not in blocks}
+  blocks |= _digest_files(step, missing)
+  _write_json(step / FILE, Digests(number, sizes, blocks))
+
+
+def write_part(
+  step: epath.Path, number: int, state: epath.Path, process: int
+) -> None:
+  """Writes the digests of the arrays that one process has written.
+
+  Args:
+    step: the folder of the step, which has a temporary name still.
+    number: which step it is.
+    state: the folder of its arrays, which has one, too.
+    process: which process that is.
+
+  Raises:
+    OSError: a file cannot be read or written.
+  """
+  own = f'ocdbt.process_{process}'
+  if not (state / own).is_dir():
+    return
+  inside = {f'{own}/{name}': size for name, size in _walk(state / own)}
+  blocks = _digest_files(state, inside)
+  digests = Digests(
+    number,
+    {f'{STATE}/{name}': size for name, size in inside.items()},
+    {f'{STATE}/{name}': each for name, each in blocks.items()},
+  )
+  _write_json(step / f'{_PART}{process}', digests)
+
+
+def read(step: epath.Path) -> Digests | None:
+  """Reads the digests of a step; None of one that was saved without.
+
+  Raises:
+    ValueError: they are damaged.
+    OSError: they cannot be read.
+  """
+  file = step / FILE
+  return _parse(file) if file.exists() else None
+
+
+def find_damage(
+  step: epath.Path,
+  digests: Digests,
+  *,
+  contents: bool,
+  process: int = 0,
+  processes: int = 1,
+) -> str | None:
+  """Says which files of a step are not what was saved.
+
+  Args:
+    step: its folder.
+    digests: of `read`.
+    contents: whether to read the arrays, too; else their files' names and
+      sizes are looked at alone.
+    process: which share of the blocks to read.
+    processes: shares there are.
+
+  Returns:
+    Names of files and what is wrong with them; None if nothing is.
+
+  Raises:
+    OSError: a file cannot be read, for another reason than damage.
+  """
+  try:
+    return _find_damage(
+      step, digests, contents, slice(process, None, processes)
+    )
+  except FileNotFoundError as error:
+    return f'{error.filename or error} is missing'
+  except OSError as error:
+    if error.errno != errno.EIO:
+      raise
+    return f'the disk cannot read {error.filename}'
+
+
+def _find_damage(
+  step: epath.Path, digests: Digests, contents: bool, share: slice
+) -> str | None:
+  found = _sizes(step)
+  wrong = [
+    *(f'{name} is missing' for name in digests.sizes if name not in found),
+    *(
+      f'{name} has {found[name]} bytes, not {size}'
+      for name, size in digests.sizes.items()
+      if found.get(name, size) != size
+    ),
+    *(f'{name} is not of it' for name in found if name not in digests.sizes),
+  ]
+  if wrong:
+    return _listed(wrong)
+  blocks = [
+    block
+    for block in _blocks(digests.sizes)
+    if contents or not block.name.startswith(f'{STATE}/')
+  ][share]
+  changed = {
+    block.name: None
+    for block, digest in zip(blocks, _digest(step, blocks), strict=True)
+    if digests.blocks[block.name][block.index] != digest
+  }
+  return _listed([f'{name} was changed' for name in changed])
+
+
+def is_off() -> bool:
+  """Whether the user wants no array to be read for its digest.
+
+  Raises:
+    ConfigError: PERLHF_VERIFY is neither `off` nor unset.
+  """
+  given = os.environ.get(VARIABLE, '')
+  if given not in ('', OFF):
+    raise errors.ConfigError(
+      f'{VARIABLE} is {given!r}. Set it to {OFF}, and checkpoints are read '
+      'without a check of their contents; or do not set it.'
+    )
+  return given == OFF
+
+
+def _listed(wrong: Sequence[str]) -> str | None:
+  shown = ', '.join(wrong[:_NAMES_SHOWN])
+  rest = len(wrong) - _NAMES_SHOWN
+  return f'{shown} and {rest} more' if rest > 0 else shown or None
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+  return (path for path in folder.iterdir() if not path.is_dir())
+
+
+def _sizes(step: epath.Path) -> dict[str, int]:
+  """Sizes of the files of the items of a step.
+
+  What lies beside the items is of Orbax, or of the user, and nobody reads it.
+  """
+  return {
+    f'{item}/{name}': size
+    for item in _ITEMS
+    if (step / item).is_dir()
+    for name, size in sorted(_walk(step / item))
+  }
+
+
+def _walk(folder: epath.Path) -> Iterator[tuple[str, int]]:
+  """Yields names and sizes of the files in a folder, at any depth.
+
+  Those that file managers and network disks leave are hidden, and skipped.
+  """
+  for path in folder.iterdir():
+    if path.name.startswith('.'):
+      continue
+    if path.is_dir():
+      for name, size in _walk(path):
+        yield f'{path.name}/{name}', size
+    else:
+      yield path.name, _size(path)
+
+
+def _size(path: epath.Path) -> int:
+  if '://' in os.fspath(path):
+    return path.stat().length
+  # Where the system does not know a file's owner, etils raises a KeyError.
+  return os.stat(path).st_size
+
+
+def _blocks(sizes: dict[str, int]) -> Iterator[_Block]:
+  for name, size in sizes.items():
+    for index in range(_count(size)):
+      yield _Block(name, index)
+
+
+def _count(size: int) -> int:
+  """Returns how many blocks a file of some bytes has."""
+  return -(-size // _BLOCK_BYTES)
+
+
+def _digest_files(
+  folder: epath.Path, sizes: dict[str, int]
+) -> dict[str, list[str]]:
+  """Digests whole files; returns the blocks of each."""
+  blocks = list(_blocks(sizes))
+  found: dict[str, list[str]] = {name: [] for name in sizes}
+  for block, digest in zip(blocks, _digest(folder, blocks), strict=True):
+    found[block.name].append(digest)
+  return found
+
+
+def _digest(folder: epath.Path, blocks: Sequence[_Block]) -> list[str]:
+  def one(block: _Block) -> str:
+    crc, total, left = 0, 0, _BLOCK_BYTES
+    with (folder / block.name).open('rb') as file:
+      file.seek(block.index * _BLOCK_BYTES)
+      while left and (data := file.read(min(left, _READ_BYTES))):
+        crc = google_crc32c.extend(crc, data)
+        total += _sum(data)
+        left -= len(data)
+    return f'{crc:08x}{total % 2**64:016x}'
+
+  if len(blocks) < 2:
+    return [one(block) for block in blocks]
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(one, blocks))
+
+
+def _sum(data: bytes) -> int:
+  """Sums little-endian words of 64 bits, zeros behind the last one, modulo."""
+  words = np.frombuffer(
+    data + bytes(-len(data) % 8) if len(data) % 8 else data, '<u8'
+  )
+  return int(np.sum(words, dtype=np.uint64))
+
+
+def _write_json(file: epath.Path, digests: Digests) -> None:
+  fields = {
+    'step': digests.step,
+    'block_bytes': _BLOCK_BYTES,
+    'files': {
+      name: {'bytes': size, 'blocks': digests.blocks[name]}
+      for name, size in digests.sizes.items()
+    },
+  }
+  file.write_text(json.dumps(fields, indent=1) + '\n')
+
+
+def _parse(file: epath.Path) -> Digests:
+  """Reads what `_write_json` wrote, and nothing else."""
+  try:
+    fields = json.loads(file.read_text())
+    step, files = _checked(fields['step'], int), fields['files']
+    sizes = {name: _checked(each['bytes'], int) for name, each in files.items()}
+    blocks = {
+      name: [_checked(digest, str) for digest in each['blocks']]
+      for name, each in files.items()
+    }
+    if fields['block_bytes'] != _BLOCK_BYTES:
+      raise ValueError('blocks of another size')
+    if any(len(blocks[name]) != _count(size) for name, size in sizes.items()):
+      raise ValueError('a file has too many digests, or too few')
+  except (AttributeError, KeyError, RecursionError, TypeError) as error:
+    raise ValueError(f'it holds other things ({error!r})') from error
+  return Digests(step, sizes, blocks)
+
+
+def _checked(value: Any, kind: type) -> Any:
+  if type(value) is not kind:
+    raise ValueError(f'{value!r} in the place of a {kind.__name__}')
+  return value
