@@ -37,6 +37,34 @@ def test_our_lines_and_others_warnings_are_shown():
   assert 'orbax' in others_warning
 
 
+ORBAX_CODE = """
+from absl import logging
+from perlhf_jax import logs
+
+logs.show()
+source = '''
+try:
+  1 / 0
+except ZeroDivisionError:
+  logging.exception('a save failed')
+logging.error('a plain error')
+'''
+path = '/home/me/.venv/lib/site-packages/orbax/checkpoint/future.py'
+exec(compile(source, path, 'exec'))
+"""
+
+
+def test_tracebacks_of_errors_that_orbax_raises_too_are_not_shown():
+  result = subprocess.run(
+    [sys.executable, '-c', ORBAX_CODE],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  (line,) = result.stderr.splitlines()
+  assert line.endswith('ERROR: a plain error')
+
+
 PROCESS_CODE = """
 from absl import logging
 from perlhf_jax import logs

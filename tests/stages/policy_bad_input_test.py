@@ -200,6 +200,15 @@ def commas(prompts, responses):
   how = fails_at.get(len(calls))
   if how == 'raises':
     raise KeyError('no such note')
+  if how in ('hangs', 'is told to stop'):
+    import os
+    import signal
+    import threading
+    import time
+
+    if how == 'is told to stop':
+      threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    time.sleep(300)
   scores = [response.count(',') for response in responses]
   if how == 'too few':
     return scores[1:]
@@ -231,6 +240,7 @@ def test_a_reward_function_that_fails_loses_nothing(
     f'--gin_file={tmp_path / "commas.gin"}',
     '--gin.LOG_PERIOD=1',
     '--gin.EVAL_EXAMPLES=9',
+    '--gin.REWARD_TIME_LIMIT=8',
     reward=None,
     algorithm='rloo',
   )
@@ -253,6 +263,14 @@ def test_a_reward_function_that_fails_loses_nothing(
   assert [record['step'] for record in first] == [1]
   fails('too few', '31 scores', '32 numbers')
   fails('nan', 'gave nan')
+  fails('hangs', 'took longer than the 8 seconds', 'REWARD_TIME_LIMIT')
+  comma_rewards.calls.clear()
+  comma_rewards.fails_at = {1: 'is told to stop'}
+  assert main.run(arguments) == 75
+  assert capsys.readouterr().err.splitlines()[-1] == (
+    f'perlhf: stopped by SIGTERM; step 1 is saved in {policy}. Started again, '
+    'the same command goes on from there.'
+  )
   comma_rewards.calls.clear()
   comma_rewards.fails_at = {}
   assert main.run(arguments) == 0
