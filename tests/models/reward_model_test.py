@@ -183,25 +183,23 @@ def test_dropout_is_on_with_a_key_and_only_then(variables, batch, place):
   config = dataclasses.replace(CONFIG, dropout_rate=rates.get('backbone', 0.0))
   adapters = lora.LoraConfig(rank=3, dropout_rate=rates.get('adapters', 0.0))
   backbone, _ = tiny_models.adapted(adapters, config)
-  dropping = jax.jit(
-    lambda rng: reward_model.RewardModel(backbone).score(
-      variables, *batch, dropout_rng=rng
-    )
+  model = reward_model.RewardModel(backbone)
+
+  @jax.jit
+  def score(prompts, rng=None):
+    return model.score(variables, prompts, *batch[1:], dropout_rng=rng)
+
+  off = score(batch[0])
+  one, same, other = (
+    score(batch[0], jax.random.key(seed)) for seed in (0, 0, 1)
   )
-  off = reward_model.RewardModel(backbone).score(variables, *batch)
-  one, same, other = (dropping(jax.random.key(seed)) for seed in (0, 0, 1))
   np.testing.assert_array_equal(one, same)
   assert (np.abs(one - off) > 1e-4).all()
   assert (np.abs(one - other) > 1e-4).all()
   # In the encoder and in the decoder: another prompt's, or a bare response's,
   # noise would leave one of them as it is.
-  encoded = backbone.apply(
-    {k: v for k, v in variables.items() if k != 'heads'},
-    batch[0],
-    method='encode',
-  )
-  of_decoder = reward_model.RewardModel(backbone).score(
-    variables, encoded, *batch[1:], dropout_rng=jax.random.key(0)
-  )
+  without_head = {k: v for k, v in variables.items() if k != 'heads'}
+  encode = jax.jit(lambda x: backbone.apply(without_head, x, method='encode'))
+  of_decoder = score(encode(batch[0]), jax.random.key(0))
   assert (np.abs(of_decoder - off) > 1e-4).all()
   assert (np.abs(of_decoder - one) > 1e-4).all()
