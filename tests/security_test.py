@@ -13,9 +13,9 @@ import tensorflow as tf
 import tfrecord_bytes
 import tiny_step
 
-from perlhf_jax import main
 from perlhf_jax.checkpoints import loading
 from perlhf_jax.checkpoints import run_metadata
+from perlhf_jax.cli import main
 from perlhf_jax.core import errors
 from perlhf_jax.data import images
 from perlhf_jax.data import json_rows

@@ -1,12 +1,13 @@
 """Checks a whole MODEL_DIR: every file of every step, and the run's records."""
 
 from collections.abc import Iterator
-import json
 from typing import NamedTuple
 
 from etils import epath
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import plain_files
+from perlhf_jax.core import strict_json
 from perlhf_jax.training import step_damage
 from perlhf_jax.training import step_digests
 from perlhf_jax.training import step_files
@@ -74,11 +75,11 @@ def _verify_step(step: epath.Path) -> Finding:
 
 def _verify_record(file: epath.Path) -> Finding:
   try:
-    text = file.read_text()
+    text = plain_files.read(file, errors.CheckpointError).decode()
     records = text.splitlines() if file.suffix == '.jsonl' else [text]
     for number, record in enumerate(records, start=1):
-      if not isinstance(json.loads(record), dict):
+      if not isinstance(strict_json.loads(record, allow_nan=True), dict):
         raise ValueError(f'record {number} is no JSON object')
-  except (ValueError, RecursionError) as error:
+  except (ValueError, errors.CheckpointError) as error:
     return Finding(file.name, f'damaged: {error}', damaged=True)
   return Finding(file.name, f'intact, {len(records)} records', damaged=False)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import tokenize
 from typing import Any
 
 from absl import logging
@@ -157,10 +156,7 @@ class ModelDir:
       try:
         earlier = path.read_text()
         return earlier, operative_config.changes(earlier, text)
-      except (
-        *(SyntaxError, ValueError, RecursionError),
-        tokenize.TokenError,
-      ) as error:
+      except (ValueError, errors.ConfigError) as error:
         raise errors.CheckpointError(
           f'{path}, the configuration of the steps in MODEL_DIR, cannot be '
           f'read as gin ({error}). Correct it, or move it away to go on '

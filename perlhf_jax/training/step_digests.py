@@ -24,6 +24,8 @@ import google_crc32c
 import numpy as np
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import plain_files
+from perlhf_jax.core import strict_json
 
 FILE = 'digests.json'
 VARIABLE = 'PERLHF_VERIFY'
@@ -311,7 +313,7 @@ def _write_json(file: epath.Path, digests: Digests) -> None:
 def _parse(file: epath.Path) -> Digests:
   """Reads what `_write_json` wrote, and nothing else."""
   try:
-    fields = json.loads(file.read_text())
+    fields = strict_json.loads(plain_files.read(file, errors.CheckpointError))
     step, files = _checked(fields['step'], int), fields['files']
     sizes = {name: _checked(each['bytes'], int) for name, each in files.items()}
     blocks = {
@@ -322,7 +324,9 @@ def _parse(file: epath.Path) -> Digests:
       raise ValueError('blocks of another size')
     if any(len(blocks[name]) != _count(size) for name, size in sizes.items()):
       raise ValueError('a file has too many digests, or too few')
-  except (AttributeError, KeyError, RecursionError, TypeError) as error:
+  except errors.CheckpointError as error:
+    raise ValueError(str(error)) from error
+  except (AttributeError, KeyError, TypeError) as error:
     raise ValueError(f'it holds other things ({error!r})') from error
   return Digests(step, sizes, blocks)
 

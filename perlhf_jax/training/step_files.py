@@ -15,7 +15,6 @@ an error.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import json
 import os
 import time
 from typing import Any
@@ -26,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import strict_json
 from perlhf_jax.core import typing
 from perlhf_jax.training import multihost
 from perlhf_jax.training import step_damage
@@ -205,7 +205,9 @@ def _by_contents(root: epath.Path, wants_best: bool) -> epath.Path:
   with multihost.together():
     found = _order(root, wants_best)
   # File systems lag: what the first process sees counts.
-  order, damaged = json.loads(multihost.gather_texts(json.dumps(found))[0])
+  order, damaged = strict_json.loads(
+    multihost.gather_texts(strict_json.dumps(found))[0]
+  )
   gone = False
   for name in order:
     damage = damaged.get(name) or step_damage.damage_together(root / name)

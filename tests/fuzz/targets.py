@@ -26,10 +26,10 @@ import tiny_metadata
 import tiny_models
 import tiny_pali
 
-from perlhf_jax import gin_scan
 from perlhf_jax.checkpoints import run_changes
 from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.core import errors
+from perlhf_jax.core import gin_text
 from perlhf_jax.core import strict_json
 from perlhf_jax.data import image_headers
 from perlhf_jax.data import images
@@ -236,9 +236,8 @@ def _parse_binding(data: bytes) -> None:
     text = data.decode('utf-8')
   except UnicodeDecodeError:
     return
-  scan = gin_scan.Scan()
-  gin_scan.scan_binding(scan, text, f'--gin.{text[:20]}')
-  scan.uses()
+  for each in gin_text.statements(text, f'--gin.{text[:20]}'):
+    list(gin_text.macros_in(each.value))
 
 
 def _parse_image(data: bytes) -> None:

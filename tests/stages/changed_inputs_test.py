@@ -7,8 +7,8 @@ import pytest
 import runs
 import seqio
 
-from perlhf_jax import main
 from perlhf_jax.checkpoints import run_metadata
+from perlhf_jax.cli import main
 from perlhf_jax.core import tree_paths
 from perlhf_jax.training import checkpoint_manager
 from perlhf_jax.training import step_files

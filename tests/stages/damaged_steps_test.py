@@ -9,7 +9,7 @@ import pytest
 import runs
 
 import perlhf_jax
-from perlhf_jax import main
+from perlhf_jax.cli import main
 from perlhf_jax.core import tree_paths
 from perlhf_jax.training import step_files
 

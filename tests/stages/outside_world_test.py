@@ -354,7 +354,7 @@ def test_sigterm_before_the_first_step(tmp_path):
   root = pathlib.Path(__file__).parents[2]
   arguments = runs.arguments('train_sft', 'none', tmp_path / 'run', 'demo_sft')
   with subprocess.Popen(
-    [sys.executable, '-m', 'perlhf_jax.main', *arguments],
+    [sys.executable, '-m', 'perlhf_jax', *arguments],
     cwd=root,
     env={**os.environ, 'PYTHONPATH': str(root)},
     stderr=subprocess.PIPE,
