@@ -140,6 +140,7 @@ def test_a_checkpoint_of_ours(evil, capsys):
   raw |= {'module': _EVIL, 'task': 'evil_sft', 'made_of': f'{_EVIL}.f()'}
   raw['versions'] = {'jax': f'{_EVIL}.f()'}
   metadata.write_text(json.dumps(raw))
+  tiny_step.seal(step)
   assert _load(evil / 'sft').params is not None
   assert main.run(['inspect', f'--checkpoint={evil / "sft"}']) == 0
   assert main.run(['evaluate', f'--checkpoint={evil / "sft"}']) == 2
@@ -148,6 +149,7 @@ def test_a_checkpoint_of_ours(evil, capsys):
     run_metadata.from_json({**raw, 'vocabulary': _AUTO_MAP}, 'STEP')
   # gin syntax in it is text.
   metadata.write_text(json.dumps({**raw, 'task': f'@{_EVIL}.f()'}))
+  tiny_step.seal(step)
   assert main.run(['inspect', f'--checkpoint={evil / "sft"}']) == 0
 
 

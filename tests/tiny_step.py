@@ -8,6 +8,7 @@ import tiny_models
 
 from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.training import checkpoint_manager
+from perlhf_jax.training import step_digests
 
 METADATA = dataclasses.replace(
   tiny_metadata.METADATA,
@@ -30,3 +31,10 @@ def write(folder, metadata=METADATA, trainable=None):
     run_metadata.to_json(metadata),
   )
   return folder / 'checkpoints/0'
+
+
+def seal(step) -> None:
+  """Writes digests of what a step holds now, as whoever changes one can."""
+  step = epath.Path(step)
+  (step / step_digests.FILE).unlink()
+  step_digests.write(step, int(step.name))

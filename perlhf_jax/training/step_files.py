@@ -326,7 +326,12 @@ def read_metadata(step: epath.Path) -> dict[str, Any]:
   Raises:
     CheckpointError: they are no JSON.
   """
-  fields = step_damage.read_json(step_damage.metadata_file(step))
+  try:
+    fields = step_damage.read_json(step_damage.metadata_file(step))
+  except step_damage.NoJsonError as error:
+    raise errors.CheckpointError(
+      f'{error}. Copy the checkpoint again, or use another step.'
+    ) from error
   fields.pop(step_damage.HAS_DIGESTS, None)
   return fields
 

@@ -54,7 +54,7 @@ def test_a_damaged_file_is_read_or_refused_with_a_message(name):
   assert sum(counts.values()) >= EXAMPLES
 
 
-# Once a traceback each; the fuzzer met them.
+# Once a traceback each.
 FOUND = [
   ('gin_binding', b'A = ' + b'[' * 2000 + b'1' + b']' * 2000),
   ('metadata', b'{"format_version": 3, "policy": 2, "vocabulary": 7}'),
