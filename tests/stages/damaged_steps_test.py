@@ -100,7 +100,6 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize('command', COMMANDS)
-@pytest.mark.filterwarnings('default')
 def test_each_command_uses_the_newest_intact_step(
   root, tmp_path, command, caplog
 ):

@@ -4,12 +4,15 @@ import subprocess
 import sys
 import time
 
+from etils import epath
 import hosts_program
 import metric_records
 import numpy as np
 import pytest
 
 from perlhf_jax.training import preemption
+from perlhf_jax.training import step_damage
+from perlhf_jax.training import step_digests
 
 
 def _tell():
@@ -98,4 +101,10 @@ def test_two_processes_go_on_to_the_bit(preempted):
     {p.name for p in (folder / name / 'checkpoints').iterdir() if p.is_dir()}
     for name in ('parts', 'whole')
   ]
-  assert saved[0] == saved[1]
+  # Two beside the best, which is the last; a stop came behind step 5.
+  assert saved == [{'5', '8', '12'}, {'4', '8', '12'}]
+  for step in saved[0]:
+    path = epath.Path(folder / 'parts' / 'checkpoints' / step)
+    assert step_damage.damage_of(path, contents=True) is None
+    assert step_digests.read(path).step == int(step)
+    assert not list(path.glob('digests.process_*'))
