@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 
+import longest_files
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -260,3 +261,10 @@ def test_core_runs_without_tensorflow():
 def test_the_command_line_is_instant():
   loaded = _modules_after_importing(['perlhf_jax', 'perlhf_jax.main'])
   assert not loaded & {*TENSORFLOW, 'jax', 'flax', 'optax', 'orbax', 'numpy'}
+
+
+def test_the_longest_files_are_there():
+  # A file that was renamed would begin last, and be waited for.
+  tests = pathlib.Path(__file__).parent
+  for name in longest_files.LONGEST_FIRST:
+    assert (tests / name).exists(), name
