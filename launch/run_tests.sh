@@ -13,5 +13,7 @@ export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 # Few processes: each imports TensorFlow and compiles for itself. One file stays
-# in one process, so that a file's fixtures are made once.
-exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
+# in one process, so that a file's fixtures are made once, and files are begun in
+# the order that tests/conftest.py gives them, the longest first.
+exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
+  --no-loadscope-reorder "$@"

@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 
+import longest_files
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -271,7 +272,6 @@ def test_the_command_line_is_instant():
 _OWN_JSON = {
   'perlhf_jax/core/strict_json.py',
   'perlhf_jax/cli/supervision.py',
-  'perlhf_jax/training/step_log.py',
 }
 # Annotations of our own functions, in our own files.
 _OWN_EVAL = 'perlhf_jax/cli/flags.py'
@@ -295,3 +295,10 @@ def test_files_are_read_as_data(path):
     assert is_own or name not in called, f'{_name(path)}:{name}'
   for module, _, line in _imports(path):
     assert module.partition('.')[0] not in _UNSAFE, f'{_name(path)}:{line}'
+
+
+def test_the_longest_files_are_there():
+  # A file that was renamed would begin last, and be waited for.
+  tests = pathlib.Path(__file__).parent
+  for name in longest_files.LONGEST_FIRST:
+    assert (tests / name).exists(), name

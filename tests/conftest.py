@@ -27,6 +27,7 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
 import hypothesis
+import longest_files
 import pytest
 import typechecking
 
@@ -49,6 +50,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile('perlhf')
 
 
+def pytest_collection_modifyitems(items):
+  items.sort(key=longest_files.rank)
+
+
 @pytest.fixture(scope='module', autouse=True)
 def own_tasks_are_forgotten():
   """Removes the tasks that the tests of a file registered.
@@ -69,3 +74,13 @@ def own_tasks_are_forgotten():
   for registry, names in zip(registries, before, strict=True):
     for name in set(registry.names()) - names:
       registry.remove(name)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def programs_are_kept():
+  """Takes back what commands that compile for other chips tell their process.
+
+  Processes that later tests start would compile everything themselves.
+  """
+  yield
+  os.environ.pop('JAX_ENABLE_COMPILATION_CACHE', None)
