@@ -46,7 +46,9 @@ def test_flags_say_what_the_function_says(name):
     assert flag.required or flag.default == parameter.default, flag.name
 
 
-@pytest.mark.parametrize('name', set(commands.COMMANDS) - set(GIN_COMMANDS))
+@pytest.mark.parametrize(
+  'name', sorted(set(commands.COMMANDS) - set(GIN_COMMANDS))
+)
 def test_every_argument_has_a_flag(name):
   command = commands.COMMANDS[name]
   flags = {flag.argument for flag in command.flags}
