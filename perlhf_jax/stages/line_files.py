@@ -5,6 +5,7 @@ Every input line yields one output line, in the same order.
 
 import codecs
 from collections.abc import Iterable, Mapping, Sequence
+import os
 import reprlib
 from typing import Any
 
@@ -106,9 +107,13 @@ def write_text(path: str, parts: Iterable[str]) -> None:
     return
   output = epath.Path(path)
   temporary = _temporary(output)
-  with temporary.open('w', encoding='utf-8') as file:
-    file.writelines(parts)
-  temporary.replace(output)
+  try:
+    with temporary.open('w', encoding='utf-8') as file:
+      file.writelines(parts)
+    temporary.replace(output)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
 
 
 def report_cuts(name: str, lengths: Sequence[int], limit: int | None) -> None:
@@ -172,4 +177,6 @@ def _example(fields: Sequence[str]) -> str:
 
 
 def _temporary(output: epath.Path) -> epath.Path:
-  return output.with_name(output.name + '.tmp')
+  # Of this process alone: another that writes the same file, or checks that it
+  # could, must not take this one's away.
+  return output.with_name(f'{output.name}.{os.getpid()}.tmp')

@@ -261,7 +261,9 @@ def _evaluation(prepared, scoring, *, sampling, batch_size, judge, time_limit):
   def open_log():
     # At first use: only then is it known that MODEL_DIR is of this run.
     path = prepared.directory.path / SAMPLES_FILE
-    return step_log.StepLog(path, prepared.directory.step or 0)
+    log = step_log.StepLog(path, prepared.directory.step or 0)
+    log.warn_of_gaps(loop.eval_period)
+    return log
 
   def evaluate(state):
     answers = policy_evaluation.answer(

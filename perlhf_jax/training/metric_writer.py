@@ -78,6 +78,17 @@ class MetricWriter:
       for split in ('train', 'eval')
     }
 
+  def warn_of_gaps(self, log_period: int, eval_period: int) -> None:
+    """Warns of records of earlier starts that are not there any more.
+
+    Args:
+      log_period: steps between two training records.
+      eval_period: steps between two evaluations.
+    """
+    if self._active:
+      self._log.warn_of_gaps(log_period, split='train')
+      self._log.warn_of_gaps(eval_period, split='eval')
+
   def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
     """Appends one record.
 

@@ -1,6 +1,7 @@
 """A file of JSON lines, each of them about a step of a run."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -10,7 +11,7 @@ from perlhf_jax.core import strict_json
 
 # Lines that cannot be read are moved to a file of this name behind the log's.
 ASIDE = '.damaged'
-_LINES_NAMED = 5
+_NUMBERS_SHOWN = 5
 
 
 class StepLog:
@@ -28,7 +29,7 @@ class StepLog:
       path: of the file, which need not exist.
       start_step: step that the run goes on from; 0 for a new one.
     """
-    self._path = path
+    self._path, self._start_step = path, start_step
     self._lines: list[str] = []
     damaged: dict[int, bytes] = {}
     for number, line in _numbered_lines(path):
@@ -71,6 +72,28 @@ class StepLog:
     """Returns the records that the file holds."""
     return [strict_json.loads(line) for line in self._lines]
 
+  def warn_of_gaps(self, period: int, **fields: Any) -> None:
+    """Warns of records of earlier starts that are not there any more.
+
+    Args:
+      period: steps between two of them; there are equally many each time.
+      **fields: that they have in common.
+    """
+    found = Counter(
+      record['step']
+      for record in self.records()
+      if fields.items() <= record.items()
+    )
+    most = max(found.values(), default=1)
+    steps = range(period, self._start_step + 1, period)
+    missing = [step for step in steps if found[step] < most]
+    if missing:
+      logging.warning(
+        '%s lacks records of step %s. They were lost, unless an earlier start '
+        'wrote fewer. The run goes on without.',
+        *(self._path, _listed(missing)),
+      )
+
   def _is_intact(self) -> bool:
     """Whether the file is as this run left it, as far as its size tells."""
     is_there = self._path.exists()
@@ -90,12 +113,10 @@ class StepLog:
     aside.write_bytes(
       before + b''.join(each + b'\n' for each in damaged.values())
     )
-    shown = ', '.join(f'{number}' for number in [*damaged][:_LINES_NAMED])
-    more = len(damaged) - _LINES_NAMED
     logging.warning(
-      '%s: line %s%s cannot be read as a record with a step, and is set aside '
+      '%s: line %s cannot be read as a record with a step, and is set aside '
       'in %s. The run goes on without.',
-      *(self._path, shown, f' and {more} more' if more > 0 else '', aside.name),
+      *(self._path, _listed([*damaged]), aside.name),
     )
 
   def _rewrite(self) -> None:
@@ -125,6 +146,12 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return None
   is_record = isinstance(record, dict) and type(record.get('step')) is int
   return record if is_record else None
+
+
+def _listed(numbers: Sequence[int]) -> str:
+  more = len(numbers) - _NUMBERS_SHOWN
+  shown = ', '.join(map(str, numbers[:_NUMBERS_SHOWN]))
+  return f'{shown} and {more} more' if more > 0 else shown
 
 
 def _joined(lines: Iterable[str]) -> bytes:

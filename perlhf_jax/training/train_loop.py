@@ -164,6 +164,7 @@ def train(
       _write_lost_summary(model_dir, first, summary)
     return state
   writer = metric_writer.MetricWriter(model_dir, first)
+  writer.warn_of_gaps(config.log_period, config.eval_period)
   progress = progress_lib.Progress(first, config.train_steps, batch_size)
   stream = batches(first)
   saving = functools.partial(_saving, manager, first, model_dir)

@@ -1,5 +1,6 @@
 import logging as python_logging
 import math
+import os
 
 import pytest
 
@@ -124,6 +125,23 @@ def test_a_fault_leaves_the_old_file(path):
   with pytest.raises(ValueError, match='a fault'):
     line_files.write(str(path), rows())
   assert path.read_text() == 'before'
+  assert list(path.parent.iterdir()) == [path]
+
+
+def test_another_process_that_writes_the_same_file_is_in_nobodys_way(
+  path, monkeypatch
+):
+  def rows():
+    yield {'a': 1}
+    with monkeypatch.context() as other:
+      other.setattr(os, 'getpid', lambda: 7)
+      line_files.check_output(str(path))
+      line_files.write(str(path), [{'a': 2}] * 1000)
+    yield {'a': 3}
+
+  line_files.write(str(path), rows())
+  assert path.read_text() == '{"a": 1}\n{"a": 3}\n'
+  assert list(path.parent.iterdir()) == [path]
 
 
 def test_what_is_not_json_is_not_written(path):

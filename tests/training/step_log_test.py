@@ -108,3 +108,42 @@ def test_what_somebody_removes_meanwhile_is_written_again(path, caplog):
   removed, changed = (record.getMessage() for record in caplog.records)
   assert f'{path} was removed by somebody else' in removed
   assert f'{path} was changed by somebody else' in changed
+
+
+@pytest.mark.parametrize(
+  ('left', 'said'),
+  [
+    (None, 'step 2, 4, 6'),
+    ([2, 2, 4, 4, 6, 6], None),
+    ([2, 2, 4], 'step 4, 6'),
+    ([2, 4, 4, 6, 6], 'step 2'),
+    ([1, 2, 3, 4, 5, 6], None),
+  ],
+)
+def test_records_that_were_lost_are_named(path, left, said, caplog):
+  if left is not None:
+    path.write_text(''.join(f'{{"step": {step}}}\n' for step in left))
+  log = step_log.StepLog(path, 7)
+  log.warn_of_gaps(2)
+  messages = [record.getMessage() for record in caplog.records]
+  assert messages == (
+    [
+      f'{path} lacks records of {said}. They were lost, unless an earlier '
+      'start wrote fewer. The run goes on without.'
+    ]
+    if said
+    else []
+  )
+
+
+def test_records_of_one_kind_are_looked_at_alone(path, caplog):
+  log = step_log.StepLog(path, 0)
+  log.append({'step': step, 'split': 'train', 'x': [1]} for step in (1, 2, 3))
+  log.append([{'step': 2, 'split': 'eval'}])
+  log = step_log.StepLog(path, 4)
+  log.warn_of_gaps(1, split='train')
+  log.warn_of_gaps(2, split='eval')
+  assert len(caplog.records) == 2
+  assert all('step 4.' in record.getMessage() for record in caplog.records)
+  step_log.StepLog(path, 3).warn_of_gaps(1, split='train')
+  assert len(caplog.records) == 2
