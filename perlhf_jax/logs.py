@@ -8,6 +8,7 @@ import pathlib
 import re
 import sys
 import tempfile
+import traceback
 
 from absl import flags
 from absl import logging
@@ -21,6 +22,11 @@ _NOISE = re.compile(
 
 _GIN_SEARCH = os.path.join('gin', 'resource_reader.py')
 _ORBAX = os.path.join('orbax', 'checkpoint') + os.sep
+# When one of many writes to a disk fails, Orbax raises its error and closes the
+# loop that waits for them; of each of the others asyncio and TensorStore say
+# that nobody waits any more.
+_ASYNCIO = os.path.join('asyncio', 'base_events.py')
+_LOOP_IS_CLOSED = 'Event loop is closed'
 _OUR_ROOT = str(pathlib.Path(__file__).resolve().parent) + os.sep
 
 
@@ -73,6 +79,7 @@ def show() -> None:
   handler = logging.get_absl_handler()
   handler.setFormatter(_Formatter())
   handler.addFilter(_is_for_users)
+  sys.excepthook = _show_error
 
 
 def show_process(index: int) -> None:
@@ -98,6 +105,8 @@ def _is_for_users(record: std_logging.LogRecord) -> bool:
   # What Orbax logs with a traceback it raises as well.
   if record.exc_info and _ORBAX in record.pathname:
     return False
+  if record.pathname.endswith(_ASYNCIO) and _is_of_orbax(record.exc_info):
+    return False
   if record.levelno >= std_logging.WARNING:
     return True
   if record.pathname.startswith(_OUR_ROOT):
@@ -106,6 +115,19 @@ def _is_for_users(record: std_logging.LogRecord) -> bool:
   return not {'site-packages', 'dist-packages'}.intersection(
     pathlib.Path(record.pathname).parts
   )
+
+
+def _is_of_orbax(exc_info) -> bool:
+  error = exc_info[1] if exc_info else None
+  frames = traceback.walk_tb(error.__traceback__) if error else ()
+  return any(_ORBAX in frame.f_code.co_filename for frame, _ in frames)
+
+
+def _show_error(kind, error, trace) -> None:
+  """Shows an error that nobody caught, unless it only follows another."""
+  if kind is RuntimeError and str(error) == _LOOP_IS_CLOSED:
+    return
+  sys.__excepthook__(kind, error, trace)
 
 
 class _Formatter(std_logging.Formatter):

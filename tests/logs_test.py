@@ -171,3 +171,44 @@ def test_a_program_of_ones_own_shows_lines_when_it_asks_for_them(monkeypatch):
     assert re.fullmatch(r'[\d:]{8} step 1 of 2', info)
     assert re.fullmatch(r'[\d:]{8} WARNING: a warning', warning)
     assert result.stdout == '3\n'
+
+
+LOOP_CODE = """
+import asyncio, gc, sys
+from perlhf_jax import logs
+
+logs.show()
+
+async def begin(fail):
+  task = asyncio.ensure_future(fail())
+  await asyncio.sleep(0)
+
+for path in '/site-packages/orbax/checkpoint/serialization.py', 'mine.py':
+  names = {}
+  text = f'async def fail(): raise ValueError({path!r})'
+  exec(compile(text, path, 'exec'), names)
+  asyncio.run(begin(names['fail']))
+  gc.collect()
+loop = asyncio.new_event_loop()
+loop.close()
+try:
+  loop.call_soon_threadsafe(print)
+except RuntimeError:
+  sys.excepthook(*sys.exc_info())
+print('both are over', file=sys.stderr)
+raise KeyError('a fault of ours')
+"""
+
+
+def test_what_follows_a_failed_write_is_not_shown():
+  """Orbax raises the failure; these lines would hide its message."""
+  result = subprocess.run(
+    [sys.executable, '-c', LOOP_CODE],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  before, _, after = result.stderr.partition('both are over\n')
+  assert "ValueError('mine.py')" in before and 'orbax' not in before
+  assert before.count('Traceback') == 1 and 'closed' not in before
+  assert after.startswith('Traceback') and 'a fault of ours' in after
