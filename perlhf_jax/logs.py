@@ -79,7 +79,7 @@ def show() -> None:
   handler = logging.get_absl_handler()
   handler.setFormatter(_Formatter())
   handler.addFilter(_is_for_users)
-  sys.excepthook = _show_error
+  sys.unraisablehook = _show_unraisable
 
 
 def show_process(index: int) -> None:
@@ -123,11 +123,10 @@ def _is_of_orbax(exc_info) -> bool:
   return any(_ORBAX in frame.f_code.co_filename for frame, _ in frames)
 
 
-def _show_error(kind, error, trace) -> None:
-  """Shows an error that nobody caught, unless it only follows another."""
-  if kind is RuntimeError and str(error) == _LOOP_IS_CLOSED:
-    return
-  sys.__excepthook__(kind, error, trace)
+def _show_unraisable(unraisable) -> None:
+  """Shows an error that nobody can catch, unless it only follows another."""
+  if str(unraisable.exc_value) != _LOOP_IS_CLOSED:
+    sys.__unraisablehook__(unraisable)
 
 
 class _Formatter(std_logging.Formatter):

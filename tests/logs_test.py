@@ -189,14 +189,20 @@ for path in '/site-packages/orbax/checkpoint/serialization.py', 'mine.py':
   exec(compile(text, path, 'exec'), names)
   asyncio.run(begin(names['fail']))
   gc.collect()
+
+class Last:
+  def __init__(self, act):
+    self.act = act
+  def __del__(self):
+    self.act()
+
 loop = asyncio.new_event_loop()
 loop.close()
-try:
-  loop.call_soon_threadsafe(print)
-except RuntimeError:
-  sys.excepthook(*sys.exc_info())
+last = Last(lambda: loop.call_soon_threadsafe(print))
+del last
 print('both are over', file=sys.stderr)
-raise KeyError('a fault of ours')
+last = Last(lambda: {}['a fault of ours'])
+del last
 """
 
 
@@ -211,4 +217,4 @@ def test_what_follows_a_failed_write_is_not_shown():
   before, _, after = result.stderr.partition('both are over\n')
   assert "ValueError('mine.py')" in before and 'orbax' not in before
   assert before.count('Traceback') == 1 and 'closed' not in before
-  assert after.startswith('Traceback') and 'a fault of ours' in after
+  assert 'Traceback' in after and 'a fault of ours' in after
