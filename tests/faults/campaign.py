@@ -129,18 +129,21 @@ def _of_kind(kind: str) -> Iterator[Fault]:
 class Campaign:
   """A place for faults to happen; a context that removes it."""
 
-  def __init__(self, seed: int, programs: pathlib.Path | None = None):
+  def __init__(
+    self, seed: int, programs: pathlib.Path | None = None, timed: bool = True
+  ):
     """Starts what starts the commands.
 
     Args:
       seed: of what is random of a fault.
       programs: folder of compiled programs; None for one of its own.
+      timed: whether commands that are left alone run once more, to be timed.
     """
     self._seed = seed
     self._folder = pathlib.Path(tempfile.mkdtemp(prefix='perlhf_faults_'))
     self._preloaded = starting.Preloaded(programs or self._folder / 'programs')
     self._worlds = {
-      name: worlds.World(name, self._folder / name, self._preloaded)
+      name: worlds.World(name, self._folder / name, self._preloaded, timed)
       for name in worlds.NAMES
     }
 

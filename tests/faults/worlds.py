@@ -113,7 +113,7 @@ class World:
     making: held while something that is right is made.
   """
 
-  def __init__(self, name, folder, preloaded):
+  def __init__(self, name, folder, preloaded, timed=True):
     self.name, self.home, self.preloaded = name, folder, preloaded
     self.data = folder / 'data'
     folder.mkdir()
@@ -123,6 +123,7 @@ class World:
     self._lines = folder / 'lines.jsonl'
     self._write_lines()
     self.making = threading.RLock()
+    self._timed = timed
     self._wanted = {}
     self._seconds = {}
 
@@ -258,7 +259,8 @@ class World:
     case.mkdir()
     if stage in READING:
       self.copy(READING[stage], case / 'model', step, stopped=False)
-    for _ in range(2 if step == LAST else 1):  # Once compiled, it is timed.
+    # Once compiled, it is timed.
+    for _ in range(2 if self._timed and step == LAST else 1):
       shutil.rmtree(case / 'run', ignore_errors=True)
       shutil.rmtree(case / 'out', ignore_errors=True)
       began = time.monotonic()
