@@ -13,6 +13,8 @@ import traceback
 from absl import flags
 from absl import logging
 
+from perlhf_jax.core import outside
+
 # What TensorFlow prints while it is loaded, before it reads any setting.
 _NOISE = re.compile(
   rb'I\d{4} .*|'
@@ -105,7 +107,7 @@ def _is_for_users(record: std_logging.LogRecord) -> bool:
   # What Orbax logs with a traceback it raises as well.
   if record.exc_info and _ORBAX in record.pathname:
     return False
-  if record.pathname.endswith(_ASYNCIO) and _is_of_orbax(record.exc_info):
+  if record.pathname.endswith(_ASYNCIO) and _is_of_a_save(record.exc_info):
     return False
   if record.levelno >= std_logging.WARNING:
     return True
@@ -117,10 +119,15 @@ def _is_for_users(record: std_logging.LogRecord) -> bool:
   )
 
 
-def _is_of_orbax(exc_info) -> bool:
+def _is_of_a_save(exc_info) -> bool:
+  """Says whether an error is of Orbax, or of TensorStore that it uses."""
   error = exc_info[1] if exc_info else None
-  frames = traceback.walk_tb(error.__traceback__) if error else ()
-  return any(_ORBAX in frame.f_code.co_filename for frame, _ in frames)
+  if error is None:
+    return False
+  frames = traceback.walk_tb(error.__traceback__)
+  if any(_ORBAX in frame.f_code.co_filename for frame, _ in frames):
+    return True
+  return isinstance(error, ValueError) and outside.failure_of(error) is not None
 
 
 def _show_unraisable(unraisable) -> None:

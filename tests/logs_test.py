@@ -190,6 +190,15 @@ for path in '/site-packages/orbax/checkpoint/serialization.py', 'mine.py':
   asyncio.run(begin(names['fail']))
   gc.collect()
 
+async def wait():
+  asyncio.get_running_loop().create_future().set_exception(ValueError(
+    'RESOURCE_EXHAUSTED: Error opening "zarr" driver: Failed to write 9 bytes '
+    'to file 8: No space left on device []'
+  ))
+
+asyncio.run(wait())
+gc.collect()
+
 class Last:
   def __init__(self, act):
     self.act = act
@@ -216,5 +225,6 @@ def test_what_follows_a_failed_write_is_not_shown():
   )
   before, _, after = result.stderr.partition('both are over\n')
   assert "ValueError('mine.py')" in before and 'orbax' not in before
+  assert 'zarr' not in before
   assert before.count('Traceback') == 1 and 'closed' not in before
   assert 'Traceback' in after and 'a fault of ours' in after
