@@ -288,3 +288,23 @@ def test_as_a_process():
   assert result.stdout == ''
   assert result.stderr.startswith('perlhf: error: no command scor; did you')
   assert result.stderr.count('\n') == 1
+
+
+LATE_CODE = """
+import atexit, os, signal, sys
+from perlhf_jax.cli import main
+
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+sys.argv = ['perlhf', {0!r}]
+main.cli()
+"""
+
+
+@pytest.mark.parametrize(('argument', 'code'), [('--help', 0), ('scor', 2)])
+def test_sigterm_after_the_end_changes_no_exit_code(argument, code):
+  result = subprocess.run(
+    [sys.executable, '-c', LATE_CODE.format(argument)],
+    capture_output=True,
+    check=False,
+  )
+  assert result.returncode == code

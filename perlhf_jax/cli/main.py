@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import functools
 import importlib
+import signal
 import sys
 from typing import Any
 
@@ -74,7 +75,10 @@ def cli() -> None:
   argv = sys.argv[1:]
   if command_line.names_hosts(argv):
     sys.exit(hosts.supervised(lambda: run(argv)))
-  sys.exit(run(argv))
+  code = run(argv)
+  # All is said and done: a launcher must not hear that it was not.
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  sys.exit(code)
 
 
 def _run(argv: Sequence[str], commands: Mapping[str, Command]) -> None:
