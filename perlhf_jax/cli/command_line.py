@@ -34,7 +34,7 @@ class Arguments(NamedTuple):
 
 
 def names_hosts(args: Sequence[str]) -> bool:
-  """Returns whether unparsed arguments start one of several processes."""
+  """Returns whether arguments have host flags, for one of several processes."""
   given = {arg.lstrip('-').partition('=')[0] for arg in args}
   names = {flag.name for flag in commands.host_flags()}
   return bool(given & names) and commands.CHECK.name not in given

@@ -76,7 +76,7 @@ class _Parser(absl_flags.ArgumentParser):
     self._flag = flag
 
   def parse(self, argument: Any) -> Any:
-    """Parses text; a default is only checked."""
+    """Parses text; a value that is not text is only checked."""
     if isinstance(argument, str):
       argument = _READERS[_kind(self._flag.annotation)](argument)
     checks.check(f'--{self._flag.name}', argument, self._flag.annotation)

@@ -61,7 +61,7 @@ def _check_name(configurable: Any, parameter: str, place: str) -> None:
 
 
 def _find(selector: str, module: str) -> Any:
-  """Returns the class or function that a selector names in a module, or None."""
+  """Returns the callable that a selector names in a module, or None."""
   name = selector.rpartition('.')[2]
   full = f'{module}.{name}'
   if full != selector and not full.endswith(f'.{selector}'):

@@ -74,7 +74,7 @@ class Scan:
       self._add_file(name, self.folders)
 
   def uses(self) -> dict[str, str]:
-    """Returns the macros that are read, with the first place that reads each."""
+    """Returns the macros that are read, with the first place of each."""
     found: dict[str, str] = {}
     for value, place in (*self.macros.values(), *self.parameters.values()):
       for name in gin_text.macros_in(value):

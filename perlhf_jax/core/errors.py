@@ -47,7 +47,7 @@ class PassingError(OutsideError):
 
 
 class PreemptedError(Exception):
-  """A run was told to stop and has stopped; this is not a failure.
+  """A run that stopped because it was told to; nothing is lost.
 
   Attributes:
     on_every_host: see `UserError`.

@@ -39,7 +39,7 @@ def attend(
   Args:
     query: `[batch, query_length, heads, head_dim]`.
     key: `[batch, key_length, heads, head_dim]`.
-    value: likewise.
+    value: `[batch, key_length, heads, head_dim]`.
     drop: applies dropout to the weights, the same for every query.
     mask_bias: float32, added to the logits; broadcastable to
       `[batch, heads, query_length, key_length]`.

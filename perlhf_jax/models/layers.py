@@ -98,7 +98,7 @@ class RMSNorm(nn.Module):
   def __call__(
     self, x: Float[typing.Array, '*shape embed']
   ) -> Float[jax.Array, '*shape embed']:
-    """Normalises the last axis of `[..., embed]`."""
+    """Normalizes the last axis of `[..., embed]`."""
     x = jnp.asarray(x, jnp.float32)
     scale = self.param(
       'scale',

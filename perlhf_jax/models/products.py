@@ -13,8 +13,8 @@ instead of the product and the update. The operations are the same; on two CPU
 cores a step took 0.81 times as long (median of 15 pairs of steps, four layers
 of T5 1.1 small's width). With a `tensor` mesh axis, the partial sums of an
 adapted `out` projection are added across devices in float32, which doubles the
-traffic. XLA still adds those of an unadapted one in bfloat16, so adapters that
-are zero can change its output by a rounding.
+traffic. XLA still adds the partial sums of an unadapted one in bfloat16, so
+adapters of zero can change its output by a rounding.
 """
 
 from typing import Any

@@ -21,7 +21,7 @@ _Rows = Annotated[int, checks.Range(least=1, most=10_000_000)]
 class T5Config:
   """Architecture and numerics of a T5 encoder-decoder.
 
-  Defaults are those of T5X's `T5Config`. v1.0 models use
+  Defaults are the same as in T5X's `T5Config`. v1.0 models use
   `mlp_activations=('relu',)` and `logits_via_embedding=True`; v1.1 models use
   `('gelu', 'linear')` and False.
 
@@ -48,8 +48,8 @@ class T5Config:
     scan_layers: whether layers are stacked and run by `nn.scan` (one layer
       compiled, for deep models). Outputs are the same either way.
     remat_policy: what the backward pass recomputes: `none`, `minimal` (all
-      but the outputs of dense layers; with LoRA also the outputs of `wi` in
-      the MLPs) or `full`.
+      but the outputs of dense layers; with LoRA it recomputes the outputs of
+      `wi` in the MLPs too) or `full`.
     attention_block: maximum number of queries whose attention weights, for all
       keys and heads, are held at a time; the backward pass recomputes them.
       None chooses it from the shapes: all queries if the weights are small.

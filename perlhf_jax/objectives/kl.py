@@ -103,7 +103,7 @@ def token_kl(
     estimator: 'k1', 'k2' or 'k3'.
     logprobs: [batch, responses, length] log-probabilities of the policy that
       sampled the tokens.
-    ref_logprobs: [batch, responses, length] those of the reference.
+    ref_logprobs: [batch, responses, length] the reference's log-probabilities.
     mask: true on the response, EOS included.
   """
   # Mask before the estimator: NaN times a gradient of 0 would be NaN.

@@ -77,7 +77,7 @@ def token_losses(
   With label smoothing `a`, the target token has probability 1 - a and the other
   tokens share a evenly. The entropy of that distribution is subtracted, so that
   a perfect prediction has loss 0. The z-loss adds `z_loss * log(Z)^2`, where Z
-  is the softmax's normaliser; it keeps logits from drifting.
+  is the softmax's normalizer; it keeps logits from drifting.
 
   Args:
     logits: [batch, length, vocab].
