@@ -127,7 +127,7 @@ def _check_arguments(multihost: bool, explicit: dict) -> None:
 def _check_port(coordinator_address: str) -> None:
   """Raises a ConfigError if this process cannot listen at its own address.
 
-  Otherwise jax may crash with a segmentation fault, or share another run's port.
+  Otherwise jax could segfault, or share the port of another run.
   """
   if 'JAX_COORDINATOR_BIND_ADDRESS' in os.environ:
     return
