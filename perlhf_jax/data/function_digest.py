@@ -200,7 +200,7 @@ class _Walk:
     self._file(path)
     self._several(kind.__bases__)
     for name, member in sorted(vars(kind).items()):
-      # Hashes differ between processes, so no result can depend on them.
+      # Results that are equal in every process cannot depend on `__hash__`.
       if name != '__hash__' and isinstance(
         member,
         types.FunctionType | staticmethod | classmethod | property | _PLAIN,

@@ -12,7 +12,8 @@ import numpy as np
 
 from perlhf_jax.data import length_buckets
 
-# Neighbouring candidate lengths differ by at most this fraction, 1 / _FINENESS.
+# The step between candidate lengths doubles when a length reaches this many
+# steps.
 _FINENESS = 16
 # A shape that saves less than this share of the computation is not worth its
 # compilation.
