@@ -12,7 +12,7 @@ import jax
 from perlhf_jax.training import metric_writer
 
 with epy.lazy_imports():
-  import tqdm  # A machine without a terminal need not have it.
+  import tqdm  # Not needed on a machine without a terminal.
 
 # Number of metrics shown beside the bar, which has one line.
 _SHOWN_ON_BAR = 4
