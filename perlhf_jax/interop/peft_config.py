@@ -92,7 +92,7 @@ def modules(config: t5_config.T5Config) -> dict[str, hf_names.Entry]:
   """Returns the dense layers of a T5 by PEFT's names.
 
   Args:
-    config: configuration of the T5, without a PaLI's ViT and projection.
+    config: configuration of the T5; a PaLI's ViT and projection do not count.
   """
   return {
     entry.tensor.removesuffix('.weight'): entry

@@ -32,12 +32,12 @@ class Stored:
     self._read = read
 
   def __array__(self, dtype: Any = None, copy: bool | None = None):
-    """Reads the array; the caller owns the result, so it is not copied again."""
+    """Reads the array; the result is the caller's own, so it is not copied."""
     del copy
     return np.asarray(self._read(), dtype=dtype)
 
   def through(self, read: Callable[['Stored'], np.ndarray]) -> 'Stored':
-    """Returns this array with another function to read it."""
+    """Returns an array of the same shape that reads as `read(self)`."""
     return Stored(self.shape, self.dtype, self.tensor, lambda: read(self))
 
 
