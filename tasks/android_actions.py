@@ -189,7 +189,7 @@ def _parts(action: str) -> tuple[str, tuple[int, int] | None, str]:
 def _share_element(
   prompt: str, point: tuple[int, int], demonstrated: tuple[int, int]
 ) -> bool:
-  """Whether the smallest element with the demonstrated point has both."""
+  """Whether the smallest element at `demonstrated` also contains `point`."""
   elements = [
     android_screens.Element('', '', tuple(map(int, bounds)), False)
     for bounds in _BOUNDS.findall(prompt)
