@@ -193,7 +193,7 @@ def _parser(answers: _Answers, has_screens: bool) -> sources.Parse:
 
 
 def _find_splits(path: str) -> Callable[[Mapping[str, Any]], str]:
-  """Returns a function of an episode's split, by the `splits.json` beside."""
+  """Makes the function that looks an episode's split up in `splits.json`."""
   listed = os.path.join(os.path.dirname(path), 'splits.json')
   split_of = _read_splits(listed)
 

@@ -46,7 +46,7 @@ _OCDBT = 'manifest.ocdbt'
 _EMBEDDING = 'target.token_embedder.embedding'
 _PLACEHOLDER = 'PLACEHOLDER://'
 _STEP = re.compile(rf'{STEP_PREFIX}(\d{{1,18}})', re.ASCII)
-# Keys of the state in the msgpack file, which depend on the version.
+# Keys of the training state, which depend on the version of T5X.
 _ROOTS = ('optimizer', '_optimizer')
 _VERSIONS = (2, 3)
 _TARGET = re.compile(r"\((?:'_?optimizer', )?'target', ")
