@@ -97,7 +97,7 @@ def read_with_pools(path: str) -> Iterator[json_rows.Row]:
   order of the file.
 
   Raises:
-    DataError: a file is missing or is not what it should be.
+    DataError: a file is missing or malformed.
   """
   rows = list(read(path))
   pools = defaultdict(list)

@@ -58,7 +58,8 @@ def initialize(
 
   Args:
     multihost: find the other hosts from the environment: Cloud TPU, GKE, SLURM.
-    coordinator_address: instead, HOST:PORT of process 0, with any free port.
+    coordinator_address: address HOST:PORT of process 0, with any free port,
+      instead of multihost.
     num_processes: number of processes.
     process_id: number of this process, from 0.
     connect_timeout: seconds to wait for the other processes to start.
