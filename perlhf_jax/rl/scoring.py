@@ -97,7 +97,7 @@ def texts(
   decode: Decode,
   read: Callable[[jax.Array], np.ndarray] = placement.to_host,
 ) -> tuple[list[str], list[str]]:
-  """Returns the prompt and the response of every response, as text.
+  """Returns every response and its prompt as text: (prompts, responses).
 
   Args:
     samples: the result of `step.sample`.
