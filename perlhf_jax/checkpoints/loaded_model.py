@@ -56,8 +56,8 @@ class LoadedModel:
     base: the base, as `describe` returns it, with the `path` where it was
       found; None if the checkpoint holds every weight itself.
     base_path: the path of its base, if the user gave one.
-    vit_path: the path of its ViT, if from another checkpoint; the model then
-      has no projection of image tokens yet, nor has `params`.
+    vit_path: the path of its ViT, if from another checkpoint; `params` then
+      have no projection of image tokens yet.
     backbone_fingerprint: identifies `params`; see `training.fingerprint`.
     fingerprint: identifies all weights: `params`, adapters, tuned parameters
       and heads.

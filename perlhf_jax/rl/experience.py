@@ -24,7 +24,7 @@ class Experience:
     response_tokens: int32 `[batch, responses, length]`.
     response_mask: bool, same shape, true up to and including EOS.
     logprobs: float32, same shape, from the policy that sampled, in nats.
-    encoding: prompts `Encoded` by the bare backbone, if the policy shares them.
+    encoding: prompts `Encoded` by the bare backbone, if the policy shares it.
     ref_logprobs: float32, same shape, from the reference, in nats.
     values: float32, same shape, the value before each token is chosen.
     model_scores: float32 `[batch, responses, models]`, from each reward model.
