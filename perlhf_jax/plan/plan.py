@@ -58,7 +58,7 @@ def plan(
 
   Args:
     topology: Cloud TPU slices, separated by commas; 2xv5e-16 is two slices in
-      one run. To search for a slice, generations such as v5e too.
+      one run; to search for a slice, also generations such as v5e.
     algorithm: Reinforce, Rloo, Grpo or Ppo.
     lora: the adapters to compare with full tuning.
     optimizer: optimizer of every trained model.

@@ -75,8 +75,8 @@ def evaluate(
     skip_bad_rows: whether to skip rows that cannot be used.
     base_checkpoint: path of an adapter's base, or of the reference of a policy
       that was tuned in full, if it is not where the checkpoint records it.
-    policy: how to evaluate a language model; all its fields must have their
-      defaults for a reward model.
+    policy: how to evaluate a language model; a reward model takes none of its
+      settings.
     partitioner: how to shard the model and batches over devices.
 
   Returns:

@@ -59,7 +59,7 @@ class PolicyEvaluation:
     reward_sources.check_judge(self.judge)
 
   def check_unused(self, checkpoint: str) -> None:
-    """Raises a ConfigError if any field is set, since only policies use them.
+    """Raises a ConfigError if a setting is given that only policies use.
 
     Args:
       checkpoint: the evaluated reward model, for the message.
