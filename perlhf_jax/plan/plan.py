@@ -57,8 +57,8 @@ def plan(
   full tuning comes first, so that the row of LoRA can compare the two.
 
   Args:
-    topology: Cloud TPU slices, separated by commas; 2xv5e-16 is two slices in
-      one run; to search for a slice, also generations such as v5e.
+    topology: slices of Cloud TPU, separated by commas; 2xv5e-16 is two in one
+      run; to search for a slice, also generations such as v5e.
     algorithm: Reinforce, Rloo, Grpo or Ppo.
     lora: the adapters to compare with full tuning.
     optimizer: optimizer of every trained model.
@@ -77,7 +77,7 @@ def plan(
       slice of each generation; by default neither.
     level: how much the compiler optimizes, `cheap` or `default`.
     output: a JSON file, written after every row; the same command resumes from
-      it, if the setting and the libraries are the same. During a search it also
+      it, if the setting and the libraries are the same; during a search it also
       has the rows of the search.
 
   Returns:

@@ -12,8 +12,8 @@ def largest(fits: Callable[[int], bool], step: int) -> int | None:
   Doubles the size until it does not fit, then halves the gap.
 
   Args:
-    fits: returns whether a size fits; if a size does not fit, no larger one
-      may.
+    fits: returns whether a size fits; above a size that does not fit, none may
+      fit.
     step: the smallest size.
 
   Returns:

@@ -52,8 +52,8 @@ class ModelDir:
     train_steps: total number of updates, including those before a resume.
     step: the newest saved step; None for a new run.
     metadata: the metadata of that step.
-    check: raises an OutsideError when another run has taken the folder, see
-      `whole_run.hold`.
+    check: raises an OutsideError if the folder was deleted or another run took
+      it over, see `whole_run.hold`.
   """
 
   path: epath.Path

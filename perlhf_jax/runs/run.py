@@ -54,7 +54,7 @@ def make_run(
   *,
   only_shapes: bool = False,
 ) -> Run:
-  """Sets up a model: initialises missing weights, freezes the others.
+  """Initialises missing weights, and splits a model into trainable and frozen.
 
   Args:
     start: the result of `initial.load_initial`; the run does not keep it.

@@ -63,8 +63,9 @@ def hold(model_dir: epath.Path) -> Callable[[], None]:
     model_dir: the folder; the first process locks it for all processes.
 
   Returns:
-    A function that raises an OutsideError, on the first process, if another run
-    has taken the folder. Outside a `guarded` function nothing is locked.
+    A function that raises an OutsideError, on the first process, if the folder
+    was deleted or another run took it over. Outside a `guarded` function,
+    nothing is locked.
 
   Raises:
     CheckpointError: another run uses the folder; on every process.

@@ -69,7 +69,7 @@ def evaluate(
       on it.
     max_examples: number of examples, from the first on; None for all.
     task_feature_lengths: by default the lengths of the training.
-    module: module that registers the task, if it is not one of ours. A module
+    module: module that registers the task, if it is not one of ours; a module
       that the checkpoint records is named in a message, but not imported.
     use_cached: whether to read SeqIO's offline cache of the task.
     skip_bad_rows: whether to skip rows that cannot be used.

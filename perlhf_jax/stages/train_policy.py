@@ -96,7 +96,7 @@ def train_policy(
     initial_checkpoint_path: a MODEL_DIR, one of its steps, or a directory of
       any format that `perlhf inspect` knows; it is also the reference.
     kl_beta: β in [0, 1].
-    temperature: temperature of the sampling, above 0. Training uses the same
+    temperature: temperature of the sampling, above 0; training uses the same
       temperature.
     num_samples: responses per prompt.
     rollout_parts: number of equal parts of a batch that are sampled one after
