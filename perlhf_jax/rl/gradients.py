@@ -37,8 +37,8 @@ def differentiate(
     kl_beta: β.
     trainable: weights of `policy`, and of `value` if there is one.
     frozen: `params`, the backbone.
-    experience: assessed and scored. It has no targets if each rollout has one
-      update; then this pass computes the values that the targets need.
+    experience: assessed and scored. It has no targets if
+      `Settings.has_one_update`; then this pass computes the values for them.
     rng: not used. There is no dropout, so the first ratio is 1.
 
   Returns:
