@@ -1,4 +1,4 @@
-"""Prints what the demo measured, and writes it to OUTPUT_DIR/demo.json."""
+"""Prints the demo's results, and writes them to OUTPUT_DIR/demo.json."""
 
 import json
 import pathlib
@@ -32,7 +32,7 @@ def read(path: pathlib.Path) -> dict:
 
 
 def reward_row(model_dir: pathlib.Path) -> dict[str, float]:
-  """Returns the figures of one reward model."""
+  """Returns the results of one reward model."""
   summary, evaluation = (
     read(model_dir / name) for name in ('summary.json', 'eval.json')
   )
@@ -46,7 +46,7 @@ def reward_row(model_dir: pathlib.Path) -> dict[str, float]:
 
 
 def policy_row(model_dir: pathlib.Path) -> dict[str, float]:
-  """Returns the figures of one policy."""
+  """Returns the results of one policy."""
   summary, evaluation = (
     read(model_dir / name) for name in ('summary.json', 'eval.json')
   )
@@ -60,7 +60,7 @@ def policy_row(model_dir: pathlib.Path) -> dict[str, float]:
 
 
 def print_table(title: str, rows: dict[str, dict], columns) -> None:
-  """Prints figures of LoRA and full tuning, and their ratio."""
+  """Prints results of LoRA and full tuning, and their ratio."""
   lora, full = rows['lora'], rows['full']
   print(f'\n{title:22}{"LoRA":>12}{"full":>12}{"LoRA/full":>12}')
   for name, key, show in columns:
@@ -71,7 +71,7 @@ def print_table(title: str, rows: dict[str, dict], columns) -> None:
 
 
 def print_samples(output: pathlib.Path) -> None:
-  """Prints answers to the same prompts before and after, with gold scores."""
+  """Prints responses to the same prompts before and after, with gold scores."""
   sft, lora = (
     read(output / name / 'eval.json')['samples']
     for name in ('sft', 'policy_lora')
@@ -85,7 +85,7 @@ def print_samples(output: pathlib.Path) -> None:
 
 
 def main() -> None:
-  """Collects, prints and writes."""
+  """Collects, prints and writes the results."""
   output = pathlib.Path(sys.argv[1])
   tunings = ('lora', 'full')
   reward = {t: reward_row(output / f'reward_{t}') for t in tunings}
