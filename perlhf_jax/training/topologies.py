@@ -92,7 +92,7 @@ class Topology:
 
   @property
   def compiler_name(self) -> str:
-    """libtpu's name of a slice."""
+    """The name that libtpu gives the slice."""
     generation = _GENERATIONS[self.generation].compiler_name
     return f'{generation}:{"x".join(map(str, self.shape))}'
 
