@@ -35,6 +35,9 @@ def read(
     DataError: the file is empty or cannot be read, or a line is not such an
       object; the message names file and line.
   """
+  problem = plain_files.find_problem(path, _MAX_BYTES, pipes=True)
+  if problem is not None:
+    raise errors.DataError(f'Cannot read --input={path}: {problem}.')
   try:
     content = plain_files.read(path, errors.DataError, _MAX_BYTES, pipes=True)
   except OSError as error:
