@@ -1,6 +1,6 @@
 """Registers SeqIO tasks of preference data, with one call per task.
 
-A user's module, say `my_tasks.py`,
+A user's module, say `my_tasks.py`:
 
   from perlhf_jax.data import preference_tasks
 
