@@ -31,7 +31,7 @@ def read(path: pathlib.Path) -> dict:
   return json.loads(path.read_text())
 
 
-def reward_row(model_dir: pathlib.Path) -> dict[str, float]:
+def reward_row(model_dir: pathlib.Path) -> dict[str, float | None]:
   """Returns the results of one reward model."""
   summary, evaluation = (
     read(model_dir / name) for name in ('summary.json', 'eval.json')
@@ -45,7 +45,7 @@ def reward_row(model_dir: pathlib.Path) -> dict[str, float]:
   }
 
 
-def policy_row(model_dir: pathlib.Path) -> dict[str, float]:
+def policy_row(model_dir: pathlib.Path) -> dict[str, float | None]:
   """Returns the results of one policy."""
   summary, evaluation = (
     read(model_dir / name) for name in ('summary.json', 'eval.json')
@@ -66,8 +66,12 @@ def print_table(title: str, rows: dict[str, dict], columns) -> None:
   for name, key, show in columns:
     if key not in lora:
       continue
-    ratio = lora[key] / full[key]
-    print(f'{name:22}{show(lora[key]):>12}{show(full[key]):>12}{ratio:>12.2f}')
+    values = lora[key], full[key]
+    # A summary that was lost and written again does not know every figure.
+    known = None not in values
+    shown = ['unknown' if x is None else show(x) for x in values]
+    ratio = f'{values[0] / values[1]:.2f}' if known else '-'
+    print(f'{name:22}{shown[0]:>12}{shown[1]:>12}{ratio:>12}')
 
 
 def print_samples(output: pathlib.Path) -> None:
