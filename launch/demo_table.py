@@ -1,4 +1,4 @@
-"""Prints what the demo measured, and writes it to OUTPUT_DIR/demo.json."""
+"""Prints the demo's results, and writes them to OUTPUT_DIR/demo.json."""
 
 import json
 import pathlib
@@ -31,8 +31,8 @@ def read(path: pathlib.Path) -> dict:
   return json.loads(path.read_text())
 
 
-def reward_row(model_dir: pathlib.Path) -> dict[str, float]:
-  """Returns the figures of one reward model."""
+def reward_row(model_dir: pathlib.Path) -> dict[str, float | None]:
+  """Returns the results of one reward model."""
   summary, evaluation = (
     read(model_dir / name) for name in ('summary.json', 'eval.json')
   )
@@ -45,8 +45,8 @@ def reward_row(model_dir: pathlib.Path) -> dict[str, float]:
   }
 
 
-def policy_row(model_dir: pathlib.Path) -> dict[str, float]:
-  """Returns the figures of one policy."""
+def policy_row(model_dir: pathlib.Path) -> dict[str, float | None]:
+  """Returns the results of one policy."""
   summary, evaluation = (
     read(model_dir / name) for name in ('summary.json', 'eval.json')
   )
@@ -60,18 +60,22 @@ def policy_row(model_dir: pathlib.Path) -> dict[str, float]:
 
 
 def print_table(title: str, rows: dict[str, dict], columns) -> None:
-  """Prints figures of LoRA and full tuning, and their ratio."""
+  """Prints results of LoRA and full tuning, and their ratio."""
   lora, full = rows['lora'], rows['full']
   print(f'\n{title:22}{"LoRA":>12}{"full":>12}{"LoRA/full":>12}')
   for name, key, show in columns:
     if key not in lora:
       continue
-    ratio = lora[key] / full[key]
-    print(f'{name:22}{show(lora[key]):>12}{show(full[key]):>12}{ratio:>12.2f}')
+    values = lora[key], full[key]
+    # A summary that was lost and written again does not know every figure.
+    known = None not in values
+    shown = ['unknown' if x is None else show(x) for x in values]
+    ratio = f'{values[0] / values[1]:.2f}' if known else '-'
+    print(f'{name:22}{shown[0]:>12}{shown[1]:>12}{ratio:>12}')
 
 
 def print_samples(output: pathlib.Path) -> None:
-  """Prints answers to the same prompts before and after, with gold scores."""
+  """Prints responses to the same prompts before and after, with gold scores."""
   sft, lora = (
     read(output / name / 'eval.json')['samples']
     for name in ('sft', 'policy_lora')
@@ -85,7 +89,7 @@ def print_samples(output: pathlib.Path) -> None:
 
 
 def main() -> None:
-  """Collects, prints and writes."""
+  """Collects, prints and writes the results."""
   output = pathlib.Path(sys.argv[1])
   tunings = ('lora', 'full')
   reward = {t: reward_row(output / f'reward_{t}') for t in tunings}

@@ -2,8 +2,8 @@
 
   python launch/demo_vqa_montage.py OUTPUT_DIR
 
-OUTPUT_DIR is what launch/demo_vqa.sh filled: of each policy, the folder's
-eval.json holds the answers to the first questions of the test split.
+OUTPUT_DIR is the folder that launch/demo_vqa.sh filled. Each policy's eval.json
+holds the answers to the first questions of the test split.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class Cell:
     image: float RGB or RGBA, `[height, width, channels]`.
     question: text.
     right: the right answer.
-    answers: (response, score from 0 to 100) of each of `POLICIES`.
+    answers: (response, score from 0 to 100) for each of `POLICIES`.
   """
 
   image: np.ndarray
@@ -56,7 +56,7 @@ class Cell:
 
 
 def read_evaluations(output: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads eval.json of each of `POLICIES`.
+  """Reads the eval.json of each of `POLICIES`.
 
   Raises:
     DataError: a file is missing or holds no judged samples.
@@ -81,10 +81,10 @@ def read_evaluations(output: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def make_cells(evaluations: Sequence[dict[str, Any]]) -> list[Cell]:
-  """Puts the answers of all policies beside their pictures.
+  """Combines the answers of all policies with their pictures.
 
   Raises:
-    DataError: the samples are not of the first test questions.
+    DataError: the samples do not answer the first test questions.
   """
   cells = []
   samples = zip(*(x['samples'] for x in evaluations), strict=False)
@@ -145,12 +145,12 @@ def _draw_card(card: plt.Axes, cell: Cell) -> None:
 
 def _write(card: plt.Axes, x: float, y: float, text: str, color: str, **kwargs):
   kwargs |= {'color': color, 'fontsize': 10.5, 'va': 'center'}
-  # A dollar sign in an answer is no formula.
+  # A dollar sign in an answer does not start a formula.
   card.text(x, y, text, parse_math=False, **kwargs)
 
 
 def _shown(response: str) -> str:
-  """A response on one line, whatever a policy has written."""
+  """Returns a response as one line of limited length."""
   text = ascii(response.strip())[1:-1] or '(nothing)'
   if len(text) > _SHOWN_CHARACTERS:
     text = text[: _SHOWN_CHARACTERS - 3] + '...'
@@ -158,7 +158,7 @@ def _shown(response: str) -> str:
 
 
 def make_title(evaluations: Sequence[dict[str, Any]]) -> str:
-  """What all samples of each policy scored, as far as that is known."""
+  """Returns a title with the mean score of each policy, if recorded."""
   means = [
     f'{name} {evaluation["judge_score"]:.1f}'
     for name, evaluation in zip(POLICIES.values(), evaluations, strict=True)
@@ -168,7 +168,7 @@ def make_title(evaluations: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-  """Reads, draws and says where."""
+  """Reads the results, draws the picture, and prints its path."""
   if len(sys.argv) != 2:
     sys.exit('usage: python launch/demo_vqa_montage.py OUTPUT_DIR')
   output = pathlib.Path(sys.argv[1])

@@ -1,12 +1,12 @@
-"""Runs a command, and keeps what it prints in a bucket as well.
+"""Runs a command, and copies its output to a bucket.
 
   python launch/host_log.py gs://my-bucket/rm/logs perlhf train_reward ...
 
-The launchers start perlhf so on hosts whose disks are deleted. The copy is
-<time of the start>-<host>.log; it is brought up to date every half minute and
-when the command ends, in whatever way. SIGTERM is passed on, and the exit code
-is that of the command. A copy that cannot be made is a line on stderr and no
-reason to stop.
+The launchers use it on hosts whose disks are deleted. The copy is named
+<time of the start>-<host>.log. It is updated every half minute and when the
+command ends, for any reason. SIGTERM is passed on to the command, whose exit
+code is returned. A failed copy prints a line on stderr and does not stop the
+command.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ import tempfile
 import threading
 import time
 
-# Seconds between copies; for output that comes after the command has ended;
-# and for the last copy.
+# Seconds between copies; to wait for output after the command has ended; and to
+# wait for the last copy.
 PERIOD = 30.0
 REST = 5.0
 LAST_COPY = 60.0
@@ -42,7 +42,7 @@ class Copy:
     if size == self._copied:
       return
     try:
-      # It is TensorFlow that writes into buckets; imported once it is needed.
+      # Imports TensorFlow, which writes into buckets, only when needed.
       from etils import epath
 
       target = epath.Path(self._target)
@@ -63,11 +63,11 @@ def run(folder: str, command: Sequence[str]) -> int:
   """Runs a command.
 
   Args:
-    folder: for the copy of its output.
-    command: its words.
+    folder: folder for the copy of the output.
+    command: the command and its arguments.
 
   Returns:
-    Its exit code; 128 and the signal's number if a signal ended it.
+    The command's exit code; 128 plus the signal's number if a signal ended it.
   """
   start = time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())
   name = f'{start}-{socket.gethostname()}.log'
@@ -78,7 +78,7 @@ def run(folder: str, command: Sequence[str]) -> int:
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # It holds run.lock as well, for as long as it has the accelerator.
+        # The command inherits run.lock, and holds it while it runs.
         close_fds=False,
       )
       for number in signal.SIGTERM, signal.SIGINT:
@@ -92,7 +92,7 @@ def run(folder: str, command: Sequence[str]) -> int:
       reader.start()
       copier.start()
       code = process.wait()
-      # A process that the command has left behind may hold the other end.
+      # A process that the command left behind may keep the pipe open.
       reader.join(REST)
       ended.set()
       copier.join(LAST_COPY)
@@ -100,18 +100,18 @@ def run(folder: str, command: Sequence[str]) -> int:
 
 
 def _read(stream, file) -> None:
-  """Writes what comes into the file, and shows it."""
+  """Writes a stream to a file and to stdout."""
   shown = sys.stdout.buffer
   while chunk := stream.read1():
     file.write(chunk)
-    # Whoever looked on may be gone; the command goes on.
+    # The reader of stdout may be gone; the command continues.
     with contextlib.suppress(OSError):
       shown.write(chunk)
       shown.flush()
 
 
 def _follow(copy: Copy, ended: threading.Event) -> None:
-  """Copies until the command has ended, and once more."""
+  """Copies until the command has ended, then once more."""
   while not ended.wait(PERIOD):
     copy.update()
   copy.update()
@@ -122,5 +122,5 @@ if __name__ == '__main__':
     sys.exit(__doc__)
   status = run(sys.argv[1], sys.argv[2:])
   sys.stdout.flush()
-  # A copy that hangs does not keep the host.
+  # Exits even if a copy hangs.
   os._exit(status)

@@ -1,10 +1,10 @@
-"""`python -m perlhf_jax COMMAND ...`, which is `perlhf COMMAND ...`.
+"""`python -m perlhf_jax COMMAND ...`, the same as `perlhf COMMAND ...`.
 
-With `-m` Python itself looks in the current folder for every import, first of
-all, and nothing here can prevent what it has imported by then. It is taken off
-the path before anything else is, so that `python -m` runs no more code of the
-folder than `perlhf` does; in a folder whose files might hide Python's own
-modules or this package, use `perlhf`, or `python -P -m`.
+With `-m`, Python puts the current folder first on the import path. This module
+removes it before it imports anything else, so that later imports do not run
+files of that folder. It cannot undo what Python has imported by then: in a
+folder whose files might hide Python's own modules or this package, use `perlhf`
+or `python -P -m`.
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 
 
 def main() -> None:
-  """Runs the command line without the folder that `-m` has put on the path."""
+  """Runs the command line without the folder that `-m` put on the path."""
   ours = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
   if not sys.flags.safe_path and os.path.realpath(sys.path[0]) != ours:
     del sys.path[0]

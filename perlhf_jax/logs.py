@@ -1,4 +1,4 @@
-"""What a command prints while it works: our own lines, and others' warnings."""
+"""What a command logs: our own INFO lines, and warnings of any library."""
 
 from collections.abc import Iterator
 import contextlib
@@ -15,7 +15,7 @@ from absl import logging
 
 from perlhf_jax.core import outside
 
-# What TensorFlow prints while it is loaded, before it reads any setting.
+# Lines that TensorFlow prints on import, before it reads any setting.
 _NOISE = re.compile(
   rb'I\d{4} .*|'
   rb'WARNING: All log messages before absl::InitializeLog\(\).*|'
@@ -33,10 +33,10 @@ _OUR_ROOT = str(pathlib.Path(__file__).resolve().parent) + os.sep
 
 
 def silence_native_libraries() -> None:
-  """Silences what C++ libraries print; to be called before they are imported.
+  """Silences C++ libraries; call it before they are imported.
 
-  TensorFlow and XLA report missing GPUs and the like on every start. A value
-  that the user has set is kept.
+  TensorFlow and XLA report missing GPUs and the like on every start. Values
+  that the user has set are kept.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('GRPC_VERBOSITY', 'ERROR')
@@ -46,8 +46,8 @@ def silence_native_libraries() -> None:
 def without_noise() -> Iterator[None]:
   """Drops the lines that TensorFlow prints while it is being imported.
 
-  No setting silences them, so that what arrives on stderr, from C++ too, is
-  held back until the end of the block and printed without them.
+  No setting silences them. So stderr, that of C++ code included, is held back
+  until the end of the block and printed then without these lines.
   """
   sys.stderr.flush()
   real = os.dup(2)
@@ -66,15 +66,15 @@ def without_noise() -> Iterator[None]:
 
 
 def show() -> None:
-  """Shows on stderr our INFO lines, and everybody's warnings and errors.
+  """Shows on stderr our INFO lines, and all warnings and errors.
 
   The commands call it. A program that calls their functions, such as
-  `train_sft.train_sft`, calls it itself to see how far they are, before it
+  `train_sft.train_sft`, must call it itself to see their progress, before it
   imports TensorFlow or anything that does. A second call changes nothing.
   """
   silence_native_libraries()
-  # absl's own flags, of logging among others, keep their defaults; without this
-  # absl warns of lines before they are parsed.
+  # absl's own flags keep their defaults; without this call absl warns that it
+  # logs before flags are parsed.
   flags.FLAGS.mark_as_parsed()
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
@@ -85,11 +85,11 @@ def show() -> None:
 
 
 def show_process(index: int) -> None:
-  """Leaves what all of several processes would say to the first of them.
+  """Lets only process 0 print what all processes would print.
 
   Args:
-    index: of this process; if it is another one, warnings and errors with its
-      number are all that it prints.
+    index: index of this process; other processes than 0 print only warnings
+      and errors, each with this index in front.
   """
   if not index:
     return
@@ -99,12 +99,12 @@ def show_process(index: int) -> None:
 
 
 def _is_for_users(record: std_logging.LogRecord) -> bool:
-  """Says whether to show a line: others' INFO lines are for their authors."""
-  # Gin looks for an included file in several places, and calls each miss an
-  # error; cli/gin_scan.py has found the file before.
+  """Returns whether to show a line; INFO lines of libraries are hidden."""
+  # Gin looks for an included file in several places and logs each miss as an
+  # error. cli/gin_scan.py has already found the file.
   if record.pathname.endswith(_GIN_SEARCH):
     return False
-  # What Orbax logs with a traceback it raises as well.
+  # Orbax also raises what it logs with a traceback.
   if record.exc_info and _ORBAX in record.pathname:
     return False
   if record.pathname.endswith(_ASYNCIO) and _is_of_a_save(record.exc_info):
@@ -113,7 +113,7 @@ def _is_for_users(record: std_logging.LogRecord) -> bool:
     return True
   if record.pathname.startswith(_OUR_ROOT):
     return True
-  # Otherwise a module of the user's own, unless it is an installed package.
+  # What is neither ours nor an installed package is the user's own module.
   return not {'site-packages', 'dist-packages'}.intersection(
     pathlib.Path(record.pathname).parts
   )

@@ -1,10 +1,10 @@
-"""Tasks: one file a data set.
+"""Built-in tasks: one module per data set.
 
-Each file says where its data comes from, under which licence, and where its
-files go below PERLHF_DATA_DIR (local or `gs://`). `perlhf tasks` lists them.
+Each module names the source and the licence of its data, and where to put the
+files below PERLHF_DATA_DIR (local or `gs://`). `perlhf tasks` lists all tasks.
 
-A task of your own takes one small file in the folder where you start, or
-anywhere on PYTHONPATH, and no change here:
+A task of your own needs one small module in the current folder or anywhere on
+PYTHONPATH, and no change here:
 
   # my_tasks.py
   from perlhf_jax.data import preference_tasks
@@ -20,7 +20,7 @@ anywhere on PYTHONPATH, and no change here:
     'my_rm', 'pairwise', pair, files='my_pairs.jsonl',
     splits={'train': 0.8, 'validation': 0.1, 'test': 0.1})
 
-It is used with `--gin.MIXTURE_OR_TASK_MODULE="'my_tasks'"
+Use it with `--gin.MIXTURE_OR_TASK_MODULE="'my_tasks'"
 --gin.MIXTURE_OR_TASK_NAME="'my_rm'"`. These are the kinds of tasks, and the
 features that such a function returns:
 
@@ -31,12 +31,12 @@ features that such a function returns:
     for train_reward;
   prompts: inputs, for train_policy; with `references=True` also references, a
     list of right answers, which only judges see;
-  any of them: with `images=True` also images, a list of encoded PNG or JPEG
-    images (bytes) or of paths of such files (str).
+  any kind: with `images=True` also images, a list of encoded PNG or JPEG images
+    (bytes) or of paths of such files (str).
 
-Any other SeqIO task with the features of a kind can be used as well.
+Any other SeqIO task with the features of a kind works as well.
 docs/own_data.md has a task of each kind, and the commands that use them.
 """
 
-# How perlhf_jax tells this package from another one named `tasks`.
+# Distinguishes this package from another one named `tasks`.
 HOLDS_PERLHF_JAX_TASKS = True

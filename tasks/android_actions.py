@@ -1,4 +1,4 @@
-"""Actions of AndroidControl: as text, changed into wrong ones, and judged."""
+"""Actions of AndroidControl: their text form, wrong actions, and a judge."""
 
 from collections.abc import Mapping, Sequence
 import re
@@ -46,13 +46,13 @@ Elements = Sequence[android_screens.Element]
 
 
 def action_text(action: Action) -> str:
-  """An action in a line: its type, a point as `x,y`, and text.
+  """Returns an action as one line: its type, a point as `x,y`, and text.
 
   Args:
-    action: `action_type`, and what belongs to it.
+    action: `action_type` and its arguments.
 
   Raises:
-    KeyError: something that belongs to it is missing.
+    KeyError: an argument is missing.
     ValueError: the type is unknown.
   """
   kind = action['action_type']
@@ -70,23 +70,23 @@ def action_text(action: Action) -> str:
 
 
 def wrong_action(key: str, action: Action, elements: Elements) -> Action:
-  """Another action than the demonstrated one, drawn by hashes of the key.
+  """Returns an action other than the demonstrated one, drawn by hashes.
 
-  With equal chances its argument or its type changes, and to each of the
-  following with the same chance:
-    argument: a click, a long press or typing at a point goes to the middle of
-      another element that takes clicks or text (of any, if there is none),
-      which does not hold that point, nor does the element at that point hold
-      its middle; a scroll goes in another direction; open_app
-      opens another app, of the list APPS;
-    type: another of navigate_back, navigate_home, wait, scroll (in a direction
-      that is drawn) and click (an element that is drawn). An action that has no
-      argument to change always changes so.
+  With equal chances either the argument or the type changes, each alternative
+  with the same chance:
+    argument: a click, a long press or typing at a point moves to the middle of
+      another element that takes clicks or text (of any element, if there is
+      none); that element does not contain the point, and the element at the
+      point does not contain its middle. A scroll changes its direction;
+      open_app opens another app of APPS;
+    type: another one of navigate_back, navigate_home, wait, scroll (in a drawn
+      direction) and click (on a drawn element). An action without an argument
+      to change always changes its type.
 
   Args:
-    key: names the step, with the seed.
+    key: identifies the step and the seed.
     action: the demonstrated action.
-    elements: those of the screen.
+    elements: elements of the screen.
   """
   others = _with_another_argument(key, action, elements)
   if others and seeded_draws.draw_index(f'{key}/what', 2):
@@ -101,16 +101,16 @@ def step_accuracy(
   responses: Sequence[str],
   references: Sequence[Sequence[str]],
 ) -> list[float]:
-  """Judges actions: 100 for one that does what a demonstrated one does, or 0.
+  """Judges actions: 100 if equivalent to a demonstrated action, else 0.
 
-  It must have the same type and text, letter case aside. A point must lie on
-  the smallest element of the screen that holds the demonstrated point; where
-  the prompt shows no such element, it must be the same point.
+  Type and text must be the same, ignoring case. A point must lie on the
+  smallest element of the screen that contains the demonstrated point; if the
+  prompt shows no such element, the points must be equal.
 
   Args:
-    prompts: the prompts, which show the screens.
-    responses: the actions to judge.
-    references: for each of them, the demonstrated action, or several.
+    prompts: prompts, which show the screens.
+    responses: actions to judge.
+    references: one or several demonstrated actions for each response.
   """
   rows = zip(prompts, responses, references, strict=True)
   return [
@@ -175,7 +175,7 @@ def _is_same(prompt: str, response: str, demonstrated: str) -> bool:
 
 
 def _parts(action: str) -> tuple[str, tuple[int, int] | None, str]:
-  """Type, point and text of an action that is written in a line."""
+  """Returns type, point and text of an action that is given as a line."""
   kind, _, rest = action.strip().partition(' ')
   point = None
   if 'point' in _PARAMETERS.get(kind, ()):
@@ -189,7 +189,7 @@ def _parts(action: str) -> tuple[str, tuple[int, int] | None, str]:
 def _share_element(
   prompt: str, point: tuple[int, int], demonstrated: tuple[int, int]
 ) -> bool:
-  """Whether the smallest element that holds one point holds the other."""
+  """Whether the smallest element at `demonstrated` also contains `point`."""
   elements = [
     android_screens.Element('', '', tuple(map(int, bounds)), False)
     for bounds in _BOUNDS.findall(prompt)

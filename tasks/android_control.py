@@ -12,14 +12,14 @@ Tasks: android_control_sft (the demonstrated actions), android_control_rm
 (pointwise), android_control_prompts (with the demonstrated action as a
 reference), and the same with a screenshot, android_control_screens_sft, _rm and
 _prompts. A screenshot of more than 768 pixels on its longer side is scaled
-down to that and becomes a JPEG. `android_actions.step_accuracy` is the judge.
+down to 768 and becomes a JPEG. `android_actions.step_accuracy` is the judge.
 
 Splits: train, validation and test are the episodes that `splits.json` lists.
 
-Each step of an episode is an example. The prompt shows the screen, as what
-`android_screens` finds in its accessibility tree (class, text, and left, top,
-right and bottom in pixels), then the goal, up to 10 actions that were done
-before, and the instruction for this step, if it has one. The response is the
+Each step of an episode is an example. The prompt shows the elements of the
+screen that `android_screens` finds in its accessibility tree (class, text, and
+left, top, right and bottom in pixels), then the goal, up to 10 previous
+actions, and the instruction for this step, if it has one. The response is the
 action:
 
   Screen 1080x2400
@@ -32,11 +32,11 @@ action:
 
   click 964,219
 
-android_control_rm judges each step twice: the demonstrated action has label 1;
-label 0 has one that `android_actions.wrong_action` makes of it, another type of
-action, another element, direction or app, drawn by hashes of SEED, the episode
-and the step. It is nearly always wrong, but not always: what else would have
-led to the goal, nobody has judged.
+android_control_rm judges each step twice. The demonstrated action has label 1.
+An action from `android_actions.wrong_action` has label 0: another type of
+action, or another element, direction or app, drawn by hashes of SEED, the
+episode and the step. It is nearly always wrong, but not always, because nobody
+has judged which other actions lead to the goal.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,11 +70,11 @@ class Step:
   """A step of an episode.
 
   Attributes:
-    key: names the step among all.
-    prompt: what is asked.
-    action: what was demonstrated.
-    elements: those of the screen before the action.
-    screenshot: that screen, an encoded PNG.
+    key: identifies the step among all steps.
+    prompt: text of the prompt.
+    action: the demonstrated action.
+    elements: elements of the screen before the action.
+    screenshot: that screen as an encoded PNG.
   """
 
   key: str
@@ -84,19 +84,19 @@ class Step:
   screenshot: bytes
 
 
-# A step to the features of its examples, prompt and screenshot apart.
+# Maps a step to the features of its examples, without prompt and screenshot.
 _Answers = Callable[[Step], list[dict[str, Any]]]
 
 
 def steps(record: Mapping[str, Any]) -> Iterator[Step]:
-  """The steps of an episode.
+  """Yields the steps of an episode.
 
   Args:
-    record: the features of the episode, each a list of bytes or ints.
+    record: features of the episode, each a list of bytes or ints.
 
   Raises:
     KeyError: a feature is missing.
-    ValueError: the features do not fit one another or cannot be decoded.
+    ValueError: the features do not match each other or cannot be decoded.
   """
   number = find_episode_id(record)
   goal = _in_one_line(_only(record, 'goal'))
@@ -128,12 +128,12 @@ def steps(record: Mapping[str, Any]) -> Iterator[Step]:
 
 
 def demonstrate(step: Step) -> list[dict[str, Any]]:
-  """The demonstrated action."""
+  """Returns the demonstrated action."""
   return [{'targets': android_actions.action_text(step.action)}]
 
 
 def judge(step: Step) -> list[dict[str, Any]]:
-  """The demonstrated action and a wrong one."""
+  """Returns the demonstrated action and a wrong one."""
   wrong = android_actions.wrong_action(
     f'{SEED}/{step.key}', step.action, step.elements
   )
@@ -142,16 +142,16 @@ def judge(step: Step) -> list[dict[str, Any]]:
 
 
 def refer(step: Step) -> list[dict[str, Any]]:
-  """The demonstrated action as the reference of a prompt."""
+  """Returns the demonstrated action as the reference of a prompt."""
   return [{'references': [android_actions.action_text(step.action)]}]
 
 
 def find_episode_id(record: Mapping[str, Any]) -> int:
-  """Which episode a record is.
+  """Returns the episode number of a record.
 
   Raises:
-    KeyError: it does not say.
-    ValueError: it says several numbers, or none.
+    KeyError: the record has no field for it.
+    ValueError: the field does not hold exactly one number.
   """
   return _only(record, 'episode_id')
 
@@ -178,7 +178,7 @@ def _load_action(text: bytes) -> android_actions.Action:
 
 
 def _parser(answers: _Answers, has_screens: bool) -> sources.Parse:
-  """Makes the function that gives the examples of an episode."""
+  """Makes the function that returns the examples of an episode."""
 
   def parse(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     examples = []
@@ -193,7 +193,7 @@ def _parser(answers: _Answers, has_screens: bool) -> sources.Parse:
 
 
 def _find_splits(path: str) -> Callable[[Mapping[str, Any]], str]:
-  """What `splits.json`, beside the file, says of its episodes."""
+  """Makes the function that looks an episode's split up in `splits.json`."""
   listed = os.path.join(os.path.dirname(path), 'splits.json')
   split_of = _read_splits(listed)
 
@@ -207,7 +207,7 @@ def _find_splits(path: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 def _read_splits(path: str) -> dict[int, str]:
-  """The split of each episode."""
+  """Returns the split of each episode, by number."""
   if not tf.io.gfile.exists(path):
     raise errors.DataError(
       f'{path} does not exist, which says which episodes are for training. Get'

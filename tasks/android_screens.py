@@ -2,8 +2,8 @@
 
 A tree is a serialised message `AndroidAccessibilityForest` of android_env's
 schema, https://github.com/google-deepmind/android_env, folder
-`android_env/proto/a11y`, Apache-2.0. Only what is read is declared here, with
-the names and numbers of that schema; unknown fields are skipped.
+`android_env/proto/a11y`, Apache-2.0. This module declares only the fields that
+it reads, with the names and numbers of that schema; unknown fields are skipped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,17 @@ import tensorflow as tf
 
 from perlhf_jax.data import image_headers
 
-# The longer side of a screenshot, at most, in pixels; and how a shrunk one is
-# encoded, as JPEG of this quality.
+# Maximum length of a screenshot's longer side, in pixels, and the JPEG quality
+# of shrunk screenshots.
 MAX_SIDE = 768
 JPEG_QUALITY = 90
-# How much of a screen goes into a prompt.
+# Limits of the part of a screen that goes into a prompt.
 MAX_ELEMENTS = 80
 MAX_TEXT = 60
 
 _SYSTEM_WINDOW = 3  # WindowType.TYPE_SYSTEM: status bar, notifications.
 
-# Message to field to number, type, and whether it is repeated.
+# Maps messages to fields to (number, type, whether it is repeated).
 _SCHEMA: Mapping[str, Mapping[str, tuple[int, str, bool]]] = {
   'ProtoRect': {
     'left': (1, 'int32', False),
@@ -52,7 +52,7 @@ _SCHEMA: Mapping[str, Mapping[str, tuple[int, str, bool]]] = {
     'nodes': (1, 'AndroidAccessibilityNodeInfo', True),
   },
   'AndroidAccessibilityWindowInfo': {
-    'window_type': (6, 'int32', False),  # An enum, the same on the wire.
+    'window_type': (6, 'int32', False),  # An enum, encoded like int32.
     'tree': (11, 'AndroidAccessibilityTree', False),
   },
   'AndroidAccessibilityForest': {
@@ -63,13 +63,13 @@ _SCHEMA: Mapping[str, Mapping[str, tuple[int, str, bool]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Element:
-  """Something to be seen or touched on a screen.
+  """An element of a screen that users can see or touch.
 
   Attributes:
-    kind: the last part of the name of its class, such as Button.
-    label: its text, description and hint, as far as they differ.
-    bounds: left, top, right and bottom in pixels of the device.
-    is_interactive: whether it takes clicks or text.
+    kind: last part of the class name, such as Button.
+    label: text, description and hint, without repetitions.
+    bounds: left, top, right and bottom in device pixels.
+    is_interactive: whether the element takes clicks or text.
   """
 
   kind: str
@@ -79,18 +79,18 @@ class Element:
 
   @property
   def center(self) -> tuple[int, int]:
-    """The point in the middle, x and y."""
+    """The middle of the element, x and y."""
     left, top, right, bottom = self.bounds
     return (left + right) // 2, (top + bottom) // 2
 
   @property
   def area(self) -> int:
-    """Its size in square pixels."""
+    """Area in square pixels."""
     left, top, right, bottom = self.bounds
     return (right - left) * (bottom - top)
 
   def holds(self, x: int, y: int) -> bool:
-    """Whether a point lies on it."""
+    """Whether a point lies on the element."""
     left, top, right, bottom = self.bounds
     return left <= x <= right and top <= y <= bottom
 
@@ -100,7 +100,7 @@ class Element:
 
 
 def _message_classes() -> dict[str, type[message.Message]]:
-  """Makes the classes of the messages, in a pool apart from android_env's."""
+  """Makes the message classes, in a pool separate from android_env's."""
   field_type = descriptor_pb2.FieldDescriptorProto
   package = 'perlhf_jax.tasks'
   file = descriptor_pb2.FileDescriptorProto(
@@ -132,22 +132,22 @@ def _message_classes() -> dict[str, type[message.Message]]:
   }
 
 
-# The message that a tree is; its fields are those of `_SCHEMA`.
+# The message class of a tree, with the fields of `_SCHEMA`.
 Forest: Any = _message_classes()['AndroidAccessibilityForest']
 
 
 def find_elements(tree: bytes) -> list[Element]:
-  """The elements of a screen that a user sees and that say or take something.
+  """Returns the visible elements of a screen that have text or take input.
 
-  Those of system windows (the status bar) come first, the rest in the order of
-  the tree. Of more than MAX_ELEMENTS, the last are given, as the loader too
-  keeps the end of a prompt.
+  Elements of system windows (the status bar) come first, the others in the
+  order of the tree. If there are more than MAX_ELEMENTS, the last ones are
+  returned, since the loader also keeps the end of a prompt.
 
   Args:
     tree: a serialised AndroidAccessibilityForest.
 
   Raises:
-    ValueError: it is something else.
+    ValueError: `tree` is something else.
   """
   try:
     forest = Forest.FromString(tree)
@@ -170,7 +170,7 @@ def find_elements(tree: bytes) -> list[Element]:
 
 
 def find_target(elements: Sequence[Element], x: int, y: int) -> Element | None:
-  """The smallest of the elements that hold a point, None if none does."""
+  """Returns the smallest element that contains a point; None without any."""
   targets = [each for each in elements if each.holds(x, y)]
   return min(targets, key=lambda each: each.area, default=None)
 
@@ -203,10 +203,10 @@ def _is_worth_a_line(element: Element) -> bool:
 
 
 def shrink(image: bytes) -> bytes:
-  """A screenshot of at most MAX_SIDE pixels on its longer side.
+  """Returns a screenshot of at most MAX_SIDE pixels on its longer side.
 
-  A larger one is scaled down by averaging areas, and becomes a JPEG. Others are
-  given back as they are.
+  A larger image is scaled down by averaging areas, and becomes a JPEG. Other
+  images are returned unchanged.
 
   Args:
     image: an encoded PNG or JPEG.

@@ -1,34 +1,34 @@
-r"""BOLT English SMS/Chat: conversations to sum up, prompts alone.
+r"""BOLT English SMS/Chat: conversations to summarise, prompts only.
 
 Source: https://catalog.ldc.upenn.edu/LDC2018T19 (Chen et al. 2018), under
-the licence of the Linguistic Data Consortium: it must be bought or come with
-a membership, so that nobody may pass it on.
+the licence of the Linguistic Data Consortium: the corpus must be bought or
+comes with a membership, and may not be redistributed.
 
 Files, under PERLHF_DATA_DIR in `bolt/` or `LDC2018T19/`: the folder `data/`
 of the corpus with its `*.xml` files, or these files themselves, or one level
 of folders that hold them.
 
-Task: bolt_prompts, to be answered by a policy whose reward model was trained
-on tldr_rm, as in the paper: prompts have the form of `tasks.tldr`, without
-the lines on subreddit and title, which a conversation does not have.
+Task: bolt_prompts, for a policy whose reward model was trained on tldr_rm, as
+in the paper. Prompts have the form of `tasks.tldr`, without the lines for
+subreddit and title, which a conversation does not have.
   POST: P1: are you up for lunch
   P2: sure, at noon?
   TL;DR:
 
 Split: the authors drew 11,932, 1,575 and 500 conversations and did not
-publish which. A hash of the conversation's id splits all of them in these
+publish which. Here a hash of the conversation's id makes splits in these
 proportions: 85.2% train, 11.2% validation, 3.6% test.
 
 The format follows the documentation of the corpus (README of April 2018, in
-a copy found in a public repository): one conversation a file,
+a copy found in a public repository): one conversation per file,
   <conversation id="SMS_ENG_20120304.0001" medium="SMS" donated="true">
     <messages>
       <message id="m0000" time="2012-03-04 10:11:12 UTC" participant="1234">
         <body>are you up for lunch</body>
-and some messages whose `&` was escaped twice, which is undone here, or that
-are nothing but mark-up such as `<media omitted>`, which are left out. The
-corpus itself and its DTD could not be looked at, so this reader has only met
-files that we wrote. It also takes several conversations below one root.
+Some messages have a doubly escaped `&`, which is undone here. Messages that
+consist of mark-up only, such as `<media omitted>`, are left out. We had no
+access to the corpus or its DTD, so this reader was only tested with files that
+we wrote. It also reads several conversations below one root.
 """
 
 from collections.abc import Iterator, Mapping
@@ -58,14 +58,14 @@ def read(path: str) -> Iterator[json_rows.Row]:
 
   A record has the attributes of the conversation (`id`, `medium`, `donated`)
   and `messages`, a list of dicts with the attributes of each message (`id`,
-  `time`, `participant`) and its `body`.
+  `time`, `participant`) and its `body`. A file that is not well-formed yields a
+  row with a problem.
 
   Args:
     path: local or `gs://`.
 
   Raises:
-    DataError: the file cannot be read. One that is not well-formed is a row
-      with a problem.
+    DataError: the file cannot be read.
   """
   text = whole_files.read(path)
   try:
@@ -74,7 +74,7 @@ def read(path: str) -> Iterator[json_rows.Row]:
     line, _ = error.position
     yield json_rows.Row(f'{path}:{line}', {}, f'not well-formed XML ({error})')
     return
-  # An encoding nobody knows, or entities, which can stand for gigabytes.
+  # An unknown encoding, or entities, which can expand to gigabytes.
   except (ValueError, LookupError) as error:
     yield json_rows.Row(f'{path}:1', {}, f'not readable as XML ({error})')
     return
@@ -87,7 +87,7 @@ def read(path: str) -> Iterator[json_rows.Row]:
 
 
 def to_prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
-  """Prompt of a record of `read`; its response is empty, for there is none.
+  """Returns the prompt of a record of `read`, and an empty response.
 
   Participants are called P1, P2, ... in the order in which they speak.
 
@@ -101,10 +101,10 @@ def to_prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def parse_prompt(record: Mapping[str, Any]) -> dict[str, str] | None:
-  """The prompt, and the conversation's id, which decides its split.
+  """Returns the prompt, and the conversation's id, which decides its split.
 
   Returns:
-    None if all messages are mark-up or empty: there is nothing to sum up.
+    The features; None if all messages are mark-up or empty.
   """
   if record['messages'] and not _turns(record):
     return None
@@ -113,7 +113,7 @@ def parse_prompt(record: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def _turns(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-  """Speaker and text of the messages that have any text."""
+  """Returns speaker and text of the messages that have text."""
   speakers: dict[str, str] = {}
   turns = []
   for message in record['messages']:

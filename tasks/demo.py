@@ -1,8 +1,8 @@
-"""Built-in tasks on the world of `demo_world`: no files are needed.
+"""Built-in tasks on the world of `demo_world`, which need no files.
 
 demo_sft: imperfect demonstrations. demo_rm: pairs. demo_rm_pointwise: judged
-responses. demo_prompts: notes to be answered. `gold_score` judges answers.
-Made by our own code, so without a licence of others.
+responses. demo_prompts: notes to answer. `gold_score` judges answers. The data
+is made by our own code, so no other licence applies.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ _INFO = sources.DatasetInfo(
 
 
 def to_prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
-  """Prompt and response of a record of any demo task (of a pair, chosen)."""
+  """Returns prompt and response (of a pair, chosen) of a demo record."""
   response = record['chosen'] if 'chosen' in record else record['targets']
   return record['inputs'], response
 
@@ -40,13 +40,13 @@ def to_prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
 def gold_scores(
   prompts: Sequence[str], responses: Sequence[str]
 ) -> list[float]:
-  """The gold score of each response, as a reward function or a judge."""
+  """Returns the gold score of each response; a reward function or judge."""
   pairs = zip(prompts, responses, strict=True)
   return [gold_score(prompt, response) for prompt, response in pairs]
 
 
 def make_sft(split: str) -> Iterator[dict[str, Any]]:
-  """Demonstrations of a split, in order."""
+  """Yields the demonstrations of a split, in order."""
   for index in range(SPLIT_SIZES[split]):
     rng = demo_world.example_rng(SEED, 'sft', split, index)
     note = demo_world.sample_note(rng, split)
@@ -55,7 +55,7 @@ def make_sft(split: str) -> Iterator[dict[str, Any]]:
 
 
 def make_pairs(split: str) -> Iterator[dict[str, Any]]:
-  """Preferences of a split, in order."""
+  """Yields the preferences of a split, in order."""
   for index in range(SPLIT_SIZES[split]):
     rng = demo_world.example_rng(SEED, 'rm', split, index)
     prompt, chosen, rejected = demo_world.sample_pair(rng, split)
@@ -63,7 +63,7 @@ def make_pairs(split: str) -> Iterator[dict[str, Any]]:
 
 
 def make_judged(split: str) -> Iterator[dict[str, Any]]:
-  """Judged responses of a split, in order."""
+  """Yields the judged responses of a split, in order."""
   for index in range(SPLIT_SIZES[split]):
     rng = demo_world.example_rng(SEED, 'rm_pointwise', split, index)
     prompt, response, label = demo_world.sample_judged(rng, split)
@@ -71,7 +71,7 @@ def make_judged(split: str) -> Iterator[dict[str, Any]]:
 
 
 def make_prompts(split: str) -> Iterator[dict[str, Any]]:
-  """Notes of a split, in order."""
+  """Yields the notes of a split, in order."""
   for index in range(SPLIT_SIZES[split]):
     rng = demo_world.example_rng(SEED, 'prompts', split, index)
     yield {'inputs': demo_world.sample_note(rng, split).prompt}

@@ -1,9 +1,9 @@
-"""Built-in tasks on the pictures of `demo_vqa_world`: no files are needed.
+"""Built-in tasks on the pictures of `demo_vqa_world`, which need no files.
 
 demo_vqa_sft: imperfect demonstrations. demo_vqa_rm: judged answers, half of
-them right. demo_vqa_prompts: questions to be answered, with right answers as
-references. demo_vqa_gold: right answers, to measure by. `gold_scores` judges.
-Made by our own code, so without a licence of others.
+them right. demo_vqa_prompts: questions to answer, with right answers as
+references. demo_vqa_gold: right answers, for evaluation. `gold_scores` judges
+answers. The data is made by our own code, so no other licence applies.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ SPLIT_SIZES = {
 
 gold_score = world.gold_score
 
-# Features beside the prompt and the picture.
+# Makes the features of an example, without prompt and picture.
 _Answer = Callable[[random.Random, world.Scene, world.Question], dict[str, Any]]
 
 _INFO = sources.DatasetInfo(
@@ -38,7 +38,7 @@ _INFO = sources.DatasetInfo(
 
 
 def to_prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
-  """Question and answer of a record of any of these tasks."""
+  """Returns question and answer of a record of any of these tasks."""
   if 'references' in record:
     return record['inputs'], record['references'][0]
   return record['inputs'], record['targets']
@@ -49,12 +49,12 @@ def gold_scores(
   responses: Sequence[str],
   references: Sequence[Sequence[str]],
 ) -> list[float]:
-  """The gold score of each response, as a reward function or a judge.
+  """Returns the gold score of each response; a reward function or judge.
 
   Args:
-    prompts: questions, which do not matter here.
-    responses: answers to them.
-    references: the right answers to each question.
+    prompts: questions, which are ignored.
+    responses: answers to the questions.
+    references: right answers to each question.
   """
   del prompts
   pairs = zip(references, responses, strict=True)
@@ -62,22 +62,22 @@ def gold_scores(
 
 
 def make_sft(split: str) -> Iterator[dict[str, Any]]:
-  """Demonstrations of a split, in order."""
+  """Yields the demonstrations of a split, in order."""
   return _make('sft', _demonstration, split)
 
 
 def make_judged(split: str) -> Iterator[dict[str, Any]]:
-  """Judged answers of a split, in order."""
+  """Yields the judged answers of a split, in order."""
   return _make('rm', _judged, split)
 
 
 def make_prompts(split: str) -> Iterator[dict[str, Any]]:
-  """Questions of a split with their right answers, in order."""
+  """Yields the questions of a split with their right answers, in order."""
   return _make('prompts', _references, split)
 
 
 def make_gold(split: str) -> Iterator[dict[str, Any]]:
-  """Right answers to the questions of `make_prompts`, in order."""
+  """Yields right answers to the questions of `make_prompts`, in order."""
   return _make('prompts', _right, split)
 
 

@@ -1,7 +1,7 @@
 """A small world of pictures and questions about them, with right answers.
 
-A picture shows one to three coloured shapes on a grey ground, each in a
-quarter of its own. Questions are short and so are their answers:
+A picture shows one to three coloured shapes on a grey background, each in its
+own quarter. Questions and answers are short:
 
   color   color of the square?       red        color at top left?
   shape   shape of the red one?      circle     shape at top left?
@@ -9,21 +9,21 @@ quarter of its own. Questions are short and so are their answers:
   total   how many shapes?           2
   count   how many circles?          1
 
-Every question has exactly one right answer, which the picture alone decides:
-colors, shapes and places are exchangeable, and each answer of a kind is as
-frequent as any other, so that a model that does not see the picture can only
-guess. The same holds of wrong answers, so that an answer without its picture
-does not tell whether it is right.
+Every question has exactly one right answer, which only the picture determines.
+Colors, shapes and places are exchangeable, and all answers of a kind are
+equally frequent, so that a model that does not see the picture can only guess.
+The same holds for wrong answers, so that an answer without its picture does not
+reveal whether it is right.
 
 Every example is a function of (seed, stream, split, index) alone, as in
-`demo_world`. Splits never share a scene: it belongs to the split that a hash
-picks, 80% of all scenes to train and 10% each to validation and test. Of two
-or three things their shapes, colors and quarters decide, so that none of these
-arrangements is in two splits. Of one thing there are only 60 arrangements;
-there its size and exact place decide too.
+`demo_world`. Splits never share a scene: a hash assigns 80% of all scenes to
+train and 10% each to validation and test. For two or three things, the hash
+depends on shapes, colors and quarters, so that no such arrangement is in two
+splits. For one thing there are only 60 arrangements, so the split also depends
+on its size and exact place.
 
-Shapes have a border, and the ground is the grey that a model reads as zero:
-with both, a tiny model from random weights soon tells shapes and places apart.
+Shapes have a border, and the background is the grey that a model reads as zero.
+Both help a tiny model with random weights to learn shapes and places quickly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,10 +47,10 @@ COLORS = {
   'yellow': (247, 195, 20),
   'white': (250, 250, 250),
 }
-# Row by row, so that a place's number says its row and its column.
+# Row by row, so that a place's number determines its row and column.
 PLACES = ('top left', 'top right', 'bottom left', 'bottom right')
 MAX_THINGS = 3
-# The answers of each kind of question, all of them equally frequent.
+# The answers of each kind of question, all equally frequent.
 ANSWERS = {
   'color': tuple(COLORS),
   'shape': SHAPES,
@@ -65,7 +65,7 @@ MAX_RESPONSE_BYTES = 12
 RIGHT_RATE = 0.7
 
 _CELL = IMAGE_SIZE // 2
-# Sizes and places in a quarter: a thing keeps off the edges by a pixel.
+# Sizes and places in a quarter, with a margin of one pixel.
 _BOXES = tuple(
   (size, top, left)
   for size in (12, 13)
@@ -74,7 +74,7 @@ _BOXES = tuple(
 _BORDER = 1.5  # Pixels.
 _BORDER_COLOR = (24, 24, 28)
 _GROUND = (128, 128, 128)
-_LEVELS = 4  # How much of a pixel a shape covers, in steps of a quarter.
+_LEVELS = 4  # A shape's coverage of a pixel is stored in quarters.
 _SUPERSAMPLING = 4
 _KIND_WEIGHTS = (
   *(('color', 0.25), ('shape', 0.25), ('place', 0.25)),
@@ -84,15 +84,15 @@ _TOTAL_WEIGHTS = ((1, 0.4), (2, 0.4), (3, 0.2))
 
 
 class Thing(NamedTuple):
-  """A shape of a color at a place.
+  """A coloured shape at a place.
 
   Attributes:
-    place: the quarter of the picture.
-    shape: of `SHAPES`.
-    color: of `COLORS`.
-    size: pixels of a side.
-    top: pixels from the upper edge of its quarter.
-    left: pixels from the left edge of its quarter.
+    place: quarter of the picture.
+    shape: one of `SHAPES`.
+    color: one of `COLORS`.
+    size: pixels per side.
+    top: pixels from the upper edge of the quarter.
+    left: pixels from the left edge of the quarter.
   """
 
   place: str
@@ -103,7 +103,7 @@ class Thing(NamedTuple):
   left: int
 
 
-# What a picture shows, in the order of `PLACES`.
+# The things of a picture, in the order of `PLACES`.
 Scene = tuple[Thing, ...]
 
 
@@ -118,25 +118,25 @@ class Question(NamedTuple):
 def gold_score(references: Sequence[str], response: str) -> float:
   """Judges a response: 100 if it is one of the right answers, else 0.
 
-  Spaces around it do not matter; everything else does.
+  Only surrounding spaces are ignored.
   """
   return 100.0 if response.strip() in references else 0.0
 
 
 def split_of(scene: Scene) -> str:
-  """The only split in which a scene may occur, see the module's docstring."""
+  """Returns the only split of a scene, see the module's docstring."""
   arrangement = [thing[:3] for thing in scene]
   if len(arrangement) > 1:
     return _split_of_number(_hash(arrangement))
-  # Counted on from the hash, so that each split has some of every arrangement.
+  # Added to the hash, so that each split has scenes of every arrangement.
   number = _BOXES.index(scene[0][3:])
   return _split_of_number(_hash(arrangement) + number)
 
 
 def questions(scene: Scene, kind: str) -> Iterator[Question]:
-  """All questions of a kind that have one right answer for this scene.
+  """Yields all questions of a kind with one right answer for this scene.
 
-  A shape or color names a thing only where no other thing shares it.
+  A question names a thing by its shape or color only if that is unique.
   """
   shapes = [thing.shape for thing in scene]
   colors = [thing.color for thing in scene]
@@ -186,8 +186,8 @@ def sample_question(rng: random.Random, split: str) -> tuple[Scene, Question]:
 def sample_wrong(rng: random.Random, scene: Scene, question: Question) -> str:
   """Draws a wrong answer of the question's kind.
 
-  Half of the time it is right of another thing of the scene, if there is such
-  an answer: to look is not enough, one must look at the right thing.
+  Half of the time it is the right answer for another thing of the scene, if
+  there is one, so that a model must look at the right thing.
   """
   kind, right = question.kind, question.answer
   wrong = [answer for answer in ANSWERS[kind] if answer != right]
@@ -200,7 +200,7 @@ def sample_wrong(rng: random.Random, scene: Scene, question: Question) -> str:
 def sample_demonstration(
   rng: random.Random, scene: Scene, question: Question
 ) -> str:
-  """Draws an answer of an imperfect writer, right as often as `RIGHT_RATE`."""
+  """Draws an answer of an imperfect writer, right with `RIGHT_RATE`."""
   if rng.random() < RIGHT_RATE:
     return question.answer
   return sample_wrong(rng, scene, question)
@@ -216,7 +216,7 @@ def draw(scene: Scene) -> bytes:
     first = np.uint8((1 + list(COLORS).index(color)) * _LEVELS)
     cells = pixels[top : top + size, left : left + size]
     cells[...] = np.where(inside > 0, inside + first, border)
-  # Each row starts with the number of its filter: none.
+  # Each row starts with the number of its filter, 0 for none.
   rows = np.pad(pixels, ((0, 0), (1, 0))).tobytes()
   return _PNG_START + _chunk(b'IDAT', zlib.compress(rows)) + _PNG_END
 
@@ -232,7 +232,7 @@ def _split_of_number(number: int) -> str:
 
 @functools.cache
 def _arrangements(total: int) -> dict[str, list[tuple]]:
-  """Place, shape and color of each thing, for all scenes of each split."""
+  """Returns place, shape and color of the things of all scenes, by split."""
   found = {split: [] for split in SPLITS}
   looks = list(itertools.product(SHAPES, COLORS))
   for places in itertools.combinations(PLACES, total):
@@ -246,7 +246,7 @@ def _arrangements(total: int) -> dict[str, list[tuple]]:
 
 @functools.cache
 def _sprite(shape: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-  """How much of each pixel a shape covers with and without its border.
+  """Returns a shape's coverage of each pixel, with and without its border.
 
   Returns:
     Two arrays [size, size] of 0 to `_LEVELS`.
@@ -254,7 +254,7 @@ def _sprite(shape: str, size: int) -> tuple[np.ndarray, np.ndarray]:
   fine = size * _SUPERSAMPLING
   y, x = (np.mgrid[:fine, :fine] + 0.5) / _SUPERSAMPLING
   aside = abs(x - size / 2)
-  # From the outline inwards, in pixels.
+  # Distance from the outline inwards, in pixels.
   depth = {
     'circle': size / 2 - np.hypot(aside, y - size / 2),
     'square': np.minimum(size / 2 - aside, size / 2 - abs(y - size / 2)),
@@ -270,7 +270,7 @@ def _coverage(inside: np.ndarray) -> np.ndarray:
 
 
 def _palette() -> bytes:
-  """The ground, the border over the ground, each color over the border."""
+  """Returns the colors: background, border over it, each color over border."""
   over = [(_BORDER_COLOR, _GROUND)]
   over += [(color, _BORDER_COLOR) for color in COLORS.values()]
   rows = [np.array(_GROUND)]
@@ -281,12 +281,12 @@ def _palette() -> bytes:
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:
-  """A chunk of a PNG file, see https://www.w3.org/TR/png-3/#5Chunk-layout."""
+  """Returns a PNG chunk, see https://www.w3.org/TR/png-3/#5Chunk-layout."""
   checksum = struct.pack('>I', zlib.crc32(name + content))
   return struct.pack('>I', len(content)) + name + content + checksum
 
 
-# Eight bits a pixel, which are numbers of palette entries; not interlaced.
+# Eight bits per pixel, which index the palette; not interlaced.
 _HEADER = struct.pack('>IIBBBBB', IMAGE_SIZE, IMAGE_SIZE, 8, 3, 0, 0, 0)
 _PNG_START = (
   b'\x89PNG\r\n\x1a\n' + _chunk(b'IHDR', _HEADER) + _chunk(b'PLTE', _palette())

@@ -7,17 +7,17 @@ A prompt is a to-do note of five entries, of which one to three are urgent
   response  rent, call
 
 The rule is `gold_score`. A response cannot be judged without its prompt, so a
-reward model that does well has learned to read. Demonstrations are imperfect
-in a systematic way (see `sample_demonstration`), so that imitation alone
-stays mediocre and learning from preferences has something to gain.
+good reward model has learned to read. Demonstrations have systematic errors
+(see `sample_demonstration`), so that learning from preferences can improve on
+imitation.
 
 Every example is a function of (seed, stream, split, index) alone: example
-`i` does not depend on how many others are made. Splits never share a note:
-a note belongs to the split that a hash of its sorted entries picks, 80% of
-all notes to train and 10% each to validation and test.
+`i` does not depend on the number of examples. Splits never share a note: a hash
+of its sorted entries assigns each note to a split, 80% of all notes to train
+and 10% each to validation and test.
 
-Only `Random.random()` is drawn from, because Python promises its sequence for
-a seed across versions; `choice` and `shuffle` carry no such promise.
+Only `Random.random()` is used, because Python guarantees its sequence for a
+seed across versions, but not those of `choice` and `shuffle`.
 """
 
 import random
@@ -40,8 +40,8 @@ GOOD_SCORE = 75.0
 SPLITS = ('train', 'validation', 'test')
 
 _PREFIX = 'todo: '
-# Weights of (named in chosen, named in rejected). The table is symmetric, so
-# the number of words says nothing about which response was preferred.
+# Weights of (number of names in chosen, in rejected). The table is symmetric,
+# so the number of names does not reveal the preferred response.
 _PAIR_COUNTS = (
   *(((1, 1), 0.12), ((2, 2), 0.20), ((3, 3), 0.12)),
   *(((1, 2), 0.13), ((2, 1), 0.13), ((2, 3), 0.12), ((3, 2), 0.12)),
@@ -63,25 +63,25 @@ class Note(NamedTuple):
 
   @property
   def entries(self) -> list[str]:
-    """The words with their marks, in the order of the note."""
+    """The words as written, urgent ones with a capital, in order."""
     pairs = zip(self.words, self.urgent, strict=True)
     return [word.capitalize() if u else word for word, u in pairs]
 
   @property
   def urgent_words(self) -> list[str]:
-    """What a perfect response names."""
+    """The words that a perfect response names."""
     pairs = zip(self.words, self.urgent, strict=True)
     return [word for word, is_urgent in pairs if is_urgent]
 
   @property
   def other_words(self) -> list[str]:
-    """The entries that a response should leave out."""
+    """The words that a response should leave out."""
     pairs = zip(self.words, self.urgent, strict=True)
     return [word for word, is_urgent in pairs if not is_urgent]
 
 
 def parse_prompt(prompt: str) -> Note:
-  """Reads a prompt back.
+  """Parses a prompt.
 
   Raises:
     DataError: the prompt is not a note of this world.
@@ -100,16 +100,16 @@ def parse_prompt(prompt: str) -> Note:
 def gold_score(prompt: str, response: str) -> float:
   """Judges a response by the rule of this world, from 0 to 100.
 
-  A response is a list of names separated by commas; spaces around a name and
-  the order of the names do not matter. With `urgent` the number of urgent
+  A response is a comma-separated list of names; spaces around a name and the
+  order of the names do not matter. With `urgent` as the number of urgent
   entries of the note,
 
     score = 100 * max(0, hits - 0.5 * extras - inventions) / urgent
 
   * hits: urgent words that are named;
   * extras: names of entries that are not urgent, and every repetition;
-  * inventions: everything else between two commas: words that are not in the
-    note, misspelt ones, sentences, and nothing at all.
+  * inventions: anything else between two commas, such as words that are not in
+    the note, misspelt words, sentences, or empty text.
 
   For the prompt `todo: gym Rent tea Call bus`:
 
@@ -124,11 +124,11 @@ def gold_score(prompt: str, response: str) -> float:
     (empty)               0
 
   Args:
-    prompt: a note, as `Note.prompt` writes it.
+    prompt: a note in the form of `Note.prompt`.
     response: any text.
 
   Returns:
-    The score. 100 means: every urgent word once, and nothing else.
+    The score; 100 if every urgent word is named once, and nothing else.
 
   Raises:
     DataError: the prompt is not a note of this world.
@@ -137,7 +137,7 @@ def gold_score(prompt: str, response: str) -> float:
 
 
 def score_note(note: Note, response: str) -> float:
-  """`gold_score` of a note that is already parsed."""
+  """Returns the `gold_score` of a parsed note."""
   if not response.strip():
     return 0.0
   urgent = note.urgent_words
@@ -155,7 +155,7 @@ def score_note(note: Note, response: str) -> float:
 
 
 def split_of(note: Note) -> str:
-  """The only split in which a note (in any order) may occur."""
+  """Returns the only split of a note (in any order)."""
   bucket = zlib.crc32(' '.join(sorted(note.entries)).encode()) % 10
   return 'train' if bucket < 8 else SPLITS[bucket - 7]
 
@@ -163,12 +163,12 @@ def split_of(note: Note) -> str:
 def example_rng(
   seed: int, stream: str, split: str, index: int
 ) -> random.Random:
-  """The source of randomness of one example."""
+  """Returns the random generator of one example."""
   return random.Random(f'{seed}/{stream}/{split}/{index}')
 
 
 def sample_note(rng: random.Random, split: str | None = None) -> Note:
-  """Draws a note, of one split if that is given."""
+  """Draws a note, from one split if it is given."""
   while True:
     words = tuple(stable_random.sample(rng, LEXICON, ENTRIES))
     marked = stable_random.sample(
@@ -180,14 +180,14 @@ def sample_note(rng: random.Random, split: str | None = None) -> Note:
 
 
 def sample_demonstration(rng: random.Random, note: Note) -> str:
-  """Draws what an imperfect writer would answer.
+  """Draws the answer of an imperfect writer.
 
-  Writers have two habits beside chance: they like to mention the first entry
-  although it is not urgent (probability 0.6; other such entries 0.1), and
-  they forget the last urgent entry when there are several (0.55; others 0.2).
-  One in eight adds a word that is not in the note. Names come in the order of
-  the note. The mean gold score is about 50; the most likely answer is often a
-  wrong one and scores about 52, so that greedy decoding is no way out.
+  Beside random errors, writers have two habits. They mention the first entry
+  even if it is not urgent (probability 0.6; other such entries 0.1), and they
+  forget the last urgent entry if there are several (0.55; others 0.2). One in
+  eight adds a word that is not in the note. Names are in the order of the note.
+  The mean gold score is about 50. The most likely answer is often wrong and
+  scores about 52, so greedy decoding does not help.
   """
   last_urgent = note.urgent_words[-1]
   several = len(note.urgent_words) > 1
@@ -215,12 +215,12 @@ def sample_pair(
 ) -> tuple[str, str, str]:
   """Draws a preference: a prompt, the chosen and the rejected response.
 
-  The chosen response has the strictly greater gold score. The numbers of
-  names in the two are drawn from a symmetric table and no word of the lexicon
-  is better than another, so that neither length nor the response alone tells
-  which was chosen. Half of the pairs differ by one name. The exception: in
-  4% of the pairs the rejected response is broken on its own (a repetition, a
-  misspelling, a missing comma), because a policy will try those.
+  The chosen response has a strictly greater gold score. The numbers of names
+  are drawn from a symmetric table, and no word of the lexicon is better than
+  another, so that neither length nor the response alone reveals which one was
+  chosen. Half of the pairs differ by one name. As an exception, 4% of the
+  rejected responses are broken by themselves (a repetition, a misspelling, a
+  missing comma), because a policy will try such responses.
 
   Returns:
     (prompt, chosen, rejected), at most 30, 16 and 16 bytes.
@@ -251,7 +251,7 @@ def sample_judged(
   """Draws a judged response: label 1 if its gold score is at least 75.
 
   Half of the labels are 1. The numbers of urgent entries and of names are
-  drawn before the label, so that they do not tell it.
+  drawn before the label, so that they do not reveal it.
 
   Returns:
     (prompt, response, label).
@@ -259,7 +259,7 @@ def sample_judged(
   label = int(rng.random() < 0.5)
   note = sample_note(rng, split)
   urgent = len(note.urgent_words)
-  # One extra still leaves 75 points when two or more entries are urgent.
+  # With two or more urgent entries, one extra still leaves 75 points.
   count = min(urgent + int(urgent > 1 and rng.random() < 0.3), MAX_NAMES)
   while True:
     response = ', '.join(_sample_names(rng, note, count))
@@ -310,7 +310,7 @@ def _arrange(rng: random.Random, note: Note, names: list[str]) -> list[str]:
 
 
 def _break(rng: random.Random, names: list[str]) -> str:
-  """Makes a response that is bad whatever the note says."""
+  """Makes a response that is bad for any note."""
   names = list(names)
   position = stable_random.below(rng, len(names))
   word = names[position]

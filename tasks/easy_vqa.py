@@ -14,13 +14,13 @@ Tasks: easy_vqa_sft (the right answers), easy_vqa_sft_noisy, easy_vqa_rm
 Splits: a hash of the image takes 5% of the images of `train/` for validation,
 the rest is train; `test/` is test.
 
-Wrong answers are of the same type as the right one (yes or no, one of eight
-colours, one of three shapes), each of the others equally likely, drawn by a
-hash of SEED, the image and the question. easy_vqa_rm judges each question
-twice, its answer with label 1 and a wrong one with label 0.
-easy_vqa_sft_noisy answers each question once, in all splits alike: rightly
-with a chance of 60%, which a hash of the same decides, otherwise with the
-wrong answer. A policy tuned on it has something to learn from rewards.
+A wrong answer has the same type as the right one (yes or no, one of eight
+colours, one of three shapes). It is drawn uniformly from the others by a hash
+of SEED, the image and the question. easy_vqa_rm judges each question twice: the
+right answer has label 1 and a wrong one label 0. easy_vqa_sft_noisy answers
+each question once, in all splits: with the right answer in 60% of cases, also
+drawn by such a hash, else with the wrong answer. So a policy tuned on it can
+improve by rewards.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ from tasks import seeded_draws
 from tasks import vqa
 
 SEED = 0
-# Right answers among the demonstrations of easy_vqa_sft_noisy.
+# Share of right answers among the demonstrations of easy_vqa_sft_noisy.
 NOISY_SHARE = 0.6
 ANSWER_TYPES = (
   ('yes', 'no'),
@@ -68,15 +68,15 @@ def read(path: str) -> Iterator[json_rows.Row]:
 
 
 def to_prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
-  """Question and answer of a record of `read`."""
+  """Returns question and answer of a record of `read`."""
   return record['question'].strip(), record['answer'].strip()
 
 
 def wrong_answer(record: Mapping[str, Any]) -> str:
-  """The wrong answer to a question, of the type of the right one.
+  """Returns the wrong answer to a question, of the right answer's type.
 
   Raises:
-    ValueError: the right answer is of no known type.
+    ValueError: the right answer has no known type.
   """
   _, right = to_prompt_and_response(record)
   for answers in ANSWER_TYPES:
@@ -87,13 +87,13 @@ def wrong_answer(record: Mapping[str, Any]) -> str:
 
 
 def parse_sft(record: Mapping[str, Any]) -> dict[str, Any]:
-  """The right answer as a demonstration."""
+  """Returns the right answer as a demonstration."""
   _, response = to_prompt_and_response(record)
   return {**_shared(record), 'targets': response}
 
 
 def parse_noisy(record: Mapping[str, Any]) -> dict[str, Any]:
-  """A demonstration that is right with the chance NOISY_SHARE."""
+  """Returns a demonstration that is right with probability NOISY_SHARE."""
   verdict = sources.split_by_hash(
     f'{SEED}/noisy/{_key(record)}',
     {'right': NOISY_SHARE, 'wrong': 1 - NOISY_SHARE},
@@ -104,19 +104,19 @@ def parse_noisy(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_judged(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """The right answer and a wrong one."""
+  """Returns the right answer and a wrong one."""
   _, right = to_prompt_and_response(record)
   return vqa.judge_both(right, wrong_answer(record), **_shared(record))
 
 
 def parse_prompt(record: Mapping[str, Any]) -> dict[str, Any]:
-  """The question, with its answer as the reference."""
+  """Returns the question, with its answer as the reference."""
   _, answer = to_prompt_and_response(record)
   return {**_shared(record), 'references': [answer]}
 
 
 def _image_name(record: Mapping[str, Any]) -> str:
-  """The image below the folder of the data set, wherever that lies."""
+  """Returns the path of the image relative to the data set's folder."""
   folder, name = os.path.split(record['image'])
   return f'{os.path.basename(os.path.dirname(folder))}/{name}'
 

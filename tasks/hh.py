@@ -1,4 +1,4 @@
-r"""Anthropic's HH-RLHF: which of two answers is more harmless, or helpful.
+r"""Anthropic's HH-RLHF: which of two answers is more harmless or helpful.
 
 Source: https://github.com/anthropics/hh-rlhf (Bai et al. 2022), MIT licence.
 The dialogues contain offensive content.
@@ -6,16 +6,16 @@ The dialogues contain offensive content.
 Files, under PERLHF_DATA_DIR directly or in `hh-rlhf/`: `harmless-base/` and
 `helpful-base/`, each with `train.jsonl` and `test.jsonl`, plain or `.gz`. A
 hash of the prompt takes 5% of the train file for validation, and the test
-file is the test split. Where only the test file is there, a hash of the
-prompt splits it into 80% train, 10% validation and 10% test; the log says so.
+file is the test split. If only the test file exists, a hash of the prompt
+splits it into 80% train, 10% validation and 10% test; the log says so.
 
 Tasks, for x in harmless, helpful: hh_x_sft (the chosen answers), hh_x_rm
 (pairwise), hh_x_prompts.
 
 A record holds two whole dialogues, `chosen` and `rejected`. The prompt is
-everything up to the last `\n\nAssistant:`; in the few rows where the dialogues
-part before that, what they share up to one, and the rest of each dialogue is
-the response (`preprocessors.split_dialogue_pair`).
+everything up to the last `\n\nAssistant:`. In the few rows where the dialogues
+differ earlier, it is their common beginning up to such a marker; the rest of
+each dialogue is the response (`preprocessors.split_dialogue_pair`).
 """
 
 from collections.abc import Mapping
@@ -31,18 +31,18 @@ _SUBSETS = {'harmless': 'harmless-base', 'helpful': 'helpful-base'}
 def to_prompt_and_response(
   record: Mapping[str, Any], which: str = 'chosen'
 ) -> tuple[str, str]:
-  """Prompt and response of a raw record, as the tasks read them.
+  """Returns prompt and response of a raw record, as the tasks read them.
 
   Args:
     record: has the dialogues `chosen` and `rejected`.
-    which: the response to give, `chosen` or `rejected`.
+    which: response to return, `chosen` or `rejected`.
   """
   pair = parse_pair(record)
   return pair['inputs'], pair[which]
 
 
 def parse_pair(record: Mapping[str, Any]) -> dict[str, str]:
-  """Pairwise features of a raw record."""
+  """Returns the pairwise features of a raw record."""
   prompt, chosen, rejected = preprocessors.split_dialogue_pair(
     record['chosen'], record['rejected']
   )
@@ -50,13 +50,13 @@ def parse_pair(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def parse_sft(record: Mapping[str, Any]) -> dict[str, str]:
-  """The chosen answer as a demonstration."""
+  """Returns the chosen answer as a demonstration."""
   prompt, response = to_prompt_and_response(record)
   return {'inputs': prompt, 'targets': response}
 
 
 def parse_prompt(record: Mapping[str, Any]) -> dict[str, str]:
-  """The prompt alone."""
+  """Returns only the prompt."""
   return {'inputs': to_prompt_and_response(record)[0]}
 
 

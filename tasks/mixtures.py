@@ -1,25 +1,25 @@
 """Mixtures of the built-in tasks: several data sets in one run.
 
-A mixture draws from its tasks at the given rates, which need not sum to one;
-their features must be of one kind. Nothing is read before a run asks for it,
-and then the files of all its tasks must be there. MIXTURE_OR_TASK_NAME takes
-the name of a mixture like that of a task.
+A mixture draws from its tasks at the given rates, which need not sum to one.
+Its tasks must be of one kind. When a run reads a mixture, the files of all its
+tasks must exist. MIXTURE_OR_TASK_NAME accepts the name of a mixture like the
+name of a task.
 
-all_prompts_text: the prompts of every data set of text, equally often. For a
-policy of one's own choice of data, in a module of one's own:
+all_prompts_text: the prompts of all text data sets, each equally often. For
+your own choice of data sets, in a module of your own:
 
   import seqio
 
   seqio.MixtureRegistry.add(
     'my_prompts', [('tldr_prompts', 3.0), ('hh_helpful_prompts', 1.0)])
 
-shp_domains_rm: the pairs of each subreddit of SHP equally often, where shp_rm
-is mostly the five largest.
+shp_domains_rm: the pairs of each subreddit of SHP, equally often, while shp_rm
+consists mostly of the five largest.
 """
 
 import seqio
 
-# They register the tasks that are named here.
+# These modules register the tasks that are named here.
 from tasks import bolt  # noqa: F401
 from tasks import hh  # noqa: F401
 from tasks import shp

@@ -4,22 +4,22 @@ Source: https://lil.nlp.cornell.edu/nlvr/ (Suhr et al. 2017), files at
 https://github.com/lil-lab/nlvr in the folder `nlvr`; CC BY 4.0.
 
 Files, under PERLHF_DATA_DIR directly or in `nlvr/`: for x in train, dev, test,
-`x/x.json` (one JSON object a line, in spite of the suffix) and
+`x/x.json` (JSON lines, despite the suffix) and
 `x/images/DIRECTORY/x-IDENTIFIER-K.png`; or `x.json` and `images/` without the
-folder x, or in a folder `nlvr-x/`. A clone of the repository will do. There are
-six images of each statement, K = 0 to 5, which differ in the order of the
-boxes; only 0 is read.
+folder x, or in a folder `nlvr-x/`. A clone of the repository works. Each
+statement has six images, K = 0 to 5, which differ in the order of the boxes;
+only image 0 is read.
 
 Tasks: nlvr_sft, nlvr_rm (pointwise), nlvr_prompts (with the label as a
 reference; `tasks.vqa.soft_accuracy` judges it as right or wrong). The prompt is
 the statement, the response `true` or `false`. nlvr_rm judges each statement
-twice, the right word with label 1 and the other with label 0; nothing is drawn.
+twice: the right word has label 1 and the other label 0.
 
-Splits: train, dev as validation, and test as upstream has them. Without the
-test file, dev is test and 5% of train is validation; with dev alone, it is
-split into 80% train, 10% validation and 10% test. These splits are by a hash of
-the first number of the identifier, which the (up to four) examples share that
-were made together.
+Splits: upstream's train, dev (as validation) and test. Without the test file,
+dev is test and 5% of train is validation; with dev alone, it is split into 80%
+train, 10% validation and 10% test. These splits use a hash of the first number
+of the identifier, which the (up to four) examples that were made together
+share.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ LABELS = ('true', 'false')
 
 
 def read(path: str) -> Iterator[json_rows.Row]:
-  """Yields the rows of a file with `image` added, the path of the image.
+  """Yields the rows of a file, with the path of the image added as `image`.
 
   Raises:
     DataError: the file cannot be read.
@@ -53,10 +53,10 @@ def read(path: str) -> Iterator[json_rows.Row]:
 
 
 def to_prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
-  """Statement and label of a record.
+  """Returns statement and label of a record.
 
   Raises:
-    ValueError: the label is something else.
+    ValueError: the label is neither `true` nor `false`.
   """
   if record['label'] not in LABELS:
     raise ValueError(f'the label is {record["label"]!r}, not true or false')
@@ -64,26 +64,26 @@ def to_prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def parse_sft(record: Mapping[str, Any]) -> dict[str, Any]:
-  """The label as a demonstration."""
+  """Returns the label as a demonstration."""
   _, response = to_prompt_and_response(record)
   return {**_shared(record), 'targets': response}
 
 
 def parse_judged(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """The label, and the other one."""
+  """Returns the right label and the wrong one, as two judged responses."""
   _, right = to_prompt_and_response(record)
   wrong = LABELS[right == LABELS[0]]
   return vqa.judge_both(right, wrong, **_shared(record))
 
 
 def parse_prompt(record: Mapping[str, Any]) -> dict[str, Any]:
-  """The statement, with its label as the reference."""
+  """Returns the statement, with its label as the reference."""
   _, label = to_prompt_and_response(record)
   return {**_shared(record), 'references': [label]}
 
 
 def _shared(record: Mapping[str, Any]) -> dict[str, Any]:
-  # Read first, so that a message names the field of the file, not `image`.
+  # Read first, so that a message names the file's field, not `image`.
   group = record['identifier'].split('-')[0], record['directory']
   return {
     'inputs': to_prompt_and_response(record)[0],

@@ -1,26 +1,26 @@
 """Stanford Human Preferences: which of two Reddit comments readers preferred.
 
 Source: https://huggingface.co/datasets/stanfordnlp/SHP (Ethayarajh et al.
-2022). Licence: MIT by the tag of its card; the text is that of Reddit's users,
-under Reddit's terms.
+2022). Licence: MIT by the tag of its card; the text was written by Reddit's
+users, under Reddit's terms.
 
 Files, under PERLHF_DATA_DIR in `SHP/` or `shp/`: a folder for each of 18
 subreddits (`DOMAINS`), each with `train.json`, `validation.json` and
-`test.json` as upstream has them (JSON lines, in spite of the suffix), or the
-same with the suffix `.jsonl`. Not all folders need be there.
+`test.json` as upstream has them (JSON lines, despite the suffix), or the same
+with the suffix `.jsonl`. Folders may be missing.
 
 Tasks: shp_rm (pairwise), shp_sft (the preferred comments) and shp_prompts (the
-posts), each over all subreddits that are there, and shp_x_rm for each
-subreddit x. The mixture shp_domains_rm (`tasks.mixtures`) draws every
-subreddit equally often.
+posts), each over all existing subreddits, and shp_x_rm for each subreddit x.
+The mixture shp_domains_rm (`tasks.mixtures`) draws every subreddit equally
+often.
 
-Splits are upstream's; no post is in two of them.
+Splits are upstream's; they share no post.
 
-A preference is the clearer the greater `score_ratio` is, the score of the
-preferred comment over that of the other. The card advises training on fewer
-but clearer pairs (its example: a ratio of 2 and above); these tasks take
-training pairs from a ratio of 3, and all pairs of validation and test, so that
-accuracies compare with those of others. For another threshold, in a module of
+The greater the `score_ratio` (score of the preferred comment / score of the
+other), the clearer is the preference. The card advises training on fewer but
+clearer pairs (its example: a ratio of 2 and above). These tasks use training
+pairs with a ratio of at least 3, and all validation and test pairs, so that
+accuracies are comparable with other work. For another threshold, in a module of
 your own:
 
   from tasks import shp
@@ -28,7 +28,7 @@ your own:
   shp.add_shp_tasks('shp_clear', min_score_ratio=5.0)  # shp_clear_rm, ...
 
 A post has up to 1,225 pairs; shp_sft has each comment and shp_prompts each
-post once. The prompt is the post (title and body, `history`) as it is.
+post once. The prompt is the unchanged post (title and body, `history`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -53,12 +53,12 @@ _SPLITS = ('train', 'validation', 'test')
 def to_prompt_and_response(
   record: Mapping[str, Any], which: str = 'chosen'
 ) -> tuple[str, str]:
-  """Prompt and response of a raw record, as the tasks read them.
+  """Returns prompt and response of a raw record, as the tasks read them.
 
   Args:
-    record: has `history`, `human_ref_A`, `human_ref_B`, and `labels`, which
-      is 1 where A is better and 0 where B is.
-    which: the response to give, `chosen` or `rejected`.
+    record: has `history`, `human_ref_A`, `human_ref_B`, and `labels`, which is
+      1 if A is better and 0 if B is.
+    which: response to return, `chosen` or `rejected`.
 
   Raises:
     ValueError: the label is neither 0 nor 1.
@@ -72,20 +72,20 @@ def to_prompt_and_response(
 
 
 def parse_pair(record: Mapping[str, Any]) -> dict[str, str]:
-  """Pairwise features of a raw record."""
+  """Returns the pairwise features of a raw record."""
   prompt, chosen = to_prompt_and_response(record)
   _, rejected = to_prompt_and_response(record, which='rejected')
   return {'inputs': prompt, 'chosen': chosen, 'rejected': rejected}
 
 
 def parse_sft(record: Mapping[str, Any]) -> dict[str, str]:
-  """The preferred comment as a demonstration."""
+  """Returns the preferred comment as a demonstration."""
   prompt, response = to_prompt_and_response(record)
   return {'inputs': prompt, 'targets': response}
 
 
 def parse_prompt(record: Mapping[str, Any]) -> dict[str, str]:
-  """The post alone."""
+  """Returns only the post."""
   return {'inputs': to_prompt_and_response(record)[0]}
 
 
@@ -93,9 +93,9 @@ def add_shp_tasks(name: str, min_score_ratio: float = MIN_SCORE_RATIO):
   """Registers `name`_rm, `name`_sft, `name`_prompts and `name`_x_rm.
 
   Args:
-    name: what their names begin with.
-    min_score_ratio: rm and sft tasks leave out training pairs below it; 1
-      keeps them all. Validation and test pairs and prompts are always whole.
+    name: prefix of the names of the tasks.
+    min_score_ratio: minimum ratio of training pairs of rm and sft tasks; 1
+      keeps all pairs. Validation and test pairs and prompts are not filtered.
   """
   clear = functools.partial(_clear_only, min_score_ratio)
   pair, sft = clear(parse_pair), clear(parse_sft)
@@ -108,10 +108,10 @@ def add_shp_tasks(name: str, min_score_ratio: float = MIN_SCORE_RATIO):
 
 
 def _clear_only(min_score_ratio: float, parse: sources.Parse) -> sources.Parse:
-  """A `parse` that leaves out training pairs that are hardly a preference."""
+  """Returns a `parse` that leaves out training pairs below the ratio."""
 
   def parse_clear(record):
-    # `domain` is the subreddit and the split: askbaking_train.
+    # `domain` is subreddit and split, such as askbaking_train.
     is_train = record['domain'].endswith('_train')
     if is_train and record['score_ratio'] < min_score_ratio:
       return None
@@ -121,7 +121,7 @@ def _clear_only(min_score_ratio: float, parse: sources.Parse) -> sources.Parse:
 
 
 def _read_distinct(parse: sources.Parse) -> sources.Read:
-  """Reads a file without the records whose example an earlier one gave."""
+  """Reads a file without records that give the same example as earlier ones."""
 
   def read(path: str) -> Iterator[json_rows.Row]:
     seen = set()
@@ -130,7 +130,7 @@ def _read_distinct(parse: sources.Parse) -> sources.Read:
         example = None if row.problem else parse(row.record)
         key = None if example is None else tuple(example.values())
       except (KeyError, ValueError, TypeError, AttributeError):
-        key = None  # The source parses it again and says what is wrong.
+        key = None  # The source parses it again, and reports the problem.
       if key not in seen:
         yield row
       if key is not None:

@@ -11,12 +11,12 @@ upstream has them (arrays), or the same rows in `coffee.jsonl` and
 
 Tasks, for x in coffee, ticketing: taskmaster_x_rm (pointwise: label 1 is
 thumbs up), taskmaster_x_sft (the turns with thumbs up), taskmaster_x_prompts.
-There is no official split and contexts repeat, so a hash of the context
-splits them: 80% train, 10% validation, 10% test. Most Coffee turns are good
-and most Ticketing turns bad; report ROC-AUC beside accuracy.
+There is no official split and contexts repeat, so a hash of the context splits
+the rows: 80% train, 10% validation, 10% test. Most Coffee turns are good and
+most Ticketing turns are bad; report ROC-AUC beside accuracy.
 
-A turn of the assistant is a text or a call of an API. Both are written for
-people and short, because byte models pay for each character:
+A turn of the assistant is a text or an API call. Both are written in a short
+readable form, because each character costs a byte model a token:
 
   agent: Welcome to the Coffee Bar ...
   user: can i get an espresso please
@@ -24,8 +24,8 @@ people and short, because byte models pay for each character:
   api: get_menu_items{items:[{menu_item_id:espresso-0001,name:Espresso}]}
   agent:
 
-Identifiers of 16 and more hexadecimal digits are shortened to their first 6,
-everywhere alike, so that a reference still matches what it refers to.
+Identifiers of 16 or more hexadecimal digits are shortened to their first 6
+everywhere, so that references still match.
 """
 
 from collections.abc import Mapping
@@ -44,14 +44,14 @@ _LONG_ID = re.compile(r'\b([0-9a-f]{6})[0-9a-f]{10,}\b')
 
 
 def to_prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
-  """Prompt and response of a raw record, as the tasks read them.
+  """Returns prompt and response of a raw record, as the tasks read them.
 
   Args:
     record: has `context`, a JSON list of turns, and `generation`, a JSON
       turn, both as strings.
 
   Raises:
-    ValueError: these are not such JSON.
+    ValueError: `context` or `generation` is not such JSON.
   """
   turns = _load(record, 'context', list)
   generation = _load(record, 'generation', dict)
@@ -63,13 +63,13 @@ def to_prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def parse_judged(record: Mapping[str, Any]) -> dict[str, Any]:
-  """Pointwise features of a raw record."""
+  """Returns the pointwise features of a raw record."""
   prompt, response = to_prompt_and_response(record)
   return {'inputs': prompt, 'targets': response, 'label': record['reward']}
 
 
 def parse_sft(record: Mapping[str, Any]) -> dict[str, str] | None:
-  """A turn with thumbs up as a demonstration; None for the others."""
+  """Returns a turn with thumbs up as a demonstration; None for others."""
   if record['reward'] != 1:
     return None
   prompt, response = to_prompt_and_response(record)
@@ -77,7 +77,7 @@ def parse_sft(record: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def parse_prompt(record: Mapping[str, Any]) -> dict[str, str]:
-  """The context alone."""
+  """Returns only the context."""
   return {'inputs': to_prompt_and_response(record)[0]}
 
 
@@ -92,7 +92,7 @@ def _load(record: Mapping[str, Any], field: str, kind: type) -> Any:
 
 
 def _turn_text(turn: Mapping[str, Any]) -> str:
-  """What is said in a turn: a text, a call, or what an API answered."""
+  """Returns the text of a turn: a message, an API call or an API's answer."""
   if 'text' in turn:
     return turn['text']
   if 'api' in turn:
@@ -101,7 +101,7 @@ def _turn_text(turn: Mapping[str, Any]) -> str:
 
 
 def _compact(value: Any, outermost: bool = False) -> str:
-  """JSON without quotes; of the outermost object, name{arguments}."""
+  """Returns JSON without quotes; the outermost object as name{arguments}."""
   if isinstance(value, dict):
     if outermost:
       return ' '.join(f'{key}{_compact(item)}' for key, item in value.items())

@@ -1,4 +1,4 @@
-r"""TL;DR: summaries of Reddit posts, and which of two is better.
+r"""TL;DR: summaries of Reddit posts, and which of two summaries is better.
 
 Source: https://github.com/openai/summarize-from-feedback (Stiennon et al.
 2020). The comparisons are under a modified MIT licence; the posts are from
@@ -6,10 +6,10 @@ https://zenodo.org/record/1168855, CC BY 4.0.
 
 Files, as upstream has them, under PERLHF_DATA_DIR directly, in `tldr/` or in
 `summarize-from-feedback/`:
-  [dataset/]comparisons/*.json: JSON lines, in spite of the suffix. A record
-    has `info` (id, post, title, subreddit), two `summaries` (text, policy,
-    note), `choice` (0 or 1, the better one) and `split`. Records on articles
-    of CNN/DM, which have `info.article` and no post, are left out.
+  [dataset/]comparisons/*.json: JSON lines, despite the suffix. A record has
+    `info` (id, post, title, subreddit), two `summaries` (text, policy, note),
+    `choice` (0 or 1, the better one) and `split`. Records on CNN/DM articles,
+    which have `info.article` and no post, are left out.
   [datasets/]tldr_3_filtered/{train,valid,test}.jsonl: records with id,
     subreddit, title, post and summary.
 
@@ -17,16 +17,16 @@ Tasks: tldr_rm (pairwise, the comparisons), tldr_sft and tldr_prompts (the
 filtered posts).
 
 Splits are upstream's. tldr_sft and tldr_prompts: train, validation (their
-`valid`) and test. tldr_rm goes by what each record says: `train` is train,
+`valid`) and test. tldr_rm uses the `split` of each record: `train` is train,
 `valid1`, on which upstream selected models, is validation, and `valid2`, on
-which they reported, is test.
+which they reported results, is test.
 
-A prompt reads
+A prompt is
   SUBREDDIT: r/legaladvice
   TITLE: A question about a parking ticket
   POST: I found a ticket on my car ...
   TL;DR:
-with one line break between fields; upstream's own models had two.
+with one line break between fields; upstream used two.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ from perlhf_jax.data import sources
 
 HOMEPAGE = 'https://github.com/openai/summarize-from-feedback'
 
-# Our splits, and what the files and the records of upstream call them.
+# Our splits, and their names in upstream's files and records.
 _POSTS = {'train': 'train', 'validation': 'valid', 'test': 'test'}
 _COMPARISONS = {'train': 'train', 'validation': 'valid1', 'test': 'valid2'}
 _PLACES = ('summarize-from-feedback/', 'tldr/', '')
@@ -53,9 +53,9 @@ def render_prompt(post: str, title: str = '', subreddit: str = '') -> str:
   """Writes a post as a prompt that asks for its summary.
 
   Args:
-    post: the text to sum up.
-    title: its title; without one, the prompt has no such line.
-    subreddit: where it was posted, without `r/`; likewise.
+    post: text to summarise.
+    title: title of the post; the line is left out if empty.
+    subreddit: subreddit of the post, without `r/`; likewise.
 
   Raises:
     ValueError: the post is empty.
@@ -70,15 +70,15 @@ def render_prompt(post: str, title: str = '', subreddit: str = '') -> str:
 def to_prompt_and_response(
   record: Mapping[str, Any], which: str = 'chosen'
 ) -> tuple[str, str]:
-  """Prompt and response of a raw record, as the tasks read them.
+  """Returns prompt and response of a raw record, as the tasks read them.
 
   Args:
     record: a comparison, or a post with its summary.
-    which: of a comparison, the response to give, `chosen` or `rejected`.
+    which: for a comparison, the response to return, `chosen` or `rejected`.
 
   Raises:
-    ValueError: the post is empty, or a comparison has other than two
-      summaries or a choice between them.
+    ValueError: the post is empty, or a comparison does not have two summaries
+      and a valid choice.
   """
   if 'info' not in record:
     return _prompt_of(record), record['summary'].strip()
@@ -92,7 +92,7 @@ def to_prompt_and_response(
 
 
 def parse_pair(record: Mapping[str, Any]) -> dict[str, str] | None:
-  """Pairwise features of a comparison; None if it is on a CNN/DM article."""
+  """Returns a comparison's pairwise features; None for a CNN/DM article."""
   if 'article' in record['info'] and not record['info'].get('post'):
     return None
   prompt, chosen = to_prompt_and_response(record)
@@ -101,13 +101,13 @@ def parse_pair(record: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def parse_sft(record: Mapping[str, Any]) -> dict[str, str]:
-  """The author's own summary as a demonstration."""
+  """Returns the author's own summary as a demonstration."""
   prompt, response = to_prompt_and_response(record)
   return {'inputs': prompt, 'targets': response}
 
 
 def parse_prompt(record: Mapping[str, Any]) -> dict[str, str]:
-  """The prompt alone."""
+  """Returns only the prompt."""
   return {'inputs': _prompt_of(record)}
 
 
@@ -116,10 +116,10 @@ def _prompt_of(post: Mapping[str, Any]) -> str:
 
 
 def find_split(record: Mapping[str, Any]) -> str:
-  """Our split of a comparison.
+  """Returns our split of a comparison.
 
   Raises:
-    ValueError: it is of none that we know.
+    ValueError: upstream's split is unknown.
   """
   for split, upstream in _COMPARISONS.items():
     if record['split'] == upstream:

@@ -1,18 +1,18 @@
-"""What tasks of questions about images share: a judge, and wrong answers.
+"""A judge and wrong answers for tasks of questions about images.
 
-`soft_accuracy` judges answers as the VQA challenge does: an answer that three
-people gave counts fully. Before they are compared, answers are brought into
-one form, in the way that https://visualqa.org/evaluation.html describes:
+`soft_accuracy` judges answers like the VQA challenge: an answer that three
+people gave counts fully. Answers are normalised before they are compared, as
+described at https://visualqa.org/evaluation.html:
 
   lower case; no period outside numbers; number words up to ten as digits
-  (`none` is 0); no articles; the apostrophe of a contraction put back; marks of
-  punctuation as spaces, but for apostrophes and colons, and a comma between
-  digits is nothing. The marks `$ % & # * ^ | ~` stay, as in the evaluation
-  program.
+  (`none` is 0); no articles; missing apostrophes of contractions restored;
+  punctuation marks replaced by spaces, except apostrophes and colons, and
+  commas between digits removed. The marks `$ % & # * ^ | ~` stay, as in the
+  evaluation program.
 
-The program deletes all marks of an answer that has a comma between digits, and
-leaves answers as they are where all ten people agree. The description does
-neither, and neither does this.
+The program also deletes all marks of an answer with a comma between digits, and
+does not normalise answers if all ten people agree. The description does
+neither, and neither does this module.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from typing import Any
 
 from tasks import seeded_draws
 
-# Who must have given an answer for it to count fully.
+# Number of people who must have given an answer for it to count fully.
 _ENOUGH = 3
 
 _COMMA_IN_NUMBER = re.compile(r'(?<=\d),(?=\d)')
@@ -38,9 +38,9 @@ _NUMBERS = {
 
 
 def _contractions() -> dict[str, str]:
-  """Contractions by how they are written without an apostrophe.
+  """Returns contractions, by their spelling without an apostrophe.
 
-  Those that are other words as well (`were`, `ill`, `its`) are left alone.
+  Spellings that are also other words (`were`, `ill`, `its`) are left out.
   """
   endings = {
     "n't": 'ai are ca could did does do had has have is might must need ought'
@@ -63,7 +63,7 @@ _CONTRACTIONS = _contractions()
 
 @functools.lru_cache(maxsize=1 << 16)
 def normalise(answer: str) -> str:
-  """The form of an answer in which it is compared."""
+  """Returns the normalised form of an answer, for comparison."""
   text = _COMMA_IN_NUMBER.sub('', answer.lower())
   text = _PERIOD.sub('', text.translate(_MARKS))
   words = [_NUMBERS.get(word, word) for word in text.split()]
@@ -77,16 +77,16 @@ def soft_accuracy(
   responses: Sequence[str],
   references: Sequence[Sequence[str]],
 ) -> list[float]:
-  """Judges answers by those that people gave.
+  """Judges answers by the answers of people.
 
   The accuracy of a response is min(1, matches / 3), averaged over the ways to
-  leave one person's answer out. With fewer than 4 references nothing could
-  reach 100 that way, and one match counts fully.
+  leave one person's answer out. With fewer than 4 references no response could
+  reach 100 that way, so one match counts fully.
 
   Args:
-    prompts: the questions, which play no part.
-    responses: the answers to judge.
-    references: for each of them, the answers of people; ten in VQAv2.
+    prompts: questions, which are ignored.
+    responses: answers to judge.
+    references: people's answers for each response; ten in VQAv2.
 
   Returns:
     A number from 0 to 100 for each response; 0 without references.
@@ -109,16 +109,16 @@ def _accuracy(response: str, answers: Sequence[str]) -> float:
 def draw_wrong(
   key: str, answers: Sequence[str], pools: Sequence[Sequence[str]]
 ) -> str:
-  """An answer whose soft accuracy is 0, drawn by a hash of the key.
+  """Draws an answer whose soft accuracy is 0, by a hash of the key.
 
-  A hash names a place in the first pool; the first wrong answer from there on,
-  round the pool, is taken. Where there is none, the next pool is used.
+  The hash is a position in the first pool; the first wrong answer from there
+  on, cyclically, is taken. If the pool has none, the next pool is used.
 
   Args:
-    key: names the question, with the seed.
-    answers: those that people gave.
-    pools: answers to choose from, the likeliest to mislead first. An answer
-      that stands there several times is drawn so much the more often.
+    key: identifies the question and the seed.
+    answers: answers that people gave.
+    pools: answers to choose from, the most misleading pool first. An answer
+      that occurs several times in a pool is drawn more often.
 
   Raises:
     ValueError: no answer in the pools is wrong.
@@ -136,12 +136,12 @@ def draw_wrong(
 
 
 def judge_both(right: str, wrong: str, **shared: Any) -> list[dict[str, Any]]:
-  """Two pointwise examples: a right answer, label 1, and a wrong one, label 0.
+  """Returns two pointwise examples: a right answer (label 1), a wrong one (0).
 
   Args:
     right: the right answer.
-    wrong: the wrong one.
-    **shared: the features that both have.
+    wrong: the wrong answer.
+    **shared: features of both examples.
   """
   return [
     {**shared, 'targets': right, 'label': 1},

@@ -17,15 +17,15 @@ Splits: a hash of the image takes 5% of the images of train2014 for validation,
 the rest is train. val2014 is test: the answers of the official test set are
 not public.
 
-Each question is judged twice in vqav2_rm. Label 1 is the most common answer.
-Label 0 is an answer that nobody gave: one drawn from the most common answers
-to all questions of the same `question_type` in the same file (so that frequent
-answers are drawn often), by a hash of the question's id and SEED. Where all of
-them are right, from those of the same `answer_type`, then from all. A row of
-which no answer is wrong is unusable.
+vqav2_rm judges each question twice. The most common answer has label 1. An
+answer that nobody gave has label 0. It is drawn, by a hash of the question's id
+and SEED, from the most common answers to all questions of the same
+`question_type` in the same file, so that frequent answers are drawn often. If
+all of them are right, it is drawn from the questions of the same `answer_type`,
+then from all. A row without a wrong answer is unusable.
 
-Questions and annotations are joined by `question_id`. One without the other
-is an unusable row.
+Questions and annotations are joined by `question_id`; one without the other is
+an unusable row.
 """
 
 from collections import defaultdict
@@ -55,13 +55,13 @@ _IMAGE_SET = re.compile(r'v2_mscoco_(\w+)_annotations\.json$')
 def read(path: str) -> Iterator[json_rows.Row]:
   """Yields the annotations of a file, each with its question and image.
 
-  A record is the annotation with `question`, the text, and `image`, a path.
+  A record is the annotation with `question`, a text, and `image`, a path.
 
   Args:
-    path: the annotations; the questions and images are found beside it.
+    path: the annotations; questions and images are found beside it.
 
   Raises:
-    DataError: a file is missing or is not what it should be.
+    DataError: a file is missing or malformed.
   """
   questions_path, image_set = _neighbours(path)
   questions = _entries(questions_path, 'questions')
@@ -90,13 +90,14 @@ def read(path: str) -> Iterator[json_rows.Row]:
 
 
 def read_with_pools(path: str) -> Iterator[json_rows.Row]:
-  """Like `read`; a record has `pools` as well, lists of answers.
+  """Like `read`; records also have `pools`, lists of answers.
 
-  They are the most common answers to the questions of the same `question_type`,
-  of the same `answer_type`, and to all, each in the order of the file.
+  The pools are the most common answers to the questions of the same
+  `question_type`, of the same `answer_type`, and to all questions, each in the
+  order of the file.
 
   Raises:
-    DataError: a file is missing or is not what it should be.
+    DataError: a file is missing or malformed.
   """
   rows = list(read(path))
   pools = defaultdict(list)
@@ -111,21 +112,21 @@ def read_with_pools(path: str) -> Iterator[json_rows.Row]:
 
 
 def to_prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
-  """Question and most common answer of a record of `read`."""
+  """Returns question and most common answer of a record of `read`."""
   return record['question'].strip(), record['multiple_choice_answer'].strip()
 
 
 def parse_sft(record: Mapping[str, Any]) -> dict[str, Any]:
-  """The most common answer as a demonstration."""
+  """Returns the most common answer as a demonstration."""
   _, response = to_prompt_and_response(record)
   return {**_shared(record), 'targets': response}
 
 
 def parse_judged(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """A right and a wrong answer, of a record of `read_with_pools`.
+  """Returns a right and a wrong answer of a record of `read_with_pools`.
 
   Raises:
-    ValueError: no answer to another question is wrong here.
+    ValueError: the pools have no wrong answer.
   """
   _, right = to_prompt_and_response(record)
   wrong = vqa.draw_wrong(
@@ -135,7 +136,7 @@ def parse_judged(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def parse_prompt(record: Mapping[str, Any]) -> dict[str, Any]:
-  """The question, with the answers of all people as references."""
+  """Returns the question, with the answers of all people as references."""
   return {**_shared(record), 'references': _answers(record)}
 
 
@@ -152,13 +153,13 @@ def _answers(record: Mapping[str, Any]) -> list[str]:
 
 
 def _pool_names(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-  """The pools to which the answer of a record belongs, the narrowest first."""
+  """Returns the pools of a record's answer, the narrowest first."""
   kinds = ('question_type', 'answer_type')
   return [(kind, str(record.get(kind))) for kind in kinds] + [('any', '')]
 
 
 def _neighbours(path: str) -> tuple[str, str]:
-  """The file of the questions, and the name of the image set."""
+  """Returns the path of the questions, and the name of the image set."""
   match = _IMAGE_SET.search(path)
   if not match:
     raise errors.DataError(

@@ -7,6 +7,7 @@ numbers of steps are tiny. Those of clouds and clusters do nothing.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -380,8 +381,14 @@ def _leave_result(arguments: Sequence[str]) -> None:
 
 
 def _run_python(arguments: Sequence[str]) -> int:
+  # Python finds modules beside a script.
+  beside = [os.path.dirname(os.path.abspath(arguments[0])), *sys.path]
   # What it prints to is this process's.
-  with mock.patch.object(logs, 'show'):
+  with (
+    mock.patch.object(logs, 'show'),
+    mock.patch.object(sys, 'path', beside),
+  ):
+    importlib.invalidate_caches()  # The modules may just have been written.
     runpy.run_path(arguments[0], run_name='__main__')
   return 0
 

@@ -38,9 +38,17 @@ def _checked_with_shapes(*, typechecker: Any) -> Any:
     hints = inspect.get_annotations(function).values()
     if any(map(says_shapes, hints)):
       return _jaxtyped(function, typechecker=typechecker)
-    return checked(function) if hints else function
+    return _checked(function) if hints else function
 
   return decorate
+
+
+def _checked(function: types.FunctionType) -> Any:
+  wrapper = checked(function)
+  # A library's line, as jaxtyping's are: the checker writes its code anew, and
+  # what is told of tracebacks and sources goes by files.
+  wrapper.__code__ = wrapper.__code__.replace(co_filename=beartype.__file__)
+  return wrapper
 
 
 def says_shapes(hint: Any) -> bool:

@@ -1,4 +1,4 @@
-"""How much of a batch is text, and how much is padding."""
+"""Counts the tokens and the padding of batches."""
 
 from collections.abc import Mapping
 
@@ -8,13 +8,13 @@ _TOKENS, _MASK = '_tokens', '_mask'
 
 
 def count(batch: typing.Batch) -> tuple[int, int]:
-  """Counts a batch of a reward model or of prompts.
+  """Counts the tokens in a batch of a reward model or of prompts.
 
   Args:
-    batch: arrays `*_tokens` and `*_mask`, of prompts and responses.
+    batch: arrays `*_tokens` and `*_mask` of prompts and responses.
 
   Returns:
-    The tokens that are there, and the places that there are for them.
+    The number of tokens without padding, and with padding.
   """
   names = [
     name.removesuffix(_TOKENS) for name in batch if name.endswith(_TOKENS)
@@ -26,13 +26,13 @@ def count(batch: typing.Batch) -> tuple[int, int]:
 def rates(
   examples: int, tokens: int, places: int, seconds: float
 ) -> Mapping[str, float]:
-  """Returns what batches come to a second.
+  """Returns the rates of batches per second.
 
   Args:
-    examples: of all batches.
-    tokens: of them, without padding.
-    places: of them, padding included.
-    seconds: that they took.
+    examples: examples in all batches.
+    tokens: tokens in all batches, without padding.
+    places: tokens in all batches, padding included.
+    seconds: time of all batches.
   """
   return {
     'examples_per_second': examples / seconds,

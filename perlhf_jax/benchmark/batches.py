@@ -1,4 +1,4 @@
-"""What a benchmark computes on without a task: tokens of ragged lengths."""
+"""Batches of a benchmark without a task: random tokens of ragged lengths."""
 
 from collections.abc import Mapping
 import math
@@ -9,24 +9,24 @@ from perlhf_jax.core import typing
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import length_buckets
 
-# Random sequences have from this share of the limit to all of it.
+# The shortest random sequence, as a share of the length limit.
 SHORTEST = 0.25
 
 
 def random_tokens(
   rng: np.random.Generator, count: int, length: int, vocab_size: int
 ) -> list[np.ndarray]:
-  """Draws sequences with EOS at their end.
+  """Draws sequences that end with EOS.
 
   Args:
     rng: source of randomness.
-    count: how many.
-    length: the limit; lengths are uniform from `SHORTEST` of it to all of it.
-    vocab_size: ids below it occur; those of padding and EOS do not before the
-      end.
+    count: number of sequences.
+    length: the length limit; lengths are uniform from `SHORTEST` of it to all
+      of it.
+    vocab_size: ids are below it; padding and EOS do not occur before the end.
 
   Returns:
-    int32 `[its length]` each.
+    The sequences, each int32 `[its length]`.
   """
   sequences = []
   for size in rng.integers(math.ceil(SHORTEST * length), length + 1, count):
@@ -43,14 +43,15 @@ def random_prompts(
   vocab_size: int,
   image_size: int | None,
 ) -> typing.Batch:
-  """Makes a batch of prompts, cut to a bucket of lengths as in training.
+  """Makes a batch of prompts, cut to a length bucket as in training.
 
   Args:
     rng: source of randomness.
-    count: how many.
-    task_feature_lengths: the limits.
-    vocab_size: ids below it occur.
-    image_size: pixels of a side, for models that read images; or None.
+    count: number of prompts.
+    task_feature_lengths: the length limits.
+    vocab_size: ids are below it.
+    image_size: image height and width in pixels; None for models without
+      images.
   """
   limit = task_feature_lengths['inputs']
   prompts = random_tokens(rng, count, limit, vocab_size)
@@ -67,7 +68,7 @@ def _with_noise(
   image_size: int | None,
   count: int,
 ) -> typing.Batch:
-  """Adds `count` images of noise a prompt, for models that read any."""
+  """Adds `count` noise images per prompt, for models that read images."""
   if image_size is None:
     return batch
   rows = len(batch['prompt_tokens'])
@@ -89,9 +90,9 @@ def pair_batch(
 
   Args:
     rng: source of randomness.
-    prompts: a batch of them, perhaps with images.
-    task_feature_lengths: to which the pairs are padded.
-    vocab_size: ids below it occur in responses.
+    prompts: a batch of prompts, perhaps with images.
+    task_feature_lengths: the lengths to which the pairs are padded.
+    vocab_size: ids of responses are below it.
   """
   length = task_feature_lengths['targets']
   texts = prompts_of(prompts)

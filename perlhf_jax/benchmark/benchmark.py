@@ -1,8 +1,8 @@
-"""LoRA against full tuning on this machine: time, memory, trained share.
+"""Compares LoRA with full tuning on this machine: time, memory, trained share.
 
-Needs no data: the weights of a model file are random unless a checkpoint is
-given, and so are prompts unless a task is. Without either neither TensorFlow
-nor SeqIO is imported. Nothing is written but the figures.
+Needs no data: without a checkpoint weights are random, and without a task
+prompts are random. Without both, neither TensorFlow nor SeqIO is imported. Only
+the results are written.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -75,54 +75,56 @@ def benchmark(
 ) -> dict[str, Any]:
   """Times LoRA and full tuning in turn, and prints a table.
 
-  Timed are the training step of a pairwise reward model; an iteration of
-  reinforcement learning as `train_policy` makes it; its parts one by one,
-  sampling, reward model, reference, value model and learning; and the sampler
-  without its early stop. Times are medians, without compilation. Memory is
-  what the compiler says a device needs, arguments and results included.
+  Times the training step of a pairwise reward model; an RL iteration as
+  `train_policy` makes it; the parts of the iteration one by one (sampling,
+  reward model, reference, value model and learning); and the sampler without
+  early stop. Times are medians, without compilation. Memory is the compiler's
+  figure per device, arguments and results included.
 
-  Of each program the share of this machine's measured rate of matrix products
-  is told, and of the sampler that of its memory.
+  For each program, reports the share of this machine's measured rate of matrix
+  products, and for the sampler also the share of its memory bandwidth.
 
   Random prompts and responses have uniform lengths, from a quarter of the
-  limit to all of it. Samples of random weights hardly ever end. Images, for
+  limit to all of it. Samples from random weights hardly ever end. Images, for
   models that read them, are noise.
 
-  A task gives its prompts and images. If it has pairs or judged responses, the
-  training step is that of its first batch, padded to the limits, and is timed
-  on consecutive batches by length as well, as training has them.
+  With a task, prompts and images are the task's. If the task has pairs or
+  judged responses, the training step uses its first batch, padded to the
+  limits. The step is also timed on consecutive batches grouped by length, as in
+  training.
 
   Args:
     algorithm: Reinforce, Rloo, Grpo or Ppo.
-    lora: the adapters that are held against full tuning.
-    optimizer: of every model that is trained.
-    task_feature_lengths: tokens of `inputs` and `targets` at most.
-    batch_size: prompts of an iteration, and pairs of a reward step.
-    num_samples: responses of each prompt.
-    temperature: of the sampling, above 0.
+    lora: the adapters to compare with full tuning.
+    optimizer: optimizer of every trained model.
+    task_feature_lengths: maximum tokens of `inputs` and `targets`.
+    batch_size: prompts per iteration, and pairs per reward step.
+    num_samples: responses per prompt.
+    temperature: temperature of the sampling, above 0.
     tunings: `lora`, `full` or both.
     repeats: timed calls of each program.
-    model: architecture; that of the initial checkpoint if None.
-    make_vocabulary: makes the tokenizer of the model file; called for a task or
-      a checkpoint only.
+    model: architecture; None for the initial checkpoint's.
+    make_vocabulary: makes the tokenizer of the model file; only called for a
+      task or a checkpoint.
     initial_checkpoint_path: weights to use; None for random ones.
     mixture_or_task_name: a task whose examples to use; None for random ones.
     module: module that registers the task.
-    skip_bad_rows: leave out unusable rows of the task.
-    length_buckets: shapes of batches by length, at most; 0 for one shape.
-    length_window: batches among which examples are put together by length.
-    task_batches: consecutive batches of the task that are timed.
-    partitioner: how the model and batches are split among devices.
-    seed: of weights, prompts and samples.
-    output: a JSON file for the figures.
+    skip_bad_rows: skip unusable rows of the task.
+    length_buckets: maximum number of batch shapes by length; 0 for one shape.
+    length_window: number of batches within which examples are grouped by
+      length.
+    task_batches: number of consecutive batches of the task to time.
+    partitioner: how to shard the model and batches over devices.
+    seed: seed of weights, prompts and samples.
+    output: a JSON file for the results.
 
   Returns:
-    What the file holds: `setting`; `lora`, `full` and `lora_over_full`, each
-    with `reward_step`, `rl_iteration`, `sampler`, and perhaps `real_lengths`;
-    and `seconds`, every timed call by tuning and name.
+    The content of the file: `setting`; `lora`, `full` and `lora_over_full`,
+    each with `reward_step`, `rl_iteration`, `sampler`, and perhaps
+    `real_lengths`; and `seconds`, every timed call by tuning and name.
 
   Raises:
-    UserError: any input that cannot be used; raised before anything is timed.
+    UserError: an input cannot be used; raised before anything is timed.
   """
   mesh = partitioner.make_mesh()
   dataset_config.check_lengths(task_feature_lengths)
@@ -198,7 +200,7 @@ def benchmark(
   )
   lengths = [len(prompt) for prompt in batches_lib.prompts_of(prompts)]
   prompts = placement.put_batch(prompts, mesh)
-  programs = None  # Frees their optimizers' states.
+  programs = None  # Frees the optimizer states.
   programs = {
     tuning: policy_lib.PolicyPrograms(
       start, setting, algorithm, sampling, rewards[tuning], prompts
@@ -241,7 +243,7 @@ def benchmark(
   }
   if len(settings) > 1:
     result['lora_over_full'] = jax.tree.map(
-      # Both may be 0, as padding.
+      # Both may be 0, such as padding.
       lambda lora, full: 1.0 if lora == full else lora / full,
       figures['lora'],
       figures['full'],
@@ -254,12 +256,12 @@ def benchmark(
 
 
 def given_vocabulary(vocabulary: Any) -> Any:
-  """Returns its argument, so that gin makes it when this is called."""
+  """Returns its argument; lets gin make the vocabulary only when called."""
   return vocabulary
 
 
 def _check_can_read() -> None:
-  """Raises a ConfigError where only the bare benchmark can run."""
+  """Raises a ConfigError if the libraries to read data are not installed."""
   missing = [m for m in _READERS if importlib.util.find_spec(m) is None]
   if missing:
     raise errors.ConfigError(
@@ -297,12 +299,12 @@ def _resolve_start(
 def with_random_weights(
   start: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh, seed: int
 ) -> loaded_model.LoadedModel:
-  """Draws a backbone once, for all tunings and roles to begin from.
+  """Draws the backbone from which all tunings and roles start.
 
   Args:
-    start: has no weights.
-    mesh: on which the weights are put.
-    seed: of the draw.
+    start: a model without weights.
+    mesh: where to put the weights.
+    seed: seed of the weights.
   """
   bare = encoder_decoder.make_model(start.config)
 

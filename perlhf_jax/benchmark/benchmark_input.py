@@ -1,4 +1,4 @@
-"""How many images a second the input pipeline decodes and batches here."""
+"""Measures how many images per second the input pipeline delivers."""
 
 from collections.abc import Callable
 import itertools
@@ -37,27 +37,27 @@ def benchmark_input(
   """Times training batches of a task with images, and prints a line.
 
   The batches are those of `train_sft` and `train_reward`, text included. The
-  same images, decoded one after the other by the same TensorFlow operations,
-  called one by one, are the rival, in turns with the pipeline.
+  pipeline is compared, in turns, with a loop that decodes the same images one
+  by one with the same TensorFlow operations.
 
   Args:
     task: a registered task with images.
-    image_size: pixels of a side.
+    image_size: image height and width in pixels.
     split: the split to read.
-    batch_size: examples of a batch.
-    num_batches: batches of a pass.
-    num_images: images of an example at most.
+    batch_size: examples per batch.
+    num_batches: batches per pass.
+    num_images: maximum number of images per example.
     repeats: timed passes of each, after one that is not timed.
     module: a module of yours that registers the task.
-    output: a JSON file for the figures.
+    output: a JSON file for the results.
 
   Returns:
-    What the file holds: the setting, `images_per_second` and
+    The content of the file: the setting, `images_per_second` and
     `one_by_one_images_per_second` (medians), their `ratio`, and the seconds of
     every pass.
 
   Raises:
-    UserError: any input that cannot be used; raised before anything is timed.
+    UserError: an input cannot be used; raised before anything is timed.
   """
   if output is not None:
     line_files.check_output(output)
@@ -114,7 +114,7 @@ def benchmark_input(
 
 
 def _rate(run: Callable[[], int]) -> float:
-  """Images a second of a pass."""
+  """Returns the images per second of a pass."""
   start = time.perf_counter()
   count = run()
   return count / (time.perf_counter() - start)

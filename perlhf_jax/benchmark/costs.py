@@ -1,9 +1,8 @@
-"""What a program computes and reads, counted in the program that was traced.
+"""The FLOPs and memory reads of a program, counted in its jaxpr.
 
-Counted are matrix products and convolutions, those of the backward pass and of
-what it recomputes included. A loop counts as often as it turns. The compiler's
-own count takes a loop for one turn, and on some machines knows nothing of the
-libraries that it calls.
+Counts matrix products and convolutions, including the backward pass and what it
+recomputes. The body of a loop counts once per turn. The compiler's own count
+takes one turn per loop, and on some machines omits the libraries that it calls.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,8 +13,8 @@ from typing import Any
 import jax
 from jax.extend import core as jax_core
 
-# What hands on the array that it is given: as it is, in another layout or
-# dtype, a part of it, or with a part written over.
+# Primitives whose result is their first argument: unchanged, in another layout
+# or dtype, a part of it, or with a part overwritten.
 _HANDS_ON = frozenset(
   (
     'broadcast_in_dim',
@@ -34,13 +33,13 @@ _HANDS_ON = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """What programs compute, on all devices together.
+  """The cost of programs, on all devices together.
 
   Attributes:
-    flops: outside of loops whose number of turns is known at run time only.
-    flops_per_turn: of a turn of such loops, as the sampler's.
-    bytes_per_turn: that such a turn must read: the weights and caches that go
-      into its products, each once.
+    flops: FLOPs outside loops whose number of turns is only known at run time.
+    flops_per_turn: FLOPs per turn of such loops, such as the sampler's.
+    bytes_per_turn: bytes that such a turn must read: the weights and caches in
+      its products, each once.
   """
 
   flops: float = 0.0
@@ -61,7 +60,7 @@ class Cost:
     )
 
   def total_flops(self, turns: float) -> float:
-    """Returns the FLOPs where the loops made so many turns."""
+    """Returns the FLOPs if the loops of unknown length made `turns` turns."""
     return self.flops + turns * self.flops_per_turn
 
 
@@ -94,7 +93,7 @@ def _cost(jaxpr: jax_core.Jaxpr) -> Cost:
 
 
 def _product(equation) -> float:
-  """Returns the FLOPs of a matrix product: two for each multiplication."""
+  """Returns the FLOPs of a matrix product: two per multiplication."""
   (contracted, _), _ = equation.params['dimension_numbers']
   left = equation.invars[0].aval.shape
   size = math.prod(equation.outvars[0].aval.shape)
@@ -118,7 +117,7 @@ def _inner(params: Mapping[str, Any]) -> Iterable[jax_core.Jaxpr]:
 
 
 def _bytes_read(body: jax_core.Jaxpr) -> float:
-  """Returns the bytes of the arguments of a loop that its products read."""
+  """Returns the bytes of a loop's arguments that its products read."""
   read = set()
   _follow(body, list(range(len(body.invars))), read.add)
   avals = [body.invars[index].aval for index in read]
@@ -130,16 +129,16 @@ def _follow(
   origins: list[int | None],
   read: Callable[[int], None],
 ) -> list[int | None]:
-  """Finds which arguments go into products, as they are.
+  """Finds the arguments of the outermost program that matrix products read.
 
   Args:
-    jaxpr: the program.
-    origins: of each of its arguments, the number of the outermost one that it
-      is, or None.
-    read: called with the number of each that a product reads.
+    jaxpr: a program within the outermost one.
+    origins: for each argument of `jaxpr`, the index of the outermost argument
+      that it holds, or None.
+    read: called with the index of each outermost argument that a product reads.
 
   Returns:
-    Likewise of each result.
+    For each result, the index of the outermost argument that it holds, or None.
   """
   known = dict(zip(jaxpr.invars, origins, strict=True))
 
@@ -157,7 +156,7 @@ def _follow(
           read(number)
     elif name in _HANDS_ON:
       results[0] = given[0]
-    elif name != 'while':  # Whose own arguments were counted with it.
+    elif name != 'while':  # `_cost` counts the arguments of a nested loop.
       for inner in _inner(params):
         if len(inner.invars) == len(given):
           results = _follow(inner, given, read)

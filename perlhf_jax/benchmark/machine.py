@@ -1,4 +1,4 @@
-"""How fast a device of this machine multiplies matrices and reads memory."""
+"""Measures how fast a device multiplies matrices and reads memory."""
 
 from collections.abc import Callable
 import dataclasses
@@ -8,7 +8,7 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
-# A call shorter than this measures the clock.
+# A shorter call is too short for the clock.
 _LEAST_SECONDS = 0.05
 _SMALLEST, _LARGEST = 512, 16384
 _CALLS = 5
@@ -18,12 +18,12 @@ _FLOATS = 2**26
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-  """What a device reaches on the simplest of programs.
+  """The rates of a device on the simplest programs.
 
   Attributes:
-    dtype: of the products.
-    matmul_flops: a second, of a large matrix product.
-    memory_bytes: a second, read and written by the sum of an array and 1.
+    dtype: dtype of the matrix product.
+    matmul_flops: FLOPs per second of a large matrix product.
+    memory_bytes: bytes per second that adding 1 to an array reads and writes.
   """
 
   dtype: str
@@ -31,29 +31,29 @@ class Machine:
   memory_bytes: float
 
   def matmul_share(self, flops: float, seconds: float) -> float:
-    """Returns the share of the rate at which programs multiplied.
+    """Returns a program's share of the rate of matrix products.
 
     Args:
-      flops: of all devices together.
-      seconds: that they took.
+      flops: FLOPs of all devices together.
+      seconds: time of the program.
     """
     return flops / seconds / (self.matmul_flops * jax.device_count())
 
   def memory_share(self, bytes_read: float, seconds: float) -> float:
-    """Returns the share of the rate at which programs read.
+    """Returns a program's share of the rate of memory reads.
 
     Args:
-      bytes_read: by all devices together.
-      seconds: that they took.
+      bytes_read: bytes read by all devices together.
+      seconds: time of the program.
     """
     return bytes_read / seconds / (self.memory_bytes * jax.device_count())
 
 
 def measure(dtype: jnp.dtype) -> Machine:
-  """Measures a device, the best of several calls.
+  """Measures a device; takes the best of several calls.
 
   Args:
-    dtype: of the products, that of the model.
+    dtype: dtype of the matrix product, that of the model.
   """
   size = _SMALLEST
   while True:
@@ -64,7 +64,7 @@ def measure(dtype: jnp.dtype) -> Machine:
       break
     size *= 2
   flops = 2 * size**3 / seconds
-  # In place, or the operating system's new pages would be measured.
+  # In place, else this would also measure the allocation of new pages.
   add = jax.jit(lambda x: x + 1, donate_argnums=0)
   vector = jnp.zeros(_FLOATS, jnp.float32)
   memory = 2 * vector.nbytes / _best(add, vector)
@@ -80,8 +80,8 @@ def _best(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
   """Returns the seconds of the fastest call, after one that compiles.
 
   Args:
-    function: is called with what it returned last.
-    x: what it is called with first.
+    function: called with its last result.
+    x: the argument of the first call.
   """
   x = function(x).block_until_ready()
   best = float('inf')

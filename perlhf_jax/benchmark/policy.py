@@ -1,4 +1,4 @@
-"""An iteration of reinforcement learning, built as `train_policy` builds it."""
+"""An RL iteration, built as `train_policy` builds it."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -24,16 +24,16 @@ from perlhf_jax.rl import step as step_lib
 from perlhf_jax.sampling import sampler
 from perlhf_jax.training import compiled_step
 
-# The parts of an iteration, in their order. There is no part `value` where a
-# rollout has one update, which then computes the values.
+# The parts of an iteration, in order. If a rollout has one update, the update
+# computes the values, and there is no part `value`.
 PARTS = ('sampling', 'reward', 'reference', 'value', 'learning')
 
-# How long a step takes does not depend on it.
+# The time of a step does not depend on it.
 _KL_BETA = 0.05
 
 
 class PolicyPrograms:
-  """An iteration, whole and in parts, and the sampler without early stop."""
+  """A whole RL iteration, its parts, and the sampler without early stop."""
 
   def __init__(
     self,
@@ -47,11 +47,11 @@ class PolicyPrograms:
     """Prepares the programs, and makes the samples that some of them need.
 
     Args:
-      start: has weights.
-      setting: how it is tuned.
-      algorithm: what is learned by.
+      start: the initial model, with weights.
+      setting: how to tune it.
+      algorithm: the RL algorithm.
       sampling: how to sample.
-      reward: of `RewardPrograms.trained`.
+      reward: the result of `RewardPrograms.trained`.
       prompts: the batch, on the mesh.
     """
     mesh, seed = setting.mesh, setting.seed
@@ -90,7 +90,7 @@ class PolicyPrograms:
     self._experience = assessed.replace(scores=self._scoring(assessed))
 
   def calls(self) -> Mapping[str, timing.Call]:
-    """Returns the parts that the algorithm has, and the others."""
+    """Returns the algorithm's parts, the iteration, and the sampler."""
     reward = self._assessment(reference=None)
     calls = {
       'sampling': self._sampler(early_stop=True),
@@ -107,10 +107,10 @@ class PolicyPrograms:
     return calls
 
   def figures(self, measured: Mapping[str, timing.Measured]) -> dict[str, Any]:
-    """Returns time, memory and trained share, and those of the sampler.
+    """Returns the results of the iteration and of the sampler.
 
-    The shares of the parts are of their sum. The whole iteration can take
-    less: there one program asks all models.
+    The share of a part is of the sum of all parts. The whole iteration can take
+    less than the sum, because one program runs all models there.
     """
     parts = {name: measured[name] for name in PARTS if name in measured}
     total = sum(part.seconds for part in parts.values())
@@ -142,7 +142,7 @@ class PolicyPrograms:
     return shared_backbone.backbone_of(self._roles.frozen)
 
   def _sampler(self, *, early_stop: bool) -> timing.Call:
-    """Returns what `step.sample` does, with the number of steps."""
+    """Returns a call of `step.sample` that also returns the number of steps."""
     model = self._roles.models.policy
 
     def sample(policy, backbone, number, batch):
@@ -171,7 +171,7 @@ class PolicyPrograms:
     return call
 
   def _assessment(self, *, with_value=False, **left_out) -> timing.Call:
-    """Returns what `step.assess` does without some of the models."""
+    """Returns a call of `step.assess` without some of the models."""
     models = dataclasses.replace(self._roles.models, **left_out)
     rollout = step_lib.Rollout(models, self._sampling, self._seed, self._mesh)
 
@@ -202,7 +202,7 @@ def _with_reward_model(
   model: reward_model.RewardModel,
   variables: Mapping[str, Any],
 ) -> roles_lib.Roles:
-  """Adds a reward model that no checkpoint has."""
+  """Adds a reward model that is not from a checkpoint."""
   frozen = {**roles.frozen, 'rewards': (variables,)}
   trained = tree_paths.count_parameters(roles.trainable)
   return dataclasses.replace(
@@ -215,13 +215,13 @@ def _with_reward_model(
 
 
 def _turns(measured: timing.Measured) -> float:
-  """Returns how often the sampler's loop turned; the first step is before."""
+  """Returns the turns of the sampler's loop, which excludes the first step."""
   steps = [int(each.result.num_steps) for each in measured.timings]
   return statistics.median(steps) - 1
 
 
 def _sampler_figures(measured: timing.Measured) -> dict[str, float]:
-  """Returns medians; real tokens are those up to EOS, EOS included."""
+  """Returns medians; real tokens are those up to and including EOS."""
   timings, turns = measured.timings, _turns(measured)
   tokens = [int(jnp.sum(t.result.mask)) for t in timings]
   responses = timings[0].result.mask[..., 0].size

@@ -13,21 +13,21 @@ from perlhf_jax.core import typing
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 
-# Batches between two lines of the log.
+# Batches per log line.
 _LOG_PERIOD = 5
 
 
 @runtime_checkable
 class Trains(Protocol):
-  """What makes steps of a reward model: `reward.RewardPrograms`."""
+  """Trains a reward model: `reward.RewardPrograms`."""
 
   @property
   def memory_bytes(self) -> int:
-    """What the largest program so far needs on a device."""
+    """The memory per device of the largest program so far."""
     ...
 
   def train(self, batch: typing.Batch) -> Mapping[str, Any]:
-    """Makes a step on a batch that lies on the mesh; returns its metrics."""
+    """Makes a step with a batch on the mesh; returns its metrics."""
     ...
 
 
@@ -37,21 +37,21 @@ def measure(
   mesh: partitioning.LogicalMesh,
   machine: machine_lib.Machine,
 ) -> dict[str, Any]:
-  """Times the steps of all tunings in turn, each batch once.
+  """Times the steps of all tunings in turn, with each batch once.
 
-  The programs of all shapes are compiled before. Putting a batch on the device
-  counts, as it does in training.
+  First compiles the programs of all shapes. The time includes putting a batch
+  on the device, as in training.
 
   Args:
-    programs: by tuning; their weights change.
-    batches: on the host.
+    programs: the programs by tuning; their weights change.
+    batches: batches on the host.
     mesh: where to put them.
-    machine: what they run on.
+    machine: the rates of this machine.
 
   Returns:
-    By tuning: the rates over all batches, `examples_per_second_median` over
-    them, `seconds` (the median of a batch), `flops`, `matmul_share`,
-    `step_memory_bytes`, `batches`, and `shapes` that they have.
+    By tuning: the rates over all batches, their `examples_per_second_median`,
+    `seconds` (median per batch), `flops`, `matmul_share`, `step_memory_bytes`,
+    and the numbers of `batches` and of their `shapes`.
   """
   batches = list(batches)
   keys = [_shape(batch) for batch in batches]

@@ -29,10 +29,10 @@ class RewardPrograms:
     """Prepares the program.
 
     Args:
-      start: has weights.
-      setting: how it is tuned.
+      start: the initial model, with weights.
+      setting: how to tune it.
       objective: `pairwise` or `pointwise`.
-      batch: of one shape, on the host.
+      batch: a batch on the host.
     """
     self._run = run = run_lib.make_run(
       start,
@@ -56,15 +56,15 @@ class RewardPrograms:
 
   @property
   def memory_bytes(self) -> int:
-    """What the largest program so far needs on a device."""
+    """The memory per device of the largest program so far."""
     return self._step.memory_bytes
 
   def trained(self) -> tuple[reward_model.RewardModel, Mapping[str, Any]]:
-    """Returns the model as it is now, to score with.
+    """Returns the current model, to score with.
 
     Returns:
-      The model, and what it has beside the backbone that it was tuned on: of
-      full tuning, a backbone of its own.
+      The model, and its own variables without the frozen backbone. With full
+      tuning these include a backbone.
     """
     variables = self._state.trainable
     if not self._is_lora:
@@ -74,7 +74,7 @@ class RewardPrograms:
     return self._model, variables
 
   def train(self, batch: typing.Batch) -> Mapping[str, Any]:
-    """Makes a step on a batch that lies on the mesh; returns its metrics."""
+    """Makes a step with a batch on the mesh; returns its metrics."""
     self._state, metrics = self._step(self._state, self._run.frozen, batch)
     return metrics
 

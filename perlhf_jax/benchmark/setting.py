@@ -1,4 +1,4 @@
-"""How the models of a benchmark are tuned."""
+"""How to tune the models of a benchmark."""
 
 import dataclasses
 
@@ -6,19 +6,19 @@ from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 
-# Of the schedule; no benchmark is as long.
+# The length of the schedule, longer than any benchmark.
 TRAIN_STEPS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """A tuning, and where it happens.
+  """A tuning, and its mesh.
 
   Attributes:
     lora: adapters; None for full tuning.
-    optimizer: of every model that is trained.
+    optimizer: optimizer of every trained model.
     mesh: the mesh.
-    seed: of adapters, heads and samples.
+    seed: seed of adapters, heads and samples.
   """
 
   lora: lora_lib.LoraConfig | None

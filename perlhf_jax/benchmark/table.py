@@ -1,4 +1,4 @@
-"""The figures of a benchmark as a table for people."""
+"""The results of a benchmark as a table."""
 
 from collections.abc import Callable, Mapping, Sequence
 import statistics
@@ -13,10 +13,10 @@ _COLUMN_WIDTH = 15
 
 
 def make_table(figures: Mapping[str, Any]) -> str:
-  """Returns lines that say what was timed, and the figures below.
+  """Returns lines that describe the setting, and a table of the results.
 
   Args:
-    figures: what `benchmark.benchmark` returns.
+    figures: the result of `benchmark.benchmark`.
   """
   lines = _heading(figures['setting'])
   tunings = [tuning for tuning in _TITLES if tuning in figures]

@@ -1,7 +1,4 @@
-"""What a benchmark computes on if it is given a task: the task's examples.
-
-They come through the input pipeline, as in training.
-"""
+"""Batches of a benchmark with a task, from the input pipeline of training."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -18,14 +15,14 @@ class TaskBatches:
   """The batches of a task.
 
   Attributes:
-    examples: with batches by length, as the configuration says.
+    examples: the examples, with batches grouped by length as configured.
   """
 
   examples: input_pipeline.Examples
 
   @property
   def objective(self) -> str | None:
-    """What a reward model learns of it by; None if it can learn nothing."""
+    """The objective of a reward model on the task; None if there is none."""
     kind = self.examples.kind
     return kind if kind in train_reward.SELECTION else None
 
@@ -38,13 +35,13 @@ class TaskBatches:
     return _first(self.examples.at_one_shape())
 
   def by_length(self, count: int) -> Iterator[typing.Batch]:
-    """Yields consecutive batches of training.
+    """Yields consecutive training batches.
 
-    They are those of the second window, for the first begins with its longest
-    batch.
+    Starts at the second window, because the first window begins with its
+    longest batch.
 
     Args:
-      count: how many.
+      count: number of batches.
     """
     batches = input_pipeline.train_iterator(
       self.examples, self.examples.length_window
@@ -55,7 +52,7 @@ class TaskBatches:
 def load(
   start: loaded_model.LoadedModel, dataset: input_pipeline.DatasetConfig
 ) -> TaskBatches:
-  """Reads a task, as training would."""
+  """Reads a task as training does."""
   return TaskBatches(start.load_examples(dataset))
 
 

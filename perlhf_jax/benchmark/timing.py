@@ -14,12 +14,12 @@ from perlhf_jax.benchmark import costs as costs_lib
 from perlhf_jax.benchmark import machine as machine_lib
 from perlhf_jax.training import compiled_step
 
-# The number of the repeat -> arrays. The same number gives the same samples.
+# Number of the repeat -> arrays. The same number gives the same samples.
 Call = Callable[[int], Any]
 
 
 class Timing(NamedTuple):
-  """A timed call: its seconds, and what it returned."""
+  """A timed call: its seconds and its result."""
 
   seconds: float
   result: Any
@@ -27,12 +27,12 @@ class Timing(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-  """A program that was measured.
+  """The measurements of a program.
 
   Attributes:
-    timings: of each call.
-    cost: of a call.
-    machine: what it ran on.
+    timings: the timing of each call.
+    cost: the cost of one call.
+    machine: the rates of the machine.
   """
 
   timings: Sequence[Timing]
@@ -41,14 +41,14 @@ class Measured:
 
   @property
   def seconds(self) -> float:
-    """The median."""
+    """The median time of a call."""
     return statistics.median(timing.seconds for timing in self.timings)
 
   def rates(self, turns: float = 0.0) -> dict[str, float]:
-    """Returns what was computed, and how near that is to the machine's rate.
+    """Returns the FLOPs, and their rate as a share of the machine's.
 
     Args:
-      turns: of loops whose number of turns is known at run time only.
+      turns: turns of loops whose number of turns is only known at run time.
     """
     flops = self.cost.total_flops(turns)
     return {
@@ -62,11 +62,11 @@ class Programs(Protocol):
   """The programs of a tuning."""
 
   def calls(self) -> Mapping[str, Call]:
-    """Returns what is to be timed; the names are those of every tuning."""
+    """Returns the calls to time; the names are the same for every tuning."""
     ...
 
   def figures(self, measured: Mapping[str, Measured]) -> dict[str, Any]:
-    """Returns the figures that come of what was measured of all calls."""
+    """Returns results from the measurements of all calls."""
     ...
 
 
@@ -77,15 +77,15 @@ def measure(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Times the calls of all tunings in turn.
 
-  What disturbs a machine for a while then disturbs all of them.
+  So a disturbance of the machine affects all tunings alike.
 
   Args:
-    programs: by tuning.
-    repeats: timed calls of each, after one that is not timed and compiles.
-    machine: what they run on.
+    programs: the programs by tuning.
+    repeats: timed calls of each, after one untimed call that compiles.
+    machine: the rates of this machine.
 
   Returns:
-    Figures by tuning, and the seconds of every call by tuning and name.
+    Results by tuning, and the seconds of every call by tuning and name.
   """
   calls = {tuning: each.calls() for tuning, each in programs.items()}
   names = list(next(iter(calls.values())))
@@ -129,7 +129,7 @@ def first_call(call: Callable[[], Any]) -> costs_lib.Cost:
 
 
 def timed(call: Callable[[], Any]) -> Timing:
-  """Makes a call, and waits for what it computes."""
+  """Makes a call, and waits for its result."""
   start = time.perf_counter()
   result = jax.block_until_ready(call())
   return Timing(time.perf_counter() - start, result)

@@ -1,1 +1,1 @@
-"""Trained models: how one is loaded, what it says of itself, every format."""
+"""Trained models: loading, metadata and formats of checkpoints."""

@@ -1,4 +1,4 @@
-"""What a stage starts from: a configuration, or a checkpoint, or both."""
+"""The initial model of a stage: from a configuration, a checkpoint, or both."""
 
 import dataclasses
 from typing import Any
@@ -21,24 +21,25 @@ def load_initial(
   base_checkpoint: str | None = None,
   initial_vit_path: str | None = None,
 ) -> loaded_model.LoadedModel:
-  """Loads the initial checkpoint and holds it against the configuration.
+  """Loads the initial checkpoint and compares it with the configuration.
 
   Args:
-    model: the architecture; that of the checkpoint if None.
-    vocabulary: the tokenizer; that of the checkpoint if None.
+    model: the architecture; None for the checkpoint's.
+    vocabulary: the tokenizer; None for the checkpoint's.
     lora: the adapters; None for full tuning.
-    initial_checkpoint_path: the checkpoint; None to draw all weights.
+    initial_checkpoint_path: the checkpoint; None to start from random weights.
     mesh: where to put the weights.
-    base_checkpoint: of `loading.load`.
-    initial_vit_path: a SigLIP directory whose ViT is put in front of the T5
-      of the checkpoint.
+    base_checkpoint: see `loading.load`.
+    initial_vit_path: a SigLIP directory whose ViT is added to the checkpoint's
+      T5.
 
   Returns:
-    The model to train, of that configuration and in its layout, without
-    adapters. Its `params` are None where all weights are to be drawn.
+    The model to train, with the given configuration and layout, and without
+    adapters. Its `params` are None for random weights.
 
   Raises:
-    ConfigError: nothing to start from, or two models that differ.
+    ConfigError: there is no initial model, or configuration and checkpoint
+      differ.
   """
   if initial_checkpoint_path is None:
     check_from_scratch(model, vocabulary, lora, initial_vit_path)
@@ -69,7 +70,7 @@ def check_from_scratch(
   lora: lora_lib.LoraConfig | None,
   initial_vit_path: str | None = None,
 ) -> None:
-  """Checks what is to be trained from random weights.
+  """Checks that a model can be trained from random weights.
 
   Args:
     model: the architecture.
@@ -78,7 +79,7 @@ def check_from_scratch(
     initial_vit_path: a SigLIP directory, or None.
 
   Raises:
-    ConfigError: nothing to start from, or not from random weights.
+    ConfigError: there is no model, or it cannot start from random weights.
   """
   if initial_vit_path is not None:
     raise errors.ConfigError(
@@ -105,9 +106,9 @@ def check_from_scratch(
 
 
 def check_vocabulary(model: t5_config.T5Config, vocabulary: Any) -> None:
-  """Raises a ConfigError if a model does not know all tokens.
+  """Raises a ConfigError if a vocabulary has tokens that the model lacks.
 
-  One beyond the embedding would be NaN from the first step on.
+  The embedding of a token beyond the table would be NaN.
   """
   if vocabulary.vocab_size > model.vocab_size:
     raise errors.ConfigError(
@@ -125,21 +126,21 @@ def match(
   *,
   adds_vit: bool = False,
 ) -> t5_config.T5Config:
-  """Holds a configuration against the checkpoint that it starts from.
+  """Compares a configuration with its initial checkpoint.
 
   Args:
-    model: the architecture; the checkpoint's if None.
-    vocabulary: the tokenizer; the checkpoint's if None.
-    config: the checkpoint's architecture, with the ViT that is added.
+    model: the architecture; None for the checkpoint's.
+    vocabulary: the tokenizer; None for the checkpoint's.
+    config: the checkpoint's architecture, with the added ViT.
     their_vocabulary: the checkpoint's tokenizer; None if it has none.
-    path: of the checkpoint, for messages.
-    adds_vit: whether a ViT is put in front of it.
+    path: path of the checkpoint, for messages.
+    adds_vit: whether a ViT is added to the checkpoint.
 
   Returns:
     The model to train.
 
   Raises:
-    ConfigError: they differ.
+    ConfigError: the two differ.
   """
   if adds_vit and not getattr(model or config, 'train_projection', True):
     raise errors.ConfigError(

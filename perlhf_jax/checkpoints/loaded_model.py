@@ -1,4 +1,4 @@
-"""A loaded model: what a checkpoint holds, on the mesh, and what it is."""
+"""A loaded model: a checkpoint's weights on the mesh, and their description."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -31,36 +31,36 @@ _KEEP_END = 'keep_end'
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LoadedModel:
-  """A model: its weights, and all that is needed to use them.
+  """A model: its weights, and the information needed to use them.
 
-  It lives as long as the function that loaded it: what is made of it, such as
-  the state that is trained, keeps `without_weights` at most.
+  Only the function that loads a model keeps it. Longer-lived objects made from
+  it, such as the training state, keep at most `without_weights`.
 
   Attributes:
-    config: the architecture, and the layout of `params`. Of adapters that do
-      not tell it, None until their base is known.
-    vocabulary: the tokenizer; None where nothing has told it.
-    path: the step's folder, or the directory, that it was loaded from; None
-      of weights that are drawn.
-    source: what its format calls it, such as 'a Hugging Face T5 directory'.
-    params: float32 arrays on the mesh, split as their logical axes say: all of
-      them, those of the base for LoRA; of a model that is only to be written,
-      `stored.Stored`. None where they are to be drawn, or where another holds
-      them.
+    config: the architecture, and the layout of `params`. None for adapters that
+      do not record it, until their base is known.
+    vocabulary: the tokenizer; None if unknown.
+    path: the step's folder or the directory of the checkpoint; None for random
+      weights.
+    source: the format's title, such as 'a Hugging Face T5 directory'.
+    params: all parameters, the base's for LoRA: float32 arrays on the mesh,
+      sharded by their logical axes, or `stored.Stored` in a model that is only
+      written. None for random weights, or if another model holds them.
     lora: unrolled adapters, or None.
-    lora_config: of the adapters.
+    lora_config: the configuration of the adapters.
     tuned: unrolled parameters that were trained in full beside adapters, on the
-      mesh; they take the place of those in `params`.
-    heads: heads by name, empty where there are none.
-    kind: `sft`, `reward` or `policy`; None where the format does not tell.
-    metadata: of a checkpoint of ours; None for other people's.
-    base: what it stands on: of `describe`, with the `path` where it was found;
-      None where it holds every weight itself.
-    base_path: where its base lies, if that was told when it was loaded.
-    vit_path: where its ViT comes from, if from elsewhere; it then has no
-      projection of image tokens yet, and `params` none.
+      mesh; they replace those in `params`.
+    heads: heads by name; empty if there are none.
+    kind: `sft`, `reward` or `policy`; None if the format does not record it.
+    metadata: the metadata of our own checkpoints; None for other formats.
+    base: the base, as `describe` returns it, with the `path` where it was
+      found; None if the checkpoint holds every weight itself.
+    base_path: the path of its base, if the user gave one.
+    vit_path: the path of its ViT, if from another checkpoint; `params` then
+      have no projection of image tokens yet.
     backbone_fingerprint: identifies `params`; see `training.fingerprint`.
-    fingerprint: identifies all there is: `params` and what was trained on them.
+    fingerprint: identifies all weights: `params`, adapters, tuned parameters
+      and heads.
   """
 
   config: t5_config.T5Config | None
@@ -101,36 +101,36 @@ class LoadedModel:
 
   @property
   def is_reward_model(self) -> bool:
-    """Whether it scores text and writes none."""
+    """Whether it is a reward model, which scores text instead of writing it."""
     return self.kind == run_metadata.REWARD
 
   @property
   def step(self) -> int:
-    """The step of its training; 0 where nothing tells it."""
+    """The training step; 0 if unknown."""
     name = '' if self.path is None else epath.Path(self.path).name
     return int(name) if self.metadata is not None and name.isdecimal() else 0
 
   @property
   def lengths(self) -> Mapping[str, int]:
-    """Tokens of each feature in training; empty where nothing tells them."""
+    """The length of each feature in training, in tokens; empty if unknown."""
     return {} if self.metadata is None else self.metadata.task_feature_lengths
 
   @property
   def truncate_prompt(self) -> str:
-    """Which end of a long prompt is kept, as it was in training."""
+    """Which end of a long prompt training kept."""
     return _KEEP_END if self.metadata is None else self.metadata.truncate_prompt
 
   @property
   def trained_config(self) -> t5_config.T5Config:
-    """The model as it was trained, in whose layout modules were named."""
+    """The configuration in training, whose layout names the modules."""
     return self.config if self.metadata is None else self.metadata.model
 
   def without_weights(self) -> 'LoadedModel':
-    """Returns what it is, for those that need to know it for long."""
+    """Returns the model without its weights, for objects that live long."""
     return dataclasses.replace(self, params=None, lora=None, tuned={}, heads={})
 
   def backbone(self) -> 'LoadedModel':
-    """Returns the frozen base alone, as if nothing was trained on it."""
+    """Returns the frozen base alone, without trained weights."""
     return LoadedModel(
       config=self.config,
       vocabulary=self.vocabulary,
@@ -141,10 +141,11 @@ class LoadedModel:
     )
 
   def on_shared(self, config: t5_config.T5Config) -> 'LoadedModel':
-    """Returns it for use beside a model that holds its `params`.
+    """Returns the model for use with another model that holds its `params`.
 
     Args:
-      config: of that model, whose layout the `params` have.
+      config: the configuration of the other model, which gives the layout of
+        `params`.
     """
     return dataclasses.replace(self, config=config, params=None)
 
@@ -159,7 +160,7 @@ class LoadedModel:
   def at_image_size(
     self, image_size: int | None, mesh: partitioning.LogicalMesh
   ) -> 'LoadedModel':
-    """Returns it for images of another size, of the same content."""
+    """Returns the model with position embeddings resized to an image size."""
     if image_size == self.config.image_size:
       return self
     config = self.config.with_image_size(image_size)
@@ -177,7 +178,10 @@ class LoadedModel:
     return dataclasses.replace(self, config=config, params=params)
 
   def describe(self, model_dir: epath.Path) -> dict[str, str]:
-    """Returns how a run in `model_dir` records it, for `load_recorded`."""
+    """Returns the record of this model for a run in `model_dir`.
+
+    `loading.load_recorded` reads the record.
+    """
     recorded = recorded_paths.describe(self.path, model_dir)
     for name, path in (BASE_PATH, self.base_path), (VIT_PATH, self.vit_path):
       if path is not None:
@@ -189,10 +193,10 @@ class LoadedModel:
 
     Args:
       text: a prompt or a response.
-      where: what it is, for the message.
+      where: a name of the text, for the message.
 
     Raises:
-      DataError: the model does not have one of the tokens.
+      DataError: the model lacks one of the tokens.
     """
     tokens = feature_converters.tokenize(self.vocabulary, text)
     num_ids = self.config.vocab_size
@@ -206,10 +210,10 @@ class LoadedModel:
   def load_examples(
     self, dataset: input_pipeline.DatasetConfig
   ) -> input_pipeline.Examples:
-    """Reads a split as the model reads it; see `input_pipeline`.
+    """Reads a split with this model's tokenizer and image size.
 
     Raises:
-      DataError: as there, or a token that the model does not have.
+      DataError: see `input_pipeline.load_examples`; or the model lacks a token.
     """
     examples = input_pipeline.load_examples(
       dataset, self.vocabulary, self.config.image_size

@@ -1,6 +1,6 @@
-"""One way to load a model, whatever its format, with what it stands on.
+"""Loads models of every format, together with the base that they need.
 
-Weights are read straight onto the mesh: no host ever holds a whole model.
+Weights are read directly onto the mesh: no host ever holds a whole model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,9 +31,9 @@ from perlhf_jax.training import layer_layout
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import step_files
 
-# How a user says where a base is.
+# How a user gives the path of a base.
 _MOVED = '--base_checkpoint=DIR (BASE_CHECKPOINT_PATH in gin)'
-# Models that stand on each other: adapters on adapters on a whole model.
+# The longest chain of bases: adapters on adapters on a whole model.
 _MAX_CHAIN = 8
 # Largest |Δlogit| that merging SFT adapters may make, in float32.
 _TOLERANCE = 1e-3
@@ -46,21 +46,21 @@ def load(
   shared: loaded_model.LoadedModel | None = None,
   vocabulary: Any = None,
 ) -> loaded_model.LoadedModel:
-  """Loads whatever a format recognises, on the base that it stands on.
+  """Loads a checkpoint of any registered format, and its base if it needs one.
 
   Args:
     path: a MODEL_DIR (its newest step), MODEL_DIR/checkpoints/<step or 'best'>,
-      or a directory of any format that is registered.
+      or a directory of any registered format.
     mesh: where to put the weights.
-    base_checkpoint: where the base of an adapter lies now, if it is not where
-      the adapter says.
+    base_checkpoint: the path of the base, if it is not where the adapter
+      records it.
     shared: a model that is loaded already. An adapter that was trained on it
-      gets its `params`, or none if it has none, and nothing is read twice.
+      shares its `params` (None if it has none) instead of reading them again.
     vocabulary: the tokenizer, if the checkpoint has none.
 
   Raises:
-    CheckpointError: nothing usable there, a weight that is NaN or infinite, an
-      adapter without its base, or no vocabulary.
+    CheckpointError: the checkpoint cannot be used, a weight is NaN or infinite,
+      the base of an adapter is missing, or there is no vocabulary.
   """
   loaded = _load(path, mesh, base_checkpoint, shared)
   return _with_vocabulary(loaded, path, vocabulary)
@@ -72,9 +72,9 @@ def open_for_writing(
   base_checkpoint: str | None = None,
   vocabulary: Any = None,
 ) -> loaded_model.LoadedModel:
-  """Loads as `load` does, but whole models stay in their files if they can.
+  """Loads as `load` does, but leaves whole models in their files if it can.
 
-  They have no fingerprint: to take it, every weight would have to be read.
+  Such models have no fingerprint, which would need every weight to be read.
   """
   format_, peeked = _peek(path, base_checkpoint)
   if isinstance(format_, format_lib.WeightsFormat):
@@ -102,18 +102,19 @@ def _load(
   """Loads a model, perhaps without a vocabulary.
 
   Args:
-    path: as of `load`.
-    mesh: as of `load`.
-    base_checkpoint: as of `load`.
-    shared: as of `load`.
-    chain: of the models that stand on it, the path of each.
+    path: see `load`.
+    mesh: see `load`.
+    base_checkpoint: see `load`.
+    shared: see `load`.
+    chain: the paths of the models for which this one is a base.
   """
   with remote_files.explained(path):
     settled = registry.find(path).settle(path)
   format_, peeked = _peek(settled, base_checkpoint, chain)
   loaded = format_.load(peeked, mesh)
   if loaded.base is not None:
-    # Weights that are frozen beside tuned ones are copied out of it.
+    # Without adapters, the frozen weights are copied from the base, so it needs
+    # `params`.
     can_share = shared is not None and (
       loaded.lora is not None or shared.params is not None
     )
@@ -128,7 +129,7 @@ def _load(
       )
     loaded = dataclasses.replace(
       _put_on(loaded, base, mesh),
-      # A backbone that is shared may not tell where it came from.
+      # A shared backbone may have no path.
       base={**loaded.base, 'path': base.path or loaded.base['path']},
       base_path=base_checkpoint,
     )
@@ -138,25 +139,25 @@ def _load(
 def peek(
   path: str, base_checkpoint: str | None = None
 ) -> loaded_model.LoadedModel:
-  """Reads what a checkpoint says of itself, without its weights.
+  """Reads the description of a checkpoint, without its weights.
 
   Args:
-    path: as of `load`.
-    base_checkpoint: as of `load`.
+    path: see `load`.
+    base_checkpoint: see `load`.
 
   Raises:
-    CheckpointError: nothing usable there, or adapters without the base that
-      tells what they are.
+    CheckpointError: the checkpoint cannot be used, or adapters need a base for
+      their architecture and it is missing.
   """
   return _peek(path, base_checkpoint)[1]
 
 
 def _longer(chain: tuple[str, ...], path: str) -> tuple[str, ...]:
-  """Returns a chain with one more model that stands on the next.
+  """Returns a chain of bases with one more path.
 
   Raises:
-    CheckpointError: it is in the chain already, or the chain is too long: one
-      checkpoint could else keep this process busy for ever.
+    CheckpointError: the path is in the chain already, or the chain is too long.
+      Else one checkpoint could keep this process busy forever.
   """
   here = step_files.absolute(path)
   longer = (*chain, str(here if '://' in path else here.resolve()))
@@ -197,7 +198,7 @@ def _peek(
 
 
 def _put_on(loaded, base, mesh) -> loaded_model.LoadedModel:
-  """Completes what was trained with the weights that it was trained on."""
+  """Completes trained weights with the base that they were trained on."""
   config = loaded.config
   base = base.at_image_size(config.image_size, mesh)
   if loaded.lora is None:
@@ -216,9 +217,10 @@ def _put_on(loaded, base, mesh) -> loaded_model.LoadedModel:
 
 
 def _with_fingerprints(loaded) -> loaded_model.LoadedModel:
-  """Identifies a base, and all that was trained on it.
+  """Sets the fingerprints of the base and of the whole model.
 
-  It is named by its parts, for a merged sum's last bits depend on the machine.
+  The fingerprint of the whole combines the parts' fingerprints, because the
+  last bits of merged weights depend on the machine.
 
   Raises:
     CheckpointError: a weight is NaN or infinite.
@@ -241,7 +243,7 @@ def _with_fingerprints(loaded) -> loaded_model.LoadedModel:
 
 
 def _identify(params: Mapping[str, Any], where: str) -> str:
-  """Returns the fingerprint of weights that are numbers."""
+  """Returns the fingerprint of weights, and checks that they are finite."""
   content = fingerprint_lib.read(params)
   finite.check(content.not_finite, str(where))
   return content.fingerprint
@@ -252,17 +254,17 @@ def load_merged(
   mesh: partitioning.LogicalMesh,
   base_checkpoint: str | None = None,
 ) -> loaded_model.LoadedModel:
-  """Loads a language model to start from; its adapters are merged.
+  """Loads an initial language model, with its adapters merged.
 
-  A format without a vocabulary leaves it None.
+  The vocabulary is None if the format has none.
 
   Args:
-    path: as of `load`.
+    path: see `load`.
     mesh: where to put the weights.
-    base_checkpoint: as of `load`.
+    base_checkpoint: see `load`.
 
   Raises:
-    CheckpointError: as `load`, or the checkpoint is a reward model.
+    CheckpointError: see `load`; or the checkpoint is a reward model.
   """
   return _load_merged(path, mesh, base_checkpoint)
 
@@ -280,7 +282,7 @@ def check_language_model(loaded: loaded_model.LoadedModel, path: str) -> None:
 
   Args:
     loaded: the model, with or without weights.
-    path: as it was given.
+    path: the path that the user gave.
   """
   if loaded.is_reward_model:
     raise errors.CheckpointError(
@@ -293,18 +295,18 @@ def check_language_model(loaded: loaded_model.LoadedModel, path: str) -> None:
 def merged(
   loaded: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh
 ) -> loaded_model.LoadedModel:
-  """Returns a model whose adapters are in its `params`.
+  """Merges the adapters of a model into its `params`.
 
   Args:
-    loaded: of `load`; without adapters it is returned as it is.
+    loaded: the result of `load`; returned unchanged if it has no adapters.
     mesh: where its weights are.
 
   Raises:
-    CheckpointError: the sum is another model than the parts.
+    CheckpointError: merging changes the logits by more than 1e-3.
   """
   if loaded.lora is None:
     return loaded
-  # In the layout it was trained in, which its target_modules may name.
+  # The layout of training, whose names target_modules may contain.
   config = dataclasses.replace(loaded.trained_config, dtype='float32')
   adapters = lora_lib.resolve(
     loaded.lora_config, encoder_decoder.dense_module_paths(config)
@@ -342,18 +344,18 @@ def merged(
 def with_vit(
   loaded: loaded_model.LoadedModel, path: str, mesh: partitioning.LogicalMesh
 ) -> loaded_model.LoadedModel:
-  """Puts a ViT of its own directory in front of a T5.
+  """Adds a ViT from another directory to a T5.
 
   Args:
     loaded: the T5, without adapters.
-    path: of the ViT, such as a SigLIP directory.
+    path: the path of the ViT, such as a SigLIP directory.
     mesh: where to put the weights.
 
   Raises:
-    CheckpointError: the model has a ViT already, or there is none at `path`.
+    CheckpointError: the model has a ViT already, or `path` has none.
   """
   config = config_with_vit(loaded, path)
-  # SigLIP's blocks are unrolled, whatever the layout of the T5 is.
+  # SigLIP's blocks are unrolled, even if the T5's layers are scanned.
   unrolled = dataclasses.replace(config, scan_layers=False)
   shardings = loaded_model.params_shardings(unrolled, mesh)['vit']
   vit = registry.find(path, format_lib.VitFormat).load_params(
@@ -379,21 +381,21 @@ def with_vit(
 def config_with_vit(
   loaded: loaded_model.LoadedModel, path: str
 ) -> pali_config.PaliConfig:
-  """Returns the architecture with the ViT of a directory in front.
+  """Returns the architecture of a T5 with a directory's ViT.
 
   Args:
     loaded: the T5, with or without weights.
-    path: of the ViT.
+    path: the path of the ViT.
 
   Raises:
-    CheckpointError: there is a ViT already, or none at `path`.
+    CheckpointError: the model has a ViT already, or `path` has none.
   """
   vit = registry.find(path, format_lib.VitFormat).load_config(path)
   return pali_config.in_front_of(loaded.config, vit, loaded.path)
 
 
 def _combine(parts: Sequence[str]) -> str:
-  """A fingerprint of what is named by its parts."""
+  """Combines the fingerprints of a model's parts into one."""
   return hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]
 
 
@@ -406,20 +408,20 @@ def load_recorded(
   moved_to: str | None = None,
   chain: tuple[str, ...] = (),
 ) -> loaded_model.LoadedModel:
-  """Loads a model that a checkpoint names by path and fingerprint.
+  """Loads a model that a checkpoint records by path and fingerprint.
 
   Args:
-    recorded: of `LoadedModel.describe`.
-    owner: what was trained on it, for messages.
-    step: the folder of that.
-    role: what it is there, for messages.
+    recorded: the result of `LoadedModel.describe`.
+    owner: a name of the checkpoint that records the model, for messages.
+    step: the step folder of that checkpoint.
+    role: the role of the model in that checkpoint, for messages.
     mesh: where to put the weights.
-    moved_to: where it lies now.
-    chain: of the models that stand on it, the path of each.
+    moved_to: the path of the model now; None for the recorded paths.
+    chain: the paths of the models for which this one is a base.
 
   Raises:
-    CheckpointError: it is not there, is not what it was, or stands on one of
-      `chain`.
+    CheckpointError: the model is missing, its fingerprint has changed, or its
+      own base is in `chain`.
   """
   model_dir = step_files.model_dir_of(epath.Path(step))
 
@@ -448,7 +450,7 @@ def load_recorded(
 
 @contextlib.contextmanager
 def _explained(recorded, owner, step, role) -> Iterator[None]:
-  """Says for what something is needed that cannot be loaded."""
+  """Adds to an error which checkpoint needs the model that cannot be loaded."""
   try:
     yield
   except errors.CheckpointError as error:

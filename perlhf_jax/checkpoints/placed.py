@@ -1,4 +1,4 @@
-"""Models that are not trained any more, made of what was loaded."""
+"""Makes frozen models from loaded ones."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,10 +21,10 @@ from perlhf_jax.training import placement
 def require_reward_model(
   loaded: loaded_model.LoadedModel, path: str
 ) -> loaded_model.LoadedModel:
-  """Returns what was loaded if it is a reward model.
+  """Returns a loaded model if it is a reward model.
 
   Raises:
-    CheckpointError: it is something else.
+    CheckpointError: it is not a reward model.
   """
   if loaded.is_reward_model:
     return loaded
@@ -37,15 +37,16 @@ def require_reward_model(
 def place(
   loaded: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh
 ) -> tuple[t5.T5, dict[str, Any]]:
-  """Makes a model of what was loaded, heads aside.
+  """Makes a model from a loaded one, without heads.
 
   Args:
-    loaded: its `params` are None where another model holds them.
+    loaded: the loaded model; its `params` are None if another model holds them.
     mesh: the mesh.
 
   Returns:
-    The model, and its variables `params` (of shared ones, those that were
-    trained in full) and perhaps `lora`, on the mesh.
+    The model, and its variables `params` and perhaps `lora`, on the mesh. If
+    another model holds `params`, they have only the parameters that were
+    trained in full.
   """
   config = loaded.config
   adapters = None
@@ -75,7 +76,7 @@ def place(
 def place_reward_model(
   loaded: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh
 ) -> tuple[reward_model.RewardModel, Mapping[str, Any]]:
-  """Makes a reward model; returns it with its variables on the mesh."""
+  """Makes a reward model, and returns it with its variables on the mesh."""
   model, variables = place(loaded, mesh)
   boxed = jax.eval_shape(
     lambda: reward_model.init_heads(model.config, jax.random.key(0))

@@ -1,8 +1,8 @@
-"""How a checkpoint names others, so that they are found after a move.
+"""Records paths of other checkpoints so that they are found after a move.
 
 A path is recorded twice: absolute, and relative to the MODEL_DIR that records
-it. A tree of MODEL_DIRs that was moved as a whole is found by the latter. A
-fingerprint says whether what lies there is what was meant.
+it. The relative path still works after a whole tree of MODEL_DIRs was moved. A
+fingerprint shows whether the checkpoint found is the recorded one.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,19 +20,19 @@ from perlhf_jax.training import step_files
 Loaded = TypeVar('Loaded')
 
 _RELATIVE = 'relative_'
-# Longer than any path that Linux takes, or any address.
+# The longest path on Linux; remote addresses are shorter.
 _MAX_LENGTH = 4096
 
 
 def describe(
   path: str, model_dir: epath.Path, name: str = 'path'
 ) -> dict[str, str]:
-  """Returns `{'path', 'relative_path'}`, the latter if there is one.
+  """Returns `{'path', 'relative_path'}`, the latter if it exists.
 
   Args:
-    path: of a checkpoint or another directory.
-    model_dir: of the run that records it.
-    name: `path`, or what else to name the two entries.
+    path: the path of a checkpoint or another directory.
+    model_dir: the MODEL_DIR of the run that records it.
+    name: the name of the entries, `path` or another.
   """
   here = step_files.absolute(path)
   found = {name: path if _bucket(path) else str(here.resolve())}
@@ -45,14 +45,14 @@ def describe(
 
 
 def check(recorded: Any, name: str) -> None:
-  """Makes sure that what a checkpoint says of another can be looked up.
+  """Checks a checkpoint's record of another one.
 
   Args:
-    recorded: what should be of `describe`.
-    name: what it is, for messages.
+    recorded: the record; should have the form that `describe` returns.
+    name: the name of the record, for messages.
 
   Raises:
-    ConfigError: it names no path, or something else than text.
+    ConfigError: the record has no path, or an entry that is not text.
   """
   checks.check(name, recorded, Mapping[str, str])
   if 'path' not in recorded:
@@ -68,17 +68,17 @@ def check(recorded: Any, name: str) -> None:
 def candidates(
   recorded: Mapping[str, str], model_dir: epath.Path, name: str = 'path'
 ) -> list[str]:
-  """Returns where to look, the likelier place first.
+  """Returns the paths to try, the likelier first.
 
   Args:
-    recorded: of `describe`.
-    model_dir: where the run that recorded it lies now.
-    name: as given to `describe`.
+    recorded: the result of `describe`.
+    model_dir: the current MODEL_DIR of the run that recorded it.
+    name: see `describe`.
   """
   places = []
   if _RELATIVE + name in recorded:
     bucket = _bucket(str(model_dir))
-    # Not by the file system, where `..` of a link is somewhere else.
+    # Does not ask the file system, where `..` of a link is another folder.
     near = bucket + os.path.normpath(
       posixpath.join(
         str(model_dir).removeprefix(bucket), recorded[_RELATIVE + name]
@@ -96,16 +96,17 @@ def load(
   load_from: Callable[[str], Loaded],
   fingerprint_of: Callable[[Loaded], str],
 ) -> Loaded:
-  """Loads what a checkpoint names from the first place that has it.
+  """Loads a recorded checkpoint from the first path that holds it.
 
   Args:
-    recorded: with a `fingerprint`, but for reward models in format 1.
-    places: where to look.
-    load_from: loads what lies at a path.
-    fingerprint_of: identifies what was loaded.
+    recorded: the record; has a `fingerprint`, except for reward models in
+      format 1.
+    places: the paths to try.
+    load_from: loads the checkpoint at a path.
+    fingerprint_of: returns the fingerprint of a loaded checkpoint.
 
   Raises:
-    CheckpointError: it is in none of the places; says what was found in each.
+    CheckpointError: no path holds it; the message says what was found at each.
   """
   wanted = recorded.get('fingerprint')
   failures = []
@@ -123,6 +124,6 @@ def load(
 
 
 def _bucket(path: str) -> str:
-  """Returns `gs://bucket`, or nothing for a local path."""
+  """Returns `gs://bucket`, or an empty string for a local path."""
   scheme, separator, rest = path.partition('://')
   return scheme + separator + rest.partition('/')[0] if separator else ''

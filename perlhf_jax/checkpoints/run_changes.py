@@ -1,4 +1,4 @@
-"""What is not as it was when a run goes on, and whether that may be."""
+"""Compares a resumed run with its checkpoint, and refuses or logs changes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
@@ -10,31 +10,31 @@ from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.checkpoints import run_settings
 from perlhf_jax.core import errors
 
-# The weights, or what they mean, are of no use with anything else.
+# If these change, the weights are useless.
 _FIXED = (
   *('kind', 'objective', 'tuning', 'model', 'lora', 'vocabulary'),
   *('base', 'policy.reference'),
 )
-# They say nothing of what is learnt, or what changed is said by itself.
+# These do not affect learning, or their changes are handled separately.
 _OTHER = ('format_version', 'made_of', 'module', 'versions', 'changes')
-# Of the former, what changes none of them.
+# Fields of `_FIXED` that may change, because the weights stay valid.
 _CHANGEABLE = ('model.dropout_rate', 'model.dtype', 'lora.dropout_rate')
-# They save memory, and change no result but its last bits.
+# These save memory, and change only the last bits of results.
 _FREE = ('model.remat_policy', 'model.attention_block')
 _EVAL_DATA = 'eval_data'
-# Versions before 4 did not record them.
+# Formats before 4 did not record these.
 _RECENT = ('data', _EVAL_DATA, 'settings')
 _MOST_SHOWN = 8
 _MISSING = object()
 
 
 class _Change(NamedTuple):
-  """A difference between a step and the run that is to go on from it.
+  """A difference between a step and the run that resumes from it.
 
   Attributes:
     name: such as `settings.optimizer.learning_rate`.
-    old: of the step; `_MISSING` if it says nothing of it.
-    new: of the run, likewise.
+    old: the value in the step; `_MISSING` if it has none.
+    new: the value in the run; `_MISSING` if it has none.
   """
 
   name: str
@@ -48,7 +48,7 @@ class _Change(NamedTuple):
 
   @property
   def is_fixed(self) -> bool:
-    """Whether no run can go on with it."""
+    """Whether no run can resume with this change."""
     if self.name in _CHANGEABLE:
       return False
     return any(
@@ -57,8 +57,8 @@ class _Change(NamedTuple):
 
   @property
   def is_of_library(self) -> bool:
-    """Whether another version of this library knows a setting more."""
-    # An object that is not there, such as a KL controller, is None.
+    """Whether only one of two versions of this library has the setting."""
+    # An absent object, such as a KL controller, is None, not `_MISSING`.
     return self.name.startswith('settings.') and _MISSING in (
       *(self.old, self.new),
     )
@@ -71,24 +71,23 @@ def going_on(
   *,
   accept: bool = False,
 ) -> run_metadata.RunMetadata:
-  """Makes sure that a run goes on as it began, and records where it does not.
+  """Checks that a run resumes as it began, and records accepted changes.
 
-  Other validation data and other versions of libraries are logged, for they
-  change nothing, or hardly anything, of what is learnt. Where checkpoints lie
-  does not matter, only what they hold.
+  Changes of validation data and of library versions are only logged, because
+  they hardly affect learning. Checkpoints are compared by content, not by path.
 
   Args:
-    saved: of the newest step.
-    given: of the run that is to go on.
-    step: the newest.
-    accept: whether to go on with other data, rewards or settings.
+    saved: the metadata of the newest step.
+    given: the metadata of the run that resumes.
+    step: the newest step.
+    accept: whether to accept other data, rewards or settings.
 
   Returns:
-    What the coming steps say of themselves: `given`, with all changes so far.
+    The metadata of the coming steps: `given`, with all changes so far.
 
   Raises:
-    CheckpointError: another configuration wrote the step, or it was made of
-      other data; the message names what was and what is.
+    CheckpointError: the step was written with another configuration or other
+      data. The message names old and new values.
   """
   found = list(
     _changes(run_metadata.to_json(saved), run_metadata.to_json(given))
@@ -143,7 +142,7 @@ def _changes(
 
 
 def _compare(name: str, old: Any, new: Any) -> Iterator[_Change]:
-  """Yields what differs of two JSON values."""
+  """Yields the differences of two JSON values."""
   if (
     isinstance(old, Mapping)
     and isinstance(new, Mapping)
@@ -159,7 +158,7 @@ def _compare(name: str, old: Any, new: Any) -> Iterator[_Change]:
 
 
 def _is_same(old: Any, new: Any) -> bool:
-  """Compares settings; checkpoints are the same wherever they lie."""
+  """Compares settings; the path of a checkpoint does not matter."""
   if isinstance(old, list) and isinstance(new, list):
     return len(old) == len(new) and all(map(_is_same, old, new))
   if isinstance(old, Mapping) and isinstance(new, Mapping):

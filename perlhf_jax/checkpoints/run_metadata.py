@@ -1,4 +1,4 @@
-"""What every checkpoint says of itself, so that it needs no configuration."""
+"""The metadata of checkpoints, so that using one needs no configuration."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -13,33 +13,33 @@ from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import pali_config
 from perlhf_jax.models import t5_config
 
-# 1 had no module and no versions, and of reward models the path alone; 2 had
-# no models that were made of others; 3 no data, settings and changes.
+# Format 1 had no module and no versions, and only the path of reward models.
+# Format 2 had no `made_of`. Format 3 had no data, settings and changes.
 FORMAT_VERSION = 4
 SFT = 'sft'
 REWARD = 'reward'
 POLICY = 'policy'
-# What `tuning` may be.
+# Values of `tuning`.
 LORA = 'lora'
 FULL = 'full'
 MERGED = 'merged'
-# Of `data_order`.
+# A key of `data_order`.
 LENGTH_BUCKETS = 'length_buckets'
 _Kind = Annotated[str | None, checks.OneOf(SFT, REWARD, POLICY)]
 _Tuning = Annotated[str | None, checks.OneOf(LORA, FULL, MERGED)]
 _Count = Annotated[int, checks.Range(least=0, most=10**15)]
 _Tokens = Annotated[int, checks.Range(least=1, most=10_000_000)]
 _DAMAGED = 'It is damaged; copy the checkpoint again, or use another step.'
-# How a part of the metadata is read; the whole names the checkpoint.
+# How to read a part of the metadata. `from_json` adds the checkpoint to errors.
 _OURS: Mapping[str, Any] = {'error': errors.ConfigError, 'only': True}
-# Of `policy`, what is read again.
+# The entries of `policy` that are read again.
 _POLICY: Mapping[str, Any] = {
   'reference': Mapping[str, str] | None,
   'reward_checkpoints': list[Mapping[str, str]],
   'reduce': str,
   'temperature': Annotated[float, checks.Range(least=0, most=10**6)],
 }
-# What is named by `recorded_paths`.
+# Fields that name checkpoints with `recorded_paths`.
 RECORDED = ('base', 'policy.reference', 'policy.reward_checkpoints')
 
 
@@ -47,37 +47,42 @@ RECORDED = ('base', 'policy.reference', 'policy.reward_checkpoints')
 class RunMetadata:
   """Describes a trained model.
 
+  A converted checkpoint may lack `kind`, `objective`, `tuning`, `task` and
+  `task_feature_lengths`.
+
   Attributes:
-    kind: `sft`, `reward` or `policy`; None where `made_of` does not tell.
+    kind: `sft`, `reward` or `policy`; None if unknown.
     objective: `sft`, `pairwise`, `pointwise` or the algorithm that tuned a
-      policy; None likewise.
-    tuning: `lora`, `full`, or `merged`: adapters that are in the weights; None
-      likewise.
+      policy; None if unknown.
+    tuning: `lora`, `full`, or `merged` for adapters merged into the weights;
+      None if unknown.
     model: architecture and numerics.
     lora: the adapters' configuration, None for full tuning.
     vocabulary: the tokenizer.
     base: `{'path', 'relative_path', 'fingerprint'}` of the backbone that is
-      frozen, all of it or a part, see `recorded_paths`; None where the
-      checkpoint holds every weight.
-    task: the SeqIO task or mixture it was trained on; None likewise.
-    task_feature_lengths: tokens of `inputs` and `targets`; empty likewise.
+      frozen as a whole or in part, see `recorded_paths`; None if the checkpoint
+      holds every weight.
+    task: the SeqIO task or mixture of the training; None if unknown.
+    task_feature_lengths: tokens of `inputs` and `targets`; empty if unknown.
     truncate_prompt: which end of a long prompt was kept.
-    data_order: what decides which examples a step sees: batch size, seeds, and
-      how they are put together by length.
-    policy: for policies, what else decides the run: `{'reference': …,
-      'reward_checkpoints': […], 'temperature': …, …}`, where the former have
-      what `base` has.
+    data_order: determines the examples of each step: batch size, seeds, and how
+      examples are grouped by length.
+    policy: further settings of a policy's run: `{'reference': …,
+      'reward_checkpoints': […], 'temperature': …, …}`; the first two have the
+      entries of `base`.
     module: the user's module that registers the task, if any.
-    versions: of this library and those below it, see `core.versions`.
-    data: identifies the training examples, see `data_fingerprint`; None where
-      nothing tells it, as in formats before 4.
-    eval_data: the same of the validation examples.
-    settings: of optimizers, losses, rewards and algorithm, see `run_settings`;
-      None likewise.
-    changes: of each time that the run went on with something else than before,
-      `{'step': newest step, name: [before, after], …}`; see `run_changes`.
-    made_of: what `perlhf convert` made it of, and where that lay; None of what
-      a run saved. It holds every weight, and nothing to go on training from.
+    versions: the versions of this library and its dependencies, see
+      `core.versions`.
+    data: identifies the training examples, see `data_fingerprint`; None if
+      unknown, as in formats before 4.
+    eval_data: identifies the validation examples, likewise.
+    settings: the settings of optimizers, losses, rewards and algorithm, see
+      `run_settings`; None if unknown.
+    changes: for each time that the run resumed with changes, `{'step': newest
+      step, name: [before, after], …}`; see `run_changes`.
+    made_of: the checkpoint from which `perlhf convert` made this one, and its
+      path; None for checkpoints of a run. A converted checkpoint holds every
+      weight, but training cannot resume from it.
   """
 
   kind: _Kind
@@ -124,17 +129,18 @@ def to_json(metadata: RunMetadata) -> dict[str, Any]:
 
 
 def from_json(fields: Any, where: str) -> RunMetadata:
-  """Reads a JSON object that `to_json` made, or somebody who wishes us ill.
+  """Reads a JSON object from `to_json`, or from an attacker.
 
-  Every part is of the type that it should be, and within bounds, afterwards:
-  those who use it need not ask again. Nothing is allocated or imported.
+  Checks the type and the bounds of every part, so that callers need not check
+  again. Allocates no arrays and imports no modules.
 
   Args:
-    fields: what `strict_json.loads` returned.
+    fields: the result of `strict_json.loads`.
     where: the checkpoint, for messages.
 
   Raises:
-    CheckpointError: a newer version of this library wrote it, or it is damaged.
+    CheckpointError: a newer version of this library wrote the checkpoint, or it
+      is damaged.
   """
   source = f'The metadata of {where}'
   with schemas.blamed_on(source, errors.CheckpointError, _DAMAGED):
@@ -157,7 +163,7 @@ def from_json(fields: Any, where: str) -> RunMetadata:
 
 
 def _of_current_format(fields: Any, where: str) -> dict[str, Any]:
-  """Returns the fields as the newest version writes them."""
+  """Converts fields to the newest format."""
   fields = dict(_mapping(fields, 'it'))
   version = fields.pop('format_version', None)
   checks.check(
@@ -181,13 +187,13 @@ def _of_current_format(fields: Any, where: str) -> dict[str, Any]:
     for name, kind in _POLICY.items():
       if name in policy:
         checks.check(f'policy.{name}', policy[name], kind)
-  # Versions that did not say it put no examples together by length.
+  # Versions without this entry did not group examples by length.
   order = {LENGTH_BUCKETS: 0, **_mapping(fields['data_order'], 'data_order')}
   return {**fields, 'policy': policy, 'data_order': order}
 
 
 def _check_together(metadata: RunMetadata) -> None:
-  """Checks what each part says of the others."""
+  """Checks that the parts are consistent with each other."""
   told = metadata.objective is not None
   if told and None in (metadata.kind, metadata.tuning):
     raise errors.ConfigError('it has an objective, and no kind or no tuning.')
@@ -203,7 +209,7 @@ def _mapping(value: Any, name: str) -> Mapping[str, Any]:
 
 
 def _check_recorded(fields: Mapping[str, Any], name: str) -> None:
-  """Checks what names other checkpoints, which need not be there."""
+  """Checks the records of other checkpoints, which need not exist."""
   value: Any = fields
   for part in name.split('.'):
     value = None if value is None else value.get(part)
@@ -213,7 +219,7 @@ def _check_recorded(fields: Mapping[str, Any], name: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-  """Replaces tuples by lists, as JSON would."""
+  """Replaces tuples by lists, as JSON does."""
   if isinstance(value, Mapping):
     return {k: _plain(v) for k, v in value.items()}
   return list(value) if isinstance(value, tuple) else value

@@ -1,7 +1,8 @@
-"""The settings that decide what a run learns, as JSON.
+"""The settings that determine what a run learns, as JSON.
 
-What gin built is described, defaults included, and not what the gin files say:
-another file, another order or a macro in the place of a number is no change.
+Describes the objects that gin built, defaults included, and not the text of the
+gin files. So another file, another order, or a macro in place of a number does
+not count as a change.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from perlhf_jax.core import code_digest
 from perlhf_jax.core import operative_config
 from perlhf_jax.core import user_code
 
-# The entry of an object that names its class.
+# The entry with an object's class.
 CLASS = 'class'
 
 
@@ -23,13 +24,13 @@ def describe(value: Any) -> Any:
 
   Args:
     value: a plain value; a list, tuple or mapping of settings; a function; or
-      an object, such as an `optimizers.Optimizer` or an algorithm of the
-      user's, of which its fields or public attributes count.
+      an object with fields or public attributes, such as an
+      `optimizers.Optimizer` or a user's algorithm.
 
   Returns:
-    Of an object `{'class': name, field: …}`, with the `code` of a class of the
-    user's; of a function its name, its code and what a partial or gin binds of
-    it. Code is a digest, see `code_digest`.
+    For an object, `{'class': name, field: …}`, with the `code` of a user's
+    class. For a function, its name, its code and the arguments that a partial
+    or gin binds. Code is a digest, see `code_digest`.
   """
   if value is None or isinstance(value, bool | str):
     return value

@@ -12,17 +12,17 @@ from perlhf_jax.training import step_damage
 from perlhf_jax.training import step_digests
 from perlhf_jax.training import step_files
 
-# Files of a run that hold one JSON object, or one on each line.
+# Files of a run that hold one JSON object, or one per line.
 _RECORDS = ('summary.json', 'eval.json', 'metrics.jsonl', 'samples.jsonl')
 
 
 class Finding(NamedTuple):
-  """What was found out about a part of a MODEL_DIR.
+  """The result of checking a part of a MODEL_DIR.
 
   Attributes:
-    name: of the part, such as `step 12`.
-    text: how it is.
-    damaged: whether it is not as it was written.
+    name: the name of the part, such as `step 12`.
+    text: describes its condition.
+    damaged: whether the part differs from what was written.
   """
 
   name: str
@@ -31,14 +31,14 @@ class Finding(NamedTuple):
 
 
 def verify(path: str) -> Iterator[Finding]:
-  """Reads everything, whatever PERLHF_VERIFY says, and changes nothing.
+  """Reads every file, even if PERLHF_VERIFY is off; changes nothing.
 
   Args:
     path: a MODEL_DIR or one of its steps.
 
   Raises:
-    ConfigError: it is neither.
-    CheckpointError: files cannot be read, whatever they hold.
+    ConfigError: `path` is neither.
+    CheckpointError: files cannot be read at all.
   """
   folder = step_files.absolute(path)
   root = folder / step_files.CHECKPOINTS

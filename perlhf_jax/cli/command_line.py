@@ -1,8 +1,8 @@
-"""The grammar of the command line, which absl parses.
+"""Parses the command line with absl.
 
 `perlhf COMMAND [--gin_file=F ...] [--gin.NAME=VALUE ...] [command flags]`
 
-Each command has its own set of flags: one of another command is an error.
+Each command has its own set of flags; a flag of another command is an error.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ class Arguments(NamedTuple):
   """A parsed command line.
 
   Attributes:
-    keywords: what the flags give, by argument.
-    scan: of the gin files and bindings; None for a command without.
-    hosts: what the flags of hosts give; None for a process without others.
-    check: what those of a check give; None to do the work.
+    keywords: values of the command's own flags, by argument.
+    scan: scan of the gin files and bindings; None for a command without gin.
+    hosts: values of the host flags; None for a single process.
+    check: values of the check flags; None to run the command.
   """
 
   keywords: dict[str, Any]
@@ -34,7 +34,7 @@ class Arguments(NamedTuple):
 
 
 def names_hosts(args: Sequence[str]) -> bool:
-  """Says whether arguments, parsed or not, start one of several processes."""
+  """Returns whether arguments have host flags, for one of several processes."""
   given = {arg.lstrip('-').partition('=')[0] for arg in args}
   names = {flag.name for flag in commands.host_flags()}
   return bool(given & names) and commands.CHECK.name not in given
@@ -43,11 +43,11 @@ def names_hosts(args: Sequence[str]) -> bool:
 def parse(
   name: str, command: Command, args: Sequence[str], complete: bool = True
 ) -> Arguments:
-  """Parses the arguments that stand after a command's name.
+  """Parses the arguments after a command's name.
 
   Raises:
-    ConfigError: a flag is unknown or has a bad value, a gin file is missing or
-      bad, or, if the arguments are to be `complete`, something is not given.
+    ConfigError: a flag is unknown or has a bad value; a gin file is missing or
+      bad; or `complete` is set and a required flag or macro is missing.
   """
   groups = command.flags, command.host_flags, command.check_flags
   values = absl_flags.FlagValues()
@@ -98,7 +98,7 @@ def parse(
 
 
 def _rewritten(command: Command, arg: str) -> str:
-  """Turns `--gin.NAME=VALUE`, which absl cannot read, into `--gin_bindings`."""
+  """Rewrites `--gin.NAME=VALUE`, which absl cannot parse, to a gin binding."""
   match = re.fullmatch(r'--?gin\.([^=]*)=?(.*)', arg, re.DOTALL)
   if not match:
     return arg
@@ -116,7 +116,7 @@ def _scan(
   values: absl_flags.FlagValues,
   complete: bool,
 ) -> gin_scan.Scan:
-  """Scans the gin files, and the bindings; those of flags come last."""
+  """Scans gin files and bindings; bindings made from flags come last."""
   files, bindings, paths = (
     values[f'gin_{each}'].value for each in ('file', 'bindings', 'search_paths')
   )

@@ -1,4 +1,4 @@
-"""The commands, and an example of each."""
+"""The commands, with an example of each."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -7,7 +7,7 @@ import functools
 from perlhf_jax.cli import flags as flags_lib
 from perlhf_jax.cli.flags import Flag
 
-# Asks for a check; its argument says for what.
+# Asks for a check instead of a run.
 CHECK = Flag('check', 'check all that can be checked, and start nothing')
 
 
@@ -17,14 +17,14 @@ class Command:
 
   Attributes:
     help: one line for the overview.
-    function: full name of the function that does it; imported when called.
+    function: full name of the function that runs it; imported when called.
     example: a command line that works.
-    gin_file: the gin file that it reads first, before those that are given;
-      None for a command whose flags are the arguments of its function.
-    macros: the flags of a command with a gin file, which are arguments of its
-      function or `mesh_shape`, and the macro that each one sets.
-    on_hosts: whether it can be checked, and run on several hosts.
-    compiles_for_others: whether its programs are for chips that are not here.
+    gin_file: its own gin file, read before the user's files; None for a command
+      whose flags are the arguments of its function.
+    macros: for a command with a gin file, the macro that each of its flags
+      sets; flags are arguments of its function or `mesh_shape`.
+    on_hosts: whether it can be checked and can run on several hosts.
+    compiles_for_others: whether it compiles for chips that are not attached.
   """
 
   help: str
@@ -43,7 +43,7 @@ class Command:
       return own
     others = flags_lib.of('perlhf_jax.stages.score.score')
     mesh = [flag for flag in others if flag.argument == 'mesh_shape']
-    # The gin file has their defaults, and says what is required.
+    # The gin file holds the defaults and requirements.
     return tuple(
       dataclasses.replace(flag, default=None, required=False)
       for flag in (*own, *mesh)
@@ -52,18 +52,18 @@ class Command:
 
   @property
   def check_flags(self) -> tuple[Flag, ...]:
-    """Those of a check, `CHECK` first."""
+    """Flags of a check, `CHECK` first."""
     known = flags_lib.of('perlhf_jax.plan.check.check')
     return (CHECK, *known) if self.on_hosts else ()
 
   @property
   def host_flags(self) -> tuple[Flag, ...]:
-    """Those of a run on several hosts."""
+    """Flags of a run on several hosts."""
     return host_flags() if self.on_hosts else ()
 
 
 def host_flags() -> tuple[Flag, ...]:
-  """Returns the flags with which processes meet."""
+  """Returns the flags that connect the processes of a run."""
   return flags_lib.of('perlhf_jax.training.multihost.initialize')
 
 

@@ -1,8 +1,8 @@
-"""Flags of commands, read from the functions that do them.
+"""Flags of commands, read from the functions that run them.
 
-A function's signature says which flags there are, what they may be and what
-stands for them; its docstring says what they mean. Both are read from the
-source, since importing a function takes seconds where it reads data.
+A function's signature gives the flags with their types and defaults; its
+docstring gives their help. Both are read from the source, because importing a
+function that reads data takes seconds.
 """
 
 import ast
@@ -32,9 +32,9 @@ class Flag:
   """A flag of a command.
 
   Attributes:
-    argument: of the function.
-    help: what it means.
-    annotation: what it may be.
+    argument: name of the function's argument.
+    help: help text.
+    annotation: type and bounds of the value.
     default: value if the flag is not given.
     required: whether it must be given.
   """
@@ -47,12 +47,12 @@ class Flag:
 
   @property
   def name(self) -> str:
-    """What is typed, without the dashes: `input` of the argument input_path."""
+    """Name of the flag without dashes: `input` for the argument input_path."""
     return self.argument.removesuffix('_path')
 
   @property
   def note(self) -> str:
-    """What it means, and whether it must be given, or what stands for it."""
+    """Help text, with its default or that it is required."""
     if self.required:
       return f'{self.help} (required)'
     if self.default is None or self.default is False:
@@ -61,7 +61,7 @@ class Flag:
     return f'{self.help} (default {shown})'
 
   def define(self, values: absl_flags.FlagValues) -> None:
-    """Tells absl of the flag."""
+    """Defines the flag in absl's `values`."""
     given = self.name, self.default, self.help
     if self.annotation is bool:
       absl_flags.DEFINE_boolean(*given, flag_values=values)
@@ -70,13 +70,13 @@ class Flag:
 
 
 class _Parser(absl_flags.ArgumentParser):
-  """Reads a value, and checks it against the annotation."""
+  """Parses a value and checks it against the annotation."""
 
   def __init__(self, flag: Flag):
     self._flag = flag
 
   def parse(self, argument: Any) -> Any:
-    """Reads a value, unless it is a default."""
+    """Parses text; a value that is not text is only checked."""
     if isinstance(argument, str):
       argument = _READERS[_kind(self._flag.annotation)](argument)
     checks.check(f'--{self._flag.name}', argument, self._flag.annotation)
@@ -110,7 +110,7 @@ def of(function: str) -> tuple[Flag, ...]:
 
 
 def _evaluated(annotation: ast.expr) -> Any:
-  """Returns a plain type, with its bounds; None for one of another module."""
+  """Evaluates a plain type with bounds; None for types of other modules."""
   try:
     return eval(ast.unparse(annotation), dict(_NAMES))
   except NameError:
@@ -118,7 +118,7 @@ def _evaluated(annotation: ast.expr) -> Any:
 
 
 def _kind(annotation: Any) -> Any:
-  """Returns the type of the values of an annotation other than None."""
+  """Returns the type of an annotation, without bounds and without None."""
   if get_origin(annotation) is Annotated:
     return _kind(get_args(annotation)[0])
   if get_origin(annotation) in (Union, types.UnionType):

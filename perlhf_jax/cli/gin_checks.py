@@ -1,7 +1,7 @@
-"""Checks what a gin configuration binds, before anything is made of it.
+"""Checks the values that gin binds, before objects are made from them.
 
-The annotations of fields and arguments say what they may be
-(`core/checks.py`); messages name the macro and the place that set it.
+The annotations of fields and arguments give types and bounds
+(`core/checks.py`); messages name the macro and the place that sets it.
 """
 
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from perlhf_jax.core import gin_text
 
 
 def check_module(scan: gin_scan.Scan, module: str) -> None:
-  """Checks all that is bound of the classes and functions of a module.
+  """Checks all gin bindings of the classes and functions of a module.
 
-  Values that only gin can make, of `@references`, are left to whoever takes
-  them.
+  Does not check values of `@references`, which only gin can make; the class or
+  function that receives them must.
 
   Args:
-    scan: all files and bindings.
-    module: its name; it has been imported.
+    scan: scan of all files and bindings.
+    module: name of the module, which must be imported.
 
   Raises:
-    ConfigError: there is no such parameter, or its value is of another type
-      than it is, or out of bounds.
+    ConfigError: there is no such parameter, or its value has another type or is
+      out of bounds.
   """
   for key, (value, place) in scan.parameters.items():
     selector, _, parameter = key.rpartition('.')
@@ -46,7 +46,7 @@ def check_module(scan: gin_scan.Scan, module: str) -> None:
 
 
 def _check_name(configurable: Any, parameter: str, place: str) -> None:
-  """Finds a misspelt parameter."""
+  """Raises a ConfigError for a misspelt parameter."""
   try:
     known = inspect.signature(configurable).parameters
   except (TypeError, ValueError):  # Written in C.
@@ -61,7 +61,7 @@ def _check_name(configurable: Any, parameter: str, place: str) -> None:
 
 
 def _find(selector: str, module: str) -> Any:
-  """Returns the object of a module that a selector names, or None."""
+  """Returns the callable that a selector names in a module, or None."""
   name = selector.rpartition('.')[2]
   full = f'{module}.{name}'
   if full != selector and not full.endswith(f'.{selector}'):
@@ -71,11 +71,11 @@ def _find(selector: str, module: str) -> Any:
 
 
 def _annotations(configurable: Any) -> Mapping[str, Any]:
-  """Returns the annotations of an object; none if they cannot be read."""
+  """Returns the annotations of an object; {} if they cannot be read."""
   try:
     return checks.annotations_of(configurable)
   except (NameError, TypeError):
-    # A user's class may name types that exist for a type checker only.
+    # A user's class may name types that only a type checker imports.
     return {}
 
 
@@ -85,7 +85,7 @@ def _resolve(
   """Replaces macros by their values, and references by `checks.UNKNOWN`.
 
   Returns:
-    The value; the macro that is all of it, if one is; and where it was set.
+    The value; the macro, if the whole value is one; and where it was set.
   """
   macro = None
   while isinstance(value, gin_text.Macro):

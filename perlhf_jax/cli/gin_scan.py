@@ -1,8 +1,8 @@
-"""Reads gin files without running them, to find mistakes at once.
+"""Reads gin files without running them, to find mistakes early.
 
-Gin itself tells of most mistakes only after it has imported everything that a
-configuration names (seconds, with TensorFlow), of one at a time, and not at all
-of a misspelt macro on the command line. A scan needs no import.
+Gin reports most mistakes only after it has imported all modules of a
+configuration (seconds, with TensorFlow), and one at a time. It does not report
+a misspelt macro on the command line at all. A scan needs no imports.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +16,11 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import gin_text
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
-# Where `gin/...` lies: at the top of a checkout, or in an installed package.
+# Parents of `gin/...`: the top of a checkout, or an installed package.
 GIN_ROOTS = str(_PACKAGE.parent), str(_PACKAGE)
 REQUIRED = gin_text.Macro('gin.REQUIRED')
-# Files that any command may be given. Of several that define a macro the first
-# is suggested first: it runs anywhere, or it is the paper's choice.
+# Files that any command accepts, in the order of suggestions for a macro: first
+# those that run anywhere or are the paper's choice.
 _ADDED = (
   *('models/t5_tiny', 'lora/attention', 'rl/reinforce'),
   *('models/*', 'lora/*', 'rl/*', 'vocabularies/*'),
@@ -28,16 +28,16 @@ _ADDED = (
 
 
 class Scan:
-  """What gin files and bindings say, later ones winning.
+  """The content of gin files and bindings; later ones override earlier ones.
 
   Attributes:
-    folders: where files are looked for.
-    files: each file that was named, and the folder in which it was found.
-    bindings: gin text, usually `NAME=VALUE`, and the argument that gave it.
-    macros: the value of each macro, and the place that sets it.
-    parameters: the same of each parameter, by its name as written.
-    imports: every module that is imported, and the place that imports it.
-    notes: what the comments of files say of each macro.
+    folders: folders in which files are looked for.
+    files: each named file, and the folder in which it was found.
+    bindings: gin text, usually `NAME=VALUE`, and the flag that gave it.
+    macros: value of each macro, and the place that sets it.
+    parameters: value and place of each parameter, by its name as written.
+    imports: each imported module, and the place that imports it.
+    notes: comments in the files, by macro.
   """
 
   def __init__(
@@ -50,12 +50,12 @@ class Scan:
     """Scans gin files.
 
     Args:
-      own: a command's own file, which comes first. It is ours, wherever the
-        command is started, unless it is given too.
+      own: the command's own file, which comes first. It is this library's file
+        in any current folder, unless the user names it too.
       given: the files that the user names: in the current folder, in
-        `search_paths`, or ours.
-      search_paths: folders.
-      bindings: for `complete`; they come after the files.
+        `search_paths`, or this library's.
+      search_paths: more folders.
+      bindings: bindings that `complete` adds after the files.
 
     Raises:
       ConfigError: a file is missing, is not gin, or includes itself.
@@ -74,7 +74,7 @@ class Scan:
       self._add_file(name, self.folders)
 
   def uses(self) -> dict[str, str]:
-    """Returns each macro that is read, with the first place that reads it."""
+    """Returns the macros that are read, with the first place of each."""
     found: dict[str, str] = {}
     for value, place in (*self.macros.values(), *self.parameters.values()):
       for name in gin_text.macros_in(value):
@@ -82,13 +82,13 @@ class Scan:
     return found
 
   def required(self) -> dict[str, str]:
-    """Returns the macros that a file requires and none gives, with places."""
+    """Returns the macros that are required but not set, with places."""
     known = self.macros.items()
     return {name: place for name, (value, place) in known if value == REQUIRED}
 
   def undefined(self) -> dict[str, str]:
-    """Returns the macros that are read and nowhere defined, with places."""
-    # A name with a dot is a constant, which only its module defines.
+    """Returns the macros that are read but not defined, with places."""
+    # A name with a dot is a constant, which its module defines.
     return {
       name: place
       for name, place in self.uses().items()
@@ -96,7 +96,7 @@ class Scan:
     }
 
   def _add_file(self, name, folders, outer=()) -> None:
-    """Adds a file, and what it includes; `outer` are those that include it."""
+    """Adds a file and its includes; `outer` are the files that include it."""
     if name in outer:
       chain = ' includes '.join((*outer, name))
       raise errors.ConfigError(f'gin files include each other: {chain}')
@@ -114,7 +114,7 @@ class Scan:
     notes = _notes(text)
     for each in gin_text.statements(text, name):
       if each.kind == 'include':
-        # What a file of ours includes is ours.
+        # Look first in the folder where the including file was found.
         inner = [paths[path], *folders]
         self._add_file(each.name, inner, (*outer, name))
       else:
@@ -131,13 +131,13 @@ class Scan:
       values[name] = value, place
 
   def complete(self, flags: Mapping[str, str] | None = None) -> None:
-    """Adds the bindings, and finds the macros that are missing or misspelt.
+    """Adds the bindings, and finds missing and misspelt macros.
 
     Args:
       flags: the flag of each macro that has one.
 
     Raises:
-      ConfigError: names all that is missing, or the first that is misspelt.
+      ConfigError: names all missing macros, or the first misspelt one.
     """
     given = {}
     for text, flag in self.bindings:
@@ -176,7 +176,7 @@ class Scan:
 
 
 def files_defining(name: str) -> list[str]:
-  """Lists gin files that define a macro and that any command may be given."""
+  """Returns up to 3 gin files that any command accepts and define a macro."""
   files = dict.fromkeys(file for each in _ADDED for file in _own_files(each))
   return [file for file in files if name in _macros_of(file)][:3]
 
@@ -187,13 +187,13 @@ def _macros_of(file: str) -> frozenset[str]:
 
 
 def did_you_mean(name: str, known: Iterable[str], before: str = '') -> str:
-  """Suggests a name that is close, if there is one."""
+  """Returns a hint that suggests a similar name, or ''."""
   close = difflib.get_close_matches(name, list(known), n=1)
   return f'; did you mean {before}{close[0]}?' if close else ''
 
 
 def _own_files(pattern: str = '**/*') -> list[str]:
-  """Lists this library's gin files by the names that a user gives them."""
+  """Lists this library's gin files, as `gin/...` names for --gin_file."""
   return [
     path.relative_to(root).as_posix()
     for root in GIN_ROOTS
@@ -202,7 +202,7 @@ def _own_files(pattern: str = '**/*') -> list[str]:
 
 
 def _notes(text: str) -> dict[int, str]:
-  """Returns the comment behind or above each line, by its number from 1."""
+  """Returns the comment behind or above each line, by line number from 1."""
   notes, above = {}, []
   for number, line in enumerate(text.splitlines(), start=1):
     code, _, behind = line.partition('  # ')

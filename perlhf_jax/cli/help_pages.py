@@ -1,4 +1,4 @@
-"""What `perlhf --help` and `perlhf COMMAND --help` print."""
+"""The pages that `perlhf --help` and `perlhf COMMAND --help` print."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import textwrap
@@ -26,7 +26,7 @@ _GIN = (
   ('gin.NAME=VALUE', 'sets a macro, or a parameter, after the files'),
   ('gin_search_paths=A,B', 'more folders in which to look for gin files'),
 )
-_WIDTHS = 24, 34  # Of the columns of flags and of macros.
+_WIDTHS = 24, 34  # Column widths of flags and of macros.
 
 
 def overview(commands: Mapping[str, Command]) -> str:
@@ -39,10 +39,10 @@ def overview(commands: Mapping[str, Command]) -> str:
 def page(name: str, command: Command, args: Sequence[str] = ()) -> str:
   """Returns the page that `perlhf COMMAND --help` prints.
 
-  Gin files among the other arguments are described too.
+  The page also describes gin files among `args`.
 
   Raises:
-    ConfigError: `args` hold a mistake.
+    ConfigError: `args` have a mistake.
   """
   given = command_line.parse(name, command, args, complete=False)
   lines = [f'perlhf {name}: {command.help}', '', 'Flags:']
@@ -66,7 +66,7 @@ def _flag(flag: flags.Flag) -> str:
 
 
 def _macros(scan: gin_scan.Scan) -> Iterator[str]:
-  """Lists the macros of gin files: those to give, and those one may give."""
+  """Lists the macros of gin files: required ones, then optional ones."""
   yield ''
   files = ', '.join(name for name, _ in scan.files)
   yield f'To be given, as --gin.NAME=VALUE, with {files}:'
@@ -86,7 +86,7 @@ def _macros(scan: gin_scan.Scan) -> Iterator[str]:
 
 
 def _row(name: str, note: str, width: int = _WIDTHS[1]) -> str:
-  """Returns a name with its note in a column behind it, or below if long."""
+  """Formats a name with its note in the next column, or below a long name."""
   lines = textwrap.wrap(note, 78 - width) if note else ['']
   if len(name) >= width:
     lines.insert(0, '')

@@ -1,8 +1,8 @@
-"""A command on several hosts: how its processes begin together, and end.
+"""Starts and ends the processes of a command on several hosts together.
 
-Each host runs the same command line with `commands.host_flags`. No process
-may leave the others waiting: what goes wrong on one before the work starts is
-an error of all, and a process that fails later takes the others with it.
+Each host runs the same command line with `commands.host_flags`. No process may
+leave the others waiting: an error on one host before the work starts becomes an
+error on all hosts, and a process that fails later ends the others too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ def supervised(work: Callable[[], int]) -> int:
     work: returns an exit code.
 
   Returns:
-    The exit code: that of `work`; `errors.GOES_ON` if another process was lost.
+    The exit code of `work`; `errors.GOES_ON` if another process was lost.
   """
 
   def ending_alone() -> int:
@@ -54,26 +54,26 @@ def load_together(
   command: Sequence[str],
   load: Callable[[], tuple[Callable[[], Any], str]],
 ) -> Callable[[], Any]:
-  """Meets the other processes and loads a command as they do.
+  """Connects to the other processes and loads the same command as they do.
 
   Args:
     flags: values of `commands.host_flags`.
-    command: lines that say what is to be done.
-    load: gives the call that does it, and its configuration as text.
+    command: lines that describe the command, to compare processes.
+    load: returns the call that does the work, and its configuration as text.
 
   Returns:
     The call.
 
   Raises:
-    UserError: by `load`, on any of the processes; or they are not all there, or
-      not about to do the same.
+    UserError: `load` raised it on any process; or processes are missing, or
+      differ in command, configuration or versions.
   """
-  # jax takes a second to import, and must not have used a device before.
+  # jax takes a second to import, and must not use a device before `initialize`.
   import jax
 
   from perlhf_jax.training import multihost
 
-  # Where hosts are started one by one, the same command may succeed later.
+  # If hosts are started one by one, the same command may succeed later.
   supervision.if_aborted(errors.GOES_ON, multihost.unmet(**flags))
   multihost.initialize(**flags)
   supervision.if_aborted(errors.GOES_ON, multihost.LOST)
@@ -95,7 +95,7 @@ def load_together(
 
 
 def _lost_host(error: Exception) -> str | None:
-  """Says that another process is gone, if that is what an error is about."""
+  """Returns a message if an error means that another process is lost."""
   if 'jax' not in sys.modules:
     return None
   from perlhf_jax.training import multihost

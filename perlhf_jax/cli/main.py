@@ -1,11 +1,10 @@
 """The command line: `perlhf COMMAND ...`, or `python -m perlhf_jax`.
 
-Mistakes in what the user gave (`errors.UserError`) are printed in one message
-without a traceback and end with exit code 2, and so do failures of the outside
-world, such as a full disk. A run that was told to stop, that lost another host
-or did not meet it, or whose network failed, ends with exit code 75
-(EX_TEMPFAIL): started again, the same command goes on. Anything else is a fault
-of this library and keeps its traceback.
+User errors (`errors.UserError`) and environment failures, such as a full disk,
+are printed as one message without a traceback and end with exit code 2. A run
+that was told to stop, that lost or did not reach another host, or whose network
+failed, ends with exit code 75 (EX_TEMPFAIL): started again, the same command
+resumes. Any other error is a bug of this library and keeps its traceback.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,11 +42,11 @@ _TOLD = (
 def run(
   argv: Sequence[str], commands: Mapping[str, Command] = commands_lib.COMMANDS
 ) -> int:
-  """Runs the arguments of a command line, without the program's name.
+  """Runs a command line, given without the program's name.
 
   Returns:
-    The exit code: 0, 2 after a mistake of the user's or a failure outside, 75
-    if the same command goes on when it is started again, 130 if interrupted.
+    The exit code: 0; 2 after a user error or an environment failure; 75 if the
+    same command resumes when it is started again; 130 if interrupted.
   """
   try:
     _run(argv, commands)
@@ -100,7 +99,7 @@ def _run(argv: Sequence[str], commands: Mapping[str, Command]) -> None:
     return
   arguments = command_line.parse(name, command, args)
   with contextlib.ExitStack() as stack:
-    if command.on_hosts:  # A launcher starts it again.
+    if command.on_hosts:  # A launcher may start it again.
       stack.enter_context(sigterm.ends(errors.GOES_ON, _TOLD))
     _call(name, command, arguments)
 
@@ -108,7 +107,7 @@ def _run(argv: Sequence[str], commands: Mapping[str, Command]) -> None:
 def _call(
   name: str, command: Command, arguments: command_line.Arguments
 ) -> None:
-  """Loads a command and does what it says."""
+  """Loads a command and runs it."""
   if command.compiles_for_others or arguments.check is not None:
     program_cache.forbid()
   else:
@@ -124,8 +123,8 @@ def _call(
 def _load(
   command: Command, arguments: command_line.Arguments
 ) -> tuple[Callable[[], Any], str]:
-  """Returns the call that does the command, and its configuration as text."""
-  with logs.without_noise():  # TensorFlow prints while it is imported.
+  """Returns the call that runs the command, and its configuration as text."""
+  with logs.without_noise():  # TensorFlow prints when it is imported.
     module, _, name = command.function.rpartition('.')
     function = getattr(importlib.import_module(module), name)
     if arguments.scan is None:

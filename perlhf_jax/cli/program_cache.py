@@ -1,7 +1,7 @@
-"""Compiled programs are kept for the next start of a command.
+"""Sets up JAX's persistent compilation cache, for faster starts of commands.
 
-JAX does it; here it is told where. The environment says so, since a command
-that compiles nothing need not import JAX to be told.
+It is set by environment variables, so that a command that compiles nothing need
+not import JAX.
 """
 
 import glob
@@ -17,44 +17,44 @@ from absl import logging
 from perlhf_jax.core import start_cache
 
 _MOST_BYTES = 4 << 30
-# What JAX says, by a warning, of a program that it cannot read.
+# JAX's warning about a program that it cannot read.
 _DAMAGED = re.compile(
   r"Error reading persistent compilation cache entry for '(.+?)': (.*)", re.S
 )
 
 
 def use() -> None:
-  """Has JAX keep compiled programs; to be called before it is imported.
+  """Makes JAX cache compiled programs; call it before JAX is imported.
 
-  What the user has told JAX itself by the environment is left as it is.
+  Environment variables that the user has set for JAX take precedence.
   """
   if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
     return
-  # A program for a CPU may use whatever that CPU can do, and another one that
-  # shares the folder may not have it.
+  # One folder per kind of CPU: a program may use instructions that another CPU
+  # sharing the folder does not have.
   folder = start_cache.folder(f'programs/{_machine()}')
   if folder is None:
     return
   start_cache.prune(folder, _MOST_BYTES)
   os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
-  # Small programs are many.
+  # Cache small programs too, because there are many.
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
   _remove_damaged(folder)
 
 
 def forbid() -> None:
-  """Keeps JAX from it; to be called before it is imported.
+  """Turns JAX's compilation cache off; call it before JAX is imported.
 
-  Programs for chips that are not here cannot be read back.
+  Programs for chips that are not attached cannot be read back.
   """
   os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 
 
 def _remove_damaged(folder: pathlib.Path) -> None:
-  """Has programs removed that cannot be read, such as one half written.
+  """Removes programs that JAX warns it cannot read, such as truncated ones.
 
-  JAX compiles them again, but leaves them as they are, and so would warn of
-  them at every start.
+  JAX compiles them again but keeps the damaged files, and so would warn at
+  every start.
   """
   show = warnings.showwarning
 
@@ -75,7 +75,7 @@ def _remove_damaged(folder: pathlib.Path) -> None:
 
 
 def _machine() -> str:
-  """Names the kind of processor that this machine has."""
+  """Returns a digest of this machine's kind of processor."""
   lines = [platform.machine(), platform.processor()]
   try:
     known = pathlib.Path('/proc/cpuinfo').read_text()

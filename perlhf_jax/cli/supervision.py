@@ -1,9 +1,8 @@
-"""A parent that tells how a process of several ended.
+"""A parent process that reports how a process of a multi-host run ended.
 
-jax ends a process by abort() when it cannot reach the others, or has lost one
-of them, and nothing in that process can catch it. So the work is done in a
-child, and its parent turns an abort into the exit code and the message that
-the child has left for that case.
+jax calls abort() when it cannot reach the other processes or has lost one, and
+the process cannot catch that. So a child does the work, and its parent turns an
+abort into the exit code and the message that the child left for that case.
 """
 
 from collections.abc import Callable
@@ -14,25 +13,25 @@ import signal
 import sys
 import threading
 
-# In the child, the way to its parent.
+# In the child, the pipe to its parent.
 _report: int | None = None
 
 
 def run(work: Callable[[], int]) -> int:
-  """Does work in a child; to be called before any thread is started.
+  """Does work in a child; call it before any thread is started.
 
   Args:
     work: returns an exit code, or does not return.
 
   Returns:
-    The exit code: in the child that of `work`, in the parent that of the child
-    or what it left by `if_aborted`.
+    In the child, the exit code of `work`; in the parent, the exit code of the
+    child, or the one that the child left by `if_aborted`.
   """
   global _report
   reading, writing = os.pipe()
   alive_reading, alive_writing = os.pipe()
-  # The parent takes its signals with sigwait(): a handler could be set too
-  # late, or run just before a blocking wait that nothing interrupts any more.
+  # The parent waits for signals with sigwait(): a handler could be set too
+  # late, or run just before a blocking wait that then nothing interrupts.
   awaited = {signal.SIGTERM, signal.SIGCHLD}
   signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
   signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -48,7 +47,7 @@ def run(work: Callable[[], int]) -> int:
     return work()
   os.close(writing)
   os.close(alive_reading)
-  # A terminal sends it to the child as well.
+  # A terminal sends SIGINT to the child too.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   ended = status = 0
   while not ended:
@@ -63,12 +62,12 @@ def run(work: Callable[[], int]) -> int:
 
 
 def if_aborted(code: int, message: str | None = None) -> None:
-  """Leaves word for the parent; does nothing in a process without one.
+  """Tells the parent how to report an abort; does nothing without a parent.
 
   Args:
-    code: exit code, should this process be aborted from now on.
-    message: to print then; None if the work is over and all is said, so that
-      however the process ends is of no account.
+    code: exit code to use if this process is aborted from now on.
+    message: message to print then; None if the work is over, so that the parent
+      ignores how the process ends and uses `code`.
   """
   if _report is not None:
     line = json.dumps({'code': code, 'message': message}) + '\n'
@@ -76,8 +75,8 @@ def if_aborted(code: int, message: str | None = None) -> None:
 
 
 def _last_report(reading: int) -> dict | None:
-  """Reads what the child left last."""
-  # A process that the child has started may still hold the other end.
+  """Returns the last report of the child, or None."""
+  # A process that the child started may still hold the other end open.
   os.set_blocking(reading, False)
   with contextlib.suppress(BlockingIOError):
     lines = os.read(reading, 2**16).splitlines()
@@ -86,7 +85,7 @@ def _last_report(reading: int) -> dict | None:
 
 
 def _explain(number: int, report: dict | None) -> int:
-  """Returns the exit code of a child that a signal killed, and says why."""
+  """Returns the exit code for a child killed by a signal, and prints why."""
   if report and (number == signal.SIGABRT or report['message'] is None):
     if report['message']:
       print(f'perlhf: error: {report["message"]}', file=sys.stderr)
@@ -101,6 +100,6 @@ def _explain(number: int, report: dict | None) -> int:
 
 
 def _die_with_parent(alive: int) -> None:
-  """Ends this process when its parent is gone."""
+  """Kills this process when its parent has ended."""
   os.read(alive, 1)
   os.kill(os.getpid(), signal.SIGKILL)

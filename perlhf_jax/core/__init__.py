@@ -1,1 +1,1 @@
-"""Aliases, masks and tree paths: what every floor above stands on."""
+"""Errors, checks, masks and tree paths, which all other packages use."""

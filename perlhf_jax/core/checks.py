@@ -1,14 +1,14 @@
-"""Checks of settings against their annotations, in one way for all of them.
+"""Checks settings against their annotations.
 
 A setting is a field of a dataclass or an argument of a function. Its
-annotation says what it may be, bounds of numbers included:
+annotation gives its type, and its bounds if it is a number:
 
   rank: Annotated[int, checks.Range(least=1)] = 8
 
-cli/gin_checks.py checks all that a configuration binds before anything is made
-of it, and names the macro and the place. Dataclasses call `check_fields`, and
-the functions of commands are `checked`, for those who build and call them in
-Python.
+cli/gin_checks.py checks all settings that a gin configuration binds before
+objects are made from them, and names the macro and the place that sets it.
+For use from Python, dataclasses call `check_fields`, and the functions of
+commands are decorated with `checked`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,12 +34,12 @@ from perlhf_jax.core import errors
 
 _UNIONS = (Union, types.UnionType)
 _PLAIN = (str, bytes, int, float, list, tuple, dict, type(None))
-# Letters of a value in a message.
+# Maximum number of characters of a value in a message.
 _SHOWN = 200
 _Function = TypeVar('_Function', bound=Callable[..., Any])
 
-# Stands for a value that is not known yet, such as what a gin reference makes:
-# it passes every check.
+# A value that is not known yet, such as the result of a gin reference. It
+# passes every check.
 UNKNOWN = object()
 
 
@@ -48,11 +48,11 @@ class Range:
   """Bounds of a number, for `Annotated`.
 
   Attributes:
-    least: the smallest number allowed.
-    above: a number that is too small itself.
-    most: the largest number allowed.
-    below: a number that is too large itself.
-    hint: what else to do, shown behind the bounds.
+    least: inclusive lower bound.
+    above: exclusive lower bound.
+    most: inclusive upper bound.
+    below: exclusive upper bound.
+    hint: advice that the message shows after the bounds.
   """
 
   least: float | None = None
@@ -62,7 +62,7 @@ class Range:
   hint: str = ''
 
   def allows(self, value: float) -> bool:
-    """Returns whether a number lies within the bounds."""
+    """Returns whether a number is within the bounds."""
     return (
       (self.least is None or value >= self.least)
       and (self.above is None or value > self.above)
@@ -111,13 +111,14 @@ def check(name: str, value: Any, annotation: Any) -> None:
   """Checks a value against an annotation.
 
   Args:
-    name: what the user calls it, for the message.
-    value: what the user gave.
+    name: the user's name of the setting, for the message.
+    value: the value that the user gave.
     annotation: a type, a union, a container type, a protocol, or
-      `Annotated` with a `Range` or `OneOf`. Anything else allows every value.
+      `Annotated` with a `Range` or `OneOf`. Any other annotation allows every
+      value.
 
   Raises:
-    ConfigError: the value is of another type or out of bounds.
+    ConfigError: the value has another type or is out of bounds.
   """
   if _is_valid(value, annotation):
     return
@@ -133,13 +134,13 @@ def check(name: str, value: Any, annotation: Any) -> None:
 
 
 def shown(value: Any) -> str:
-  """Writes a value for a message, the beginning of one that is long."""
+  """Formats a value for a message, and truncates a long one."""
   text = str(value) if isinstance(value, type) else repr(value)
   return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}…'
 
 
 def check_fields(instance: Any) -> None:
-  """Checks every field of a dataclass; to be called by `__post_init__`.
+  """Checks every field of a dataclass; called by `__post_init__`.
 
   Raises:
     ConfigError: a field has a value that its annotation does not allow.
@@ -152,11 +153,11 @@ def check_fields(instance: Any) -> None:
 
 
 def checked(function: _Function) -> _Function:
-  """Makes a function check its keyword arguments before it does anything.
+  """Decorates a function so that it first checks its keyword arguments.
 
   Raises:
-    ConfigError: by the function, of an argument that its annotation does not
-      allow; the name shown is `FUNCTION.ARGUMENT`.
+    ConfigError: raised by the decorated function, if an annotation does not
+      allow an argument; the name shown is `FUNCTION.ARGUMENT`.
   """
 
   @functools.wraps(function)
@@ -182,7 +183,7 @@ def check_arguments(
 
 
 def annotations_of(configurable: Any) -> dict[str, Any]:
-  """Returns the annotation of each field or argument that can be set.
+  """Returns the annotation of each field or argument, by name.
 
   Args:
     configurable: a dataclass, another class, or a function.
@@ -204,7 +205,7 @@ def _is_valid(value: Any, annotation: Any) -> bool:
     return value is None
   origin, args = get_origin(annotation), get_args(annotation)
   if origin is Annotated:
-    # Of `int | None` with bounds, None has none.
+    # In `int | None` with bounds, the bounds do not apply to None.
     return _is_valid(value, args[0]) and (
       value is None or all(extra.allows(value) for extra in args[1:])
     )
@@ -220,7 +221,7 @@ def _is_valid(value: Any, annotation: Any) -> bool:
 
 
 def _is_instance(value, annotation, origin, args) -> bool:
-  """Returns whether a value is of a class, its items included."""
+  """Returns whether a value and its items are instances of a class."""
   kind = origin or annotation
   if kind is Callable:
     return callable(value)
@@ -243,7 +244,7 @@ def _is_instance(value, annotation, origin, args) -> bool:
 
 
 def _wanted(annotation: Any) -> str:
-  """Says what an annotation allows."""
+  """Describes the values that an annotation allows."""
   origin, args = get_origin(annotation), get_args(annotation)
   if origin is Annotated:
     bounds = ' '.join(map(str, args[1:]))
@@ -277,7 +278,7 @@ def _wanted(annotation: Any) -> str:
 
 
 def _bounded(annotation: Any, bounds: str) -> str:
-  """Says what an annotation with bounds allows."""
+  """Describes the values that an annotation with bounds allows."""
   if bounds.startswith('one of'):
     return bounds
   return f'{_wanted(annotation)} {bounds}'
@@ -293,7 +294,7 @@ def _wanted_sequence(kind, args) -> str:
 
 
 def _missing(value: Any, annotation: Any) -> list[str]:
-  """Lists the attributes of a protocol that a value lacks."""
+  """Returns the attributes of a protocol that a value lacks."""
   if not inspect.isclass(annotation):
     return []
   if not typing_extensions.is_protocol(annotation):
@@ -309,7 +310,7 @@ def _is_number(value: Any) -> bool:
 def _is_finite(value: numbers.Real) -> bool:
   try:
     return math.isfinite(value)
-  except OverflowError:  # A whole number that no float can hold.
+  except OverflowError:  # An integer too large for a float.
     return False
 
 

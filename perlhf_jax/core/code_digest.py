@@ -1,4 +1,4 @@
-"""A digest of the user's code, to notice that a function has changed."""
+"""A digest of the user's code, to detect that a function has changed."""
 
 import ast
 from collections.abc import Callable
@@ -11,17 +11,18 @@ from perlhf_jax.core import user_code
 
 
 def digest(function: Callable[..., Any]) -> str | None:
-  """Returns 16 hexadecimal digits of the module that defines a function.
+  """Returns a digest of the module that defines a function.
 
-  The whole module counts, so that the functions that this one calls there
-  count too. Comments and layout do not.
+  The digest covers the whole module, because the function may call others in
+  it. Comments and layout do not change it.
 
   Args:
-    function: a function, a partial of one, or an object that can be called.
+    function: a function, a partial of one, or another callable object.
 
   Returns:
-    None for functions of Python, of this package and of libraries, whose
-    versions are recorded elsewhere, and for code that lies in no file.
+    16 hexadecimal digits. None for functions of Python, of this package and of
+    libraries, whose versions are recorded elsewhere, and for code without a
+    file.
   """
   function = user_code.unwrapped(function)
   named = function if hasattr(function, '__qualname__') else type(function)

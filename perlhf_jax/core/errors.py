@@ -1,24 +1,23 @@
 """Errors that a user can act on.
 
-`main` prints these without a traceback: each message names the offending
-thing and says what to do about it.
+`main` prints these without a traceback: each message names the cause and says
+what to do about it.
 """
 
 import os
 
-# Exit code (EX_TEMPFAIL, 75) of a command that goes on when it is started
-# again; launchers do so.
+# Exit code (EX_TEMPFAIL, 75) of a command that resumes when a launcher starts
+# it again.
 GOES_ON = os.EX_TEMPFAIL
 
 
 class UserError(Exception):
-  """A mistake in what the user gave, not in this library.
+  """A mistake in the user's input, not in this library.
 
   Attributes:
     on_every_host: whether every process of a run on several hosts raises it,
-      so that they can still do together what needs all of them, such as a
-      save.
-    exit_code: of a command that ends with it.
+      so that the processes can still save together.
+    exit_code: exit code of a command that ends with it.
   """
 
   on_every_host = False
@@ -34,21 +33,21 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-  """A checkpoint that is missing, damaged or of another model."""
+  """A checkpoint that is missing or damaged, or belongs to another model."""
 
 
 class OutsideError(UserError):
-  """A failure of the outside world that somebody has to mend: a full disk."""
+  """An environment failure that somebody must fix, such as a full disk."""
 
 
 class PassingError(OutsideError):
-  """A failure of the outside world that may be over at the next start."""
+  """An environment failure that may be gone at the next start."""
 
   exit_code = GOES_ON
 
 
 class PreemptedError(Exception):
-  """A run that was told to stop, and has: nothing is lost, nobody is wrong.
+  """A run that stopped because it was told to; nothing is lost.
 
   Attributes:
     on_every_host: see `UserError`.

@@ -1,4 +1,4 @@
-"""Reads gin text with gin's own parser, and resolves none of its names."""
+"""Parses gin text with gin's own parser, without resolving names."""
 
 from collections.abc import Iterator
 import tokenize
@@ -28,13 +28,14 @@ class Reference(NamedTuple):
 
 
 class Statement(NamedTuple):
-  """A statement.
+  """A gin statement.
 
   Attributes:
-    kind: macro, parameter, include or import.
-    name: of the macro or parameter, its scope included, the file or the module.
-    value: what a macro or a parameter is set to.
-    line: where it stands, from 1.
+    kind: 'macro', 'parameter', 'include' or 'import'.
+    name: name of the macro or parameter with its scope, of the included file,
+      or of the imported module.
+    value: value of a macro or parameter; None otherwise.
+    line: line number, from 1.
   """
 
   kind: str
@@ -44,7 +45,7 @@ class Statement(NamedTuple):
 
 
 class _Delegate(config_parser.ParserDelegate):
-  """Keeps names as names."""
+  """Parser delegate that returns names unresolved."""
 
   def configurable_reference(self, scoped_configurable_name, evaluate):
     return Reference(f'{scoped_configurable_name}{"()" if evaluate else ""}')
@@ -58,10 +59,10 @@ def statements(text: str, place: str) -> Iterator[Statement]:
 
   Args:
     text: gin statements.
-    place: where they stand, for messages.
+    place: the file or flag they come from, for messages.
 
   Raises:
-    ConfigError: it is not gin.
+    ConfigError: `text` is not valid gin.
   """
   try:
     for each in config_parser.ConfigParser(text, _Delegate()):

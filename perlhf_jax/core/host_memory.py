@@ -1,11 +1,12 @@
-"""Memory of this machine that is free, limits of containers included."""
+"""Free memory of this host, within the limits of its container."""
 
 from collections.abc import Iterator
 import pathlib
 
 import psutil
 
-# Limits of a container: folder, limit, usage, and what of it can be taken back.
+# Memory of a container: folder, and names of limit, usage and the part of the
+# usage that the kernel can reclaim.
 _CGROUPS = (
   ('/sys/fs/cgroup', 'memory.max', 'memory.current', 'inactive_file'),
   (
@@ -18,12 +19,12 @@ _CGROUPS = (
 
 
 def free_bytes() -> int:
-  """Returns what this process may still take of this machine's memory."""
+  """Returns the host memory, in bytes, that this process can still allocate."""
   return min([psutil.virtual_memory().available, *_left_in_containers()])
 
 
 def gibibytes(count: int) -> str:
-  """Writes a number of bytes for people."""
+  """Formats a number of bytes in MiB or GiB."""
   if count < 2**29:
     return f'{count / 2**20:,.0f} MiB'
   return f'{count / 2**30:,.1f} GiB'
@@ -38,6 +39,6 @@ def _left_in_containers() -> Iterator[int]:
       )
       statistics = (pathlib.Path(folder) / 'memory.stat').read_text()
     except (OSError, ValueError):
-      continue  # There is none, or it has no limit.
+      continue  # No container, or one without a limit.
     counts = dict(line.split() for line in statistics.splitlines())
     yield max(most - used + int(counts.get(reclaimable, 0)), 0)

@@ -1,8 +1,8 @@
 """Masks over tokens: sums and means, the last token, EOS, shifting.
 
-A mask is bool and true where a token counts. Rows in which nothing counts are
-legal everywhere (they pad the last batch of an evaluation), and every function
-says what it gives for them: always a finite number, never NaN.
+A mask is bool and true where a token counts. Every function accepts rows that
+are all false, because they pad the last batch of an evaluation, and documents
+their result: always a finite number, never NaN.
 """
 
 import jax
@@ -19,16 +19,16 @@ def masked_sum(
 ) -> Num[jax.Array, '...']:
   """Sums the elements of `x` where `mask` is true.
 
-  Whatever stands at masked positions is ignored, NaN and infinity included,
-  and so are their gradients.
+  Masked positions are ignored, and get gradient 0, even if they hold NaN or
+  infinity.
 
   Args:
     x: [...] numbers.
     mask: [...] true where an element counts.
-    axis: axis or axes to sum over; all of them by default.
+    axis: axis or axes to sum over; all by default.
 
   Returns:
-    The sum, 0 where nothing counts.
+    The sum; 0 if all elements are masked.
   """
   return jnp.sum(jnp.where(mask, x, jnp.zeros_like(x)), axis=axis)
 
@@ -43,10 +43,10 @@ def masked_mean(
   Args:
     x: [...] numbers.
     mask: [...] true where an element counts.
-    axis: axis or axes to average over; all of them by default.
+    axis: axis or axes to average over; all by default.
 
   Returns:
-    The mean, 0 where nothing counts.
+    The mean; 0 if all elements are masked.
   """
   count = jnp.sum(mask, axis=axis)
   return masked_sum(x, mask, axis) / jnp.maximum(count, 1)
@@ -55,7 +55,7 @@ def masked_mean(
 def last_valid_index(
   mask: Bool[Array, 'batch length'],
 ) -> Int[jax.Array, ' batch']:
-  """Gives the position of the last true element of each row.
+  """Returns the position of the last true element of each row.
 
   The true elements need not be contiguous.
 
@@ -80,7 +80,7 @@ def gather_last_valid(
     mask: [batch, length] true at valid tokens.
 
   Returns:
-    [batch, ...]; position 0 of a row without a valid token.
+    [batch, ...]; for a row without a valid token, its element at position 0.
   """
   index = last_valid_index(mask)
   index = index.reshape(index.shape + (1,) * (x.ndim - 1))
@@ -90,7 +90,7 @@ def gather_last_valid(
 def shift_right(
   tokens: Int[Array, 'batch length'], start_id: int = 0
 ) -> Int[jax.Array, 'batch length']:
-  """Makes decoder inputs of decoder targets.
+  """Makes decoder inputs from decoder targets.
 
   `[[5, 6, 1]]` becomes `[[0, 5, 6]]`.
 
@@ -108,7 +108,7 @@ def shift_right(
 def mask_after_eos(
   tokens: Int[Array, 'batch length'], eos_id: int = 1
 ) -> Bool[jax.Array, 'batch length']:
-  """Marks the tokens of a response: up to its first EOS, EOS included.
+  """Masks the tokens of a response up to its first EOS, EOS included.
 
   `[[5, 1, 7, 1]]` becomes `[[True, True, False, False]]`.
 
@@ -117,7 +117,8 @@ def mask_after_eos(
     eos_id: the end-of-sequence token, 1 in T5.
 
   Returns:
-    [batch, length]; all true for a row without EOS, which ran out of room.
+    [batch, length]; all true for a row without EOS, cut off at the length
+    limit.
   """
   is_eos = (tokens == eos_id).astype(jnp.int32)
   num_eos_before = jnp.cumsum(is_eos, axis=1) - is_eos

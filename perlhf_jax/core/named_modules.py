@@ -1,11 +1,11 @@
-"""Imports modules that the user names, from the current folder too.
+"""Imports modules that the user names, also from the current folder.
 
-The current folder is not on `sys.path`: Python would look there for every
-import, and libraries try to import optional modules of their own accord, such
-as `cv2`, `pandas`, `libtpu` or plugins of JAX. A file of such a name would run
-wherever a command happens to be started, in a folder of somebody else's as
-well. So a module is found there only if the user has named it, or if a module
-found there imports it itself.
+The current folder is not on `sys.path`. If it were, Python would search it for
+every import. Libraries import optional modules such as `cv2`, `pandas`,
+`libtpu` or JAX plugins on their own, so a file with such a name would run when
+a command is started in its folder, even a folder of somebody else. So a module
+of the current folder is found only if the user names it, or if a module found
+there imports it.
 """
 
 import difflib
@@ -22,21 +22,22 @@ from perlhf_jax.core import user_code
 
 
 class _Finder:
-  """Finds top-level modules that were named; the last one that Python asks."""
+  """Finder of named top-level modules; the last entry of `sys.meta_path`."""
 
   def __init__(self):
-    # The folder in which to look for each module whose import was asked for.
+    # Module that the user named -> folder in which to look for it.
     self.named: dict[str, str] = {}
-    # The folder of each module that was found, which may import others of it.
+    # Found module -> its folder, from which it may import other modules.
     self.found: dict[str, str] = {}
 
   def find_spec(self, name: str, path: Any = None, target: Any = None):
     """Finds a module as Python's own finders do; None if it was not named.
 
     Args:
-      name: of the module.
-      path: of its package. Python finds what is in a package by itself.
-      target: an earlier version of the module, which is not needed.
+      name: name of the module.
+      path: path of its package; None for a top-level module. Python itself
+        finds modules inside packages.
+      target: not used.
     """
     del target
     if path is not None:
@@ -59,21 +60,21 @@ _IMPORT_SYSTEM = {
 
 
 def import_module(name: str) -> ModuleType:
-  """Imports a module that the user named, of the current folder too.
+  """Imports a module that the user named, also from the current folder.
 
   Args:
-    name: importable name, such as `my_tasks` or `my_package.tasks`. A module
-      that is installed or on PYTHONPATH comes before one of the current folder.
+    name: importable name, such as `my_tasks` or `my_package.tasks`. Installed
+      modules and modules on PYTHONPATH take precedence over the current folder.
 
   Raises:
-    ConfigError: it cannot be imported. A fault in a module of ours keeps its
-      own error.
+    ConfigError: it cannot be imported. Errors inside modules of this package
+      are raised unchanged.
   """
   top = name.partition('.')[0]
   if _FINDER not in sys.meta_path:
     sys.meta_path.append(_FINDER)
   _FINDER.named[top] = os.getcwd()
-  importlib.invalidate_caches()  # The file may just have been written.
+  importlib.invalidate_caches()  # The file may be new.
   try:
     return importlib.import_module(name)
   except errors.UserError as error:
@@ -101,7 +102,7 @@ def import_module(name: str) -> ModuleType:
 
 
 def _near(module: str) -> str:
-  """Suggests the name of a module that may be meant."""
+  """Returns a suggestion for a misspelt module name, or ''."""
   as_path = module.removesuffix('.py').replace('/', '.')
   if as_path != module:
     return f' Did you mean {as_path}?'
@@ -111,7 +112,7 @@ def _near(module: str) -> str:
 
 
 def _importer() -> str:
-  """Returns the top-level name of the module whose import is under way."""
+  """Returns the top-level name of the module that runs the current import."""
   frame, in_import = sys._getframe(), False
   while frame is not None:
     name = frame.f_globals.get('__name__', '').partition('.')[0]

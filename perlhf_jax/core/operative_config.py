@@ -1,8 +1,8 @@
 """The gin configuration of this process, as text.
 
 Stages write it to MODEL_DIR before they start. It is the whole parsed
-configuration, not gin's "operative" one, which is known only when everything
-has been called: too late for a run that dies.
+configuration. Gin's "operative" configuration is complete only after everything
+was called, which is too late for a run that dies.
 """
 
 from collections.abc import Callable
@@ -17,38 +17,39 @@ from perlhf_jax.core import user_code
 
 
 def config_text() -> str:
-  """Gives the configuration as a gin file that would repeat it.
+  """Returns the configuration as the text of a gin file.
 
   Returns:
-    Gin statements: imports, macros, bindings. Empty if nothing was parsed, as
-    in a test that calls a stage directly.
+    Gin statements: imports, macros, bindings. Empty if no gin was parsed, as in
+    a test that calls a stage directly.
   """
   return gin.config_str()
 
 
 def bound_arguments(function: Callable[..., Any]) -> set[str]:
-  """Gives the names of the arguments that gin binds of a function.
+  """Returns the names of a function's arguments that gin binds.
 
-  Of a reference with a scope, `@scope/my_module.my_function`, gin does not say
-  which scope; all its arguments count.
+  For a reference with a scope, `@scope/my_module.my_function`, gin does not
+  tell which scope; the result then has all arguments.
   """
   inner = getattr(function, '__wrapped__', None)
   if hasattr(inner, '__wrapped__'):  # Gin wraps once more for a scope.
     return set(inspect.signature(function).parameters)
-  with contextlib.suppress(ValueError):  # Gin does not know it.
+  with contextlib.suppress(ValueError):  # Not a gin configurable.
     return set(gin.get_bindings(function, resolve_references=False))
   return set()
 
 
 def bound_values(function: Callable[..., Any]) -> dict[str, str]:
-  """Gives what gin binds of a function, by the names that the gin files bind.
+  """Returns gin's bindings of a function, by their names in the gin files.
 
   Args:
-    function: gin's or the original, with a scope or without.
+    function: the original function or gin's wrapper, with a scope or without.
 
   Returns:
-    Such as `{'scope/my_module.my_function.factor': '2.0'}`, in any scope, for
-    gin does not say which one a reference has; macros as what they stand for.
+    A dict such as `{'scope/my_module.my_function.factor': '2.0'}`, with macros
+    resolved. It covers all scopes, because gin does not tell which scope a
+    reference has.
   """
   name = user_code.name_of(inspect.unwrap(function))
   values = _values(config_text())
@@ -63,14 +64,14 @@ def bound_values(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def changes(before: str, after: str) -> dict[str, str]:
-  """Compares two configurations; their order and comments do not count.
+  """Compares two configurations, ignoring order and comments.
 
   Args:
     before: gin statements.
     after: gin statements.
 
   Returns:
-    What changed of each macro or parameter that did, such as `{'LEARNING_RATE':
+    The change of each changed macro or parameter, such as `{'LEARNING_RATE':
     '0.001 -> 0.01'}`.
   """
   old, new = _values(before), _values(after)
@@ -82,7 +83,7 @@ def changes(before: str, after: str) -> dict[str, str]:
 
 
 def _values(text: str) -> dict[str, Any]:
-  """Reads the values of gin statements, by the names that they bind."""
+  """Returns the values of macros and parameters in gin text, by name."""
   return {
     each.name: each.value
     for each in gin_text.statements(text, 'the configuration')

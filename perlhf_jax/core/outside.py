@@ -1,7 +1,7 @@
-"""Failures of the outside world: full disks, lost networks, missing rights.
+"""Environment failures: full disks, lost networks, missing permissions.
 
-Python, Orbax, TensorStore, TensorFlow and fsspec each report them in errors of
-their own. `failure_of` reads all of these, and says what happened in one way.
+Python, Orbax, TensorStore, TensorFlow and fsspec each have their own errors for
+them. `failure_of` reads all of these and describes them in the same way.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _ROOM = 'Make room there'
 _RIGHTS = 'Let this user write there'
 _NETWORK = 'The network or the file system behind it did not answer'
 
-# Number -> what happened, and what helps; None if it may pass by itself.
+# errno -> (what happened, remedy); the remedy is None if it may pass by itself.
 _BY_NUMBER = {
   errno.ENOSPC: ('the disk is full', _ROOM),
   errno.EDQUOT: ('the quota of the disk is used up', _ROOM),
@@ -63,7 +63,7 @@ _BY_NUMBER = {
     (_NETWORK.lower(), None),
   ),
 }
-# Of buckets, as gRPC and TensorFlow name them.
+# Status names of gRPC and TensorFlow, for cloud storage.
 _BY_STATUS = {
   'RESOURCE_EXHAUSTED': ('the storage is full, or its quota used up', _ROOM),
   'PERMISSION_DENIED': ('permission is denied', _RIGHTS),
@@ -80,7 +80,7 @@ _LATE = (
   'reading or writing did not end in time, or the clock was set forward',
   None,
 )
-# TensorStore makes ValueErrors of what the system says.
+# TensorStore raises system errors as ValueErrors.
 _SYSTEM = re.compile(r"\[(?:OS error |os_error_code=')(\d+)")
 _STATUS = re.compile(r'([A-Z_]+): .*\b(?:Error|Failed) \w+', re.DOTALL)
 _QUOTED_PATH = re.compile(r'"((?:/|\w+://)[^"]*)"')
@@ -89,14 +89,14 @@ _FOREIGN_STATUS = ('tensorflow', 'google', 'gcsfs')
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-  """What happened outside.
+  """An environment failure.
 
   Attributes:
-    what: it is, as a clause.
-    path: of the file or folder that it is about, where the error says so.
-    remedy: what helps, as a sentence without its full stop; None if it may be
-      over at the next start, whoever does nothing.
-    details: what the system said.
+    what: what happened, as a clause.
+    path: the file or folder concerned; None if the error does not name it.
+    remedy: what to do, as a sentence without its full stop; None if the failure
+      may pass by itself before the next start.
+    details: the system's own message.
   """
 
   what: str
@@ -111,13 +111,13 @@ class Failure:
 
 
 def failure_of(error: BaseException) -> Failure | None:
-  """Reads a failure of the outside world from an error.
+  """Finds the environment failure behind an error.
 
   Args:
-    error: as it was caught, or what somebody made of such an error.
+    error: the caught error, or an error raised from it.
 
   Returns:
-    The failure; None if the error is of another kind, such as a fault of ours.
+    The failure; None for errors of other kinds, such as bugs of this library.
   """
   for each in _behind(error):
     failure = _read(each)
@@ -129,14 +129,14 @@ def failure_of(error: BaseException) -> Failure | None:
 def as_user_error(
   error: BaseException, kept: str = ''
 ) -> errors.OutsideError | None:
-  """Makes an error for the user of a failure of the outside world.
+  """Makes a user error from an environment failure.
 
   Args:
-    error: as it was caught.
-    kept: sentences that say what is left, and how to go on.
+    error: the caught error.
+    kept: sentences that say what was kept and how to resume.
 
   Returns:
-    The error; None if the failure is of another kind.
+    The user error; None if `error` is of another kind.
   """
   failure = failure_of(error)
   if failure is None:
@@ -152,12 +152,12 @@ def as_user_error(
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:
-  """Yields an error, and those that it was made of."""
+  """Yields an error and the errors that it was raised from."""
   seen: BaseException | None = user_code.original(error)
   while seen is not None:
     yield seen
-    # What one of our lines raised while it handled another error is a fault of
-    # its own; libraries put errors of theirs over those of the system.
+    # Libraries raise their own errors while they handle system errors, so
+    # follow the context. An error raised that way by our code is its own fault.
     is_theirs = not seen.__suppress_context__ and not user_code.raised_by_us(
       seen
     )
@@ -165,7 +165,7 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
 
 
 def _read(error: BaseException) -> Failure | None:
-  """Reads one error."""
+  """Returns the failure that one error reports, if any."""
   if isinstance(error, OSError):
     return _of_system(error)
   text = str(error)
@@ -187,13 +187,13 @@ def _read(error: BaseException) -> Failure | None:
 
 
 def _of_system(error: OSError) -> Failure | None:
-  """Reads an error that Python made of what the system said."""
+  """Returns the failure that an OSError reports, if known."""
   path = error.filename
   path = os.fsdecode(path) if isinstance(path, str | bytes) else None
   if error.errno in _BY_NUMBER:
     what, remedy = _BY_NUMBER[error.errno]
     return Failure(what, path, remedy, error.strerror or '')
-  # epath makes those without a number of what it hears from TensorFlow.
+  # epath raises these without an errno for TensorFlow's errors.
   if isinstance(error, FileNotFoundError):
     what, remedy = _BY_NUMBER[errno.ENOENT]
   elif isinstance(error, PermissionError):

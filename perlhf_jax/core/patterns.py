@@ -1,7 +1,8 @@
-"""Regular expressions that come from files, which may be made to run for ever.
+"""Safe matching of regular expressions that come from files.
 
-`(.+)+!` takes Python's `re` years for a name of 60 letters. Patterns of an
-adapter are matched by `regex`, whose syntax is that of `re` and which stops.
+A hostile pattern may run for ever: Python's `re` needs years to match `(.+)+!`
+with a name of 60 letters. So patterns of an adapter are matched by `regex`,
+which has the same syntax and a timeout.
 """
 
 import functools
@@ -13,7 +14,7 @@ from perlhf_jax.core import errors
 
 _MAX_LENGTH = 2_000
 _SECONDS = 1.0
-# `regex` writes counts out: (((a{1000}){1000}){1000}) would fill the memory.
+# `regex` expands counts: (((a{1000}){1000}){1000}) would fill the memory.
 _COUNT = re.compile(r'\{\s*\d*\s*(,\s*\d*\s*)?\}')
 
 
@@ -22,7 +23,7 @@ def compiled(pattern: str) -> regex.Pattern:
   """Compiles a pattern.
 
   Raises:
-    ConfigError: it is too long, counts repetitions, or is no regular
+    ConfigError: it is too long, counts repetitions, or is not a regular
       expression.
   """
   if len(pattern) > _MAX_LENGTH:
@@ -37,7 +38,7 @@ def compiled(pattern: str) -> regex.Pattern:
     )
   try:
     return regex.compile(pattern)
-  # Deep nesting overflows the stack of its parser.
+  # Deep nesting overflows the parser's stack.
   except (regex.error, RecursionError) as error:
     raise errors.ConfigError(
       f'{pattern[:200]!r} is not a regular expression ({error}).'
@@ -45,10 +46,10 @@ def compiled(pattern: str) -> regex.Pattern:
 
 
 def fullmatch(pattern: str, name: str) -> bool:
-  """Whether a pattern matches a whole name.
+  """Returns whether a pattern matches a whole name.
 
   Raises:
-    ConfigError: it is no regular expression, or matching takes too long.
+    ConfigError: `compiled` refuses the pattern, or matching takes too long.
   """
   try:
     return compiled(pattern).fullmatch(name, timeout=_SECONDS) is not None

@@ -1,7 +1,7 @@
-"""Files that can be read to their end: no pipe, no device, not too large.
+"""Checks that a path is a plain file: no pipe, no device, not too large.
 
-A name in a data file or a checkpoint can be that of anything. `open` waits for
-ever for the other end of a named pipe, and /dev/zero has no end.
+A data file or a checkpoint can contain any path. `open` waits for ever for the
+other end of a named pipe, and /dev/zero has no end.
 """
 
 import os
@@ -11,7 +11,7 @@ from etils import epath
 
 from perlhf_jax.core import errors
 
-# Of text that is parsed as a whole: configurations, indices, metadata.
+# Limit for text files that are parsed whole: configurations, indices, metadata.
 MAX_TEXT_BYTES = 256 * 1024**2
 
 _KINDS = {
@@ -29,19 +29,19 @@ def find_problem(
   *,
   pipes: bool = False,
 ) -> str | None:
-  """Says why a file cannot be read to its end; None if it can.
+  """Returns why a file cannot be read to its end; None if it can.
 
-  Nothing is opened. A file that does not exist has no problem of this kind.
+  It does not open the file. A missing file gives None.
 
   Args:
-    path: local or remote; links are followed.
+    path: local or remote path; links are followed.
     most_bytes: the largest size allowed; None for any.
-    pipes: whether a named pipe will do, of somebody who named it himself.
+    pipes: whether a named pipe is allowed, for paths that the user gave.
   """
   name = os.fspath(path)
   try:
     if '://' in name:
-      # Buckets hold files only, and asking for a size is a request.
+      # Buckets hold only files; asking for the size costs a request.
       size = 0 if most_bytes is None else epath.Path(name).stat().length
     else:
       found = os.stat(name)
@@ -51,7 +51,7 @@ def find_problem(
       size = found.st_size
   except FileNotFoundError:
     return None
-  except (OSError, ValueError) as error:  # ValueError of a name with a NUL.
+  except (OSError, ValueError) as error:  # ValueError for a path with a NUL.
     return str(error)
   if most_bytes is not None and size > most_bytes:
     return f'it has {size:,} bytes; at most {most_bytes:,} are read'
@@ -63,11 +63,11 @@ def check(
   error: type[errors.UserError],
   most_bytes: int | None = None,
 ) -> None:
-  """Makes sure that a file can be read to its end; see `find_problem`.
+  """Raises an error if a file cannot be read to its end; see `find_problem`.
 
   Args:
-    path: local or remote.
-    error: what to raise.
+    path: local or remote path.
+    error: class of the error to raise.
     most_bytes: the largest size allowed; None for any.
 
   Raises:
@@ -88,19 +88,20 @@ def read(
   """Returns the content of a file.
 
   Args:
-    path: local or remote.
-    error: what to raise for a file that `find_problem` finds fault with.
+    path: local or remote path.
+    error: class of the error to raise for a problem; see `find_problem`.
     most_bytes: the largest size allowed.
-    pipes: as of `find_problem`.
+    pipes: as in `find_problem`.
 
   Raises:
-    OSError: it does not exist or cannot be opened.
-    UserError: of the class `error`; it has no end, or is too large.
+    OSError: the file does not exist or cannot be opened.
+    UserError: of the class `error`; the file is not a plain file or is too
+      large.
   """
   problem = find_problem(path, most_bytes, pipes=pipes)
   if problem is None:
     with epath.Path(path).open('rb') as file:
-      # One more, for a file that grew or whose size is not known.
+      # One byte more detects a file that grew or has an unknown size.
       content = file.read(most_bytes + 1)
     if len(content) <= most_bytes:
       return content

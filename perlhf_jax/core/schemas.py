@@ -1,7 +1,7 @@
-"""Checks what files say of themselves before anything is made of it.
+"""Validates metadata read from files against schemas.
 
 A schema is a dataclass: its fields are the keys of a JSON object, and their
-annotations say what each may hold, bounds included; see `checks`.
+annotations give the type and bounds of each value; see `checks`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,19 +24,19 @@ def make(
   only: bool = False,
   remedy: str = '',
 ) -> _Schema:
-  """Makes a dataclass of what a file says.
+  """Makes a dataclass from the JSON content of a file.
 
   Args:
     schema: the dataclass.
-    raw: what `strict_json.loads` returned, or a part of it.
-    source: the file, and the part, for messages.
-    error: the class of what is raised.
-    only: whether keys that the schema does not have are refused.
+    raw: the result of `strict_json.loads`, or a part of it.
+    source: name of the file and the part, for messages.
+    error: class of the error to raise.
+    only: whether to refuse keys that the schema does not have.
     remedy: what to do about an error, as a sentence.
 
   Raises:
-    UserError: of the class `error`; a key is missing or unknown, or a value is
-      of another type or out of bounds.
+    UserError: of the class `error`; a key is missing or unknown, or a value has
+      another type or is out of bounds.
   """
   with blamed_on(source, error, remedy):
     if not isinstance(raw, Mapping):
@@ -72,15 +72,15 @@ def make(
 def blamed_on(
   source: str, error: type[errors.UserError], remedy: str = ''
 ) -> Iterator[None]:
-  """Makes errors of settings those of the file that the settings come from.
+  """Turns ConfigErrors into errors that name the file with the settings.
 
   Args:
-    source: the file.
-    error: the class of what is raised.
+    source: name of the file.
+    error: class of the error to raise.
     remedy: what to do about it, as a sentence.
 
   Raises:
-    UserError: of the class `error`, in the place of a ConfigError.
+    UserError: of the class `error`, instead of a ConfigError.
   """
   try:
     yield

@@ -1,7 +1,8 @@
-"""SIGTERM, heard at once, whatever the main thread is doing.
+"""Handles SIGTERM at once, whatever the main thread is doing.
 
-Python's own handlers run when the main thread is back from the compiler, the
-devices or a library, which may take minutes. Here a thread hears the signal.
+Python runs its signal handlers only when the main thread returns from the
+compiler, the devices or a library, which may take minutes. Here a separate
+thread receives the signal.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,19 +13,19 @@ import sys
 import threading
 from typing import NoReturn
 
-# What is tidied up at the end may hang, on a network disk for example.
+# Cleanup at the end may hang, for example on a network disk.
 _TIDYING_SECONDS = 2.0
 
 _at_end: list[Callable[[], None]] = []
-# Of the process, even while `logs.without_noise` holds back what is printed.
+# The process's stderr, even while `logs.without_noise` holds back output.
 _stderr = 2
 
 
 class Listener:
   """A context in which SIGTERM calls a function instead of ending the process.
 
-  An inner context takes the signal over from an outer one. Outside of the main
-  thread, which alone may listen, a context does nothing.
+  An inner context takes over the signal from an outer one. Only the main thread
+  can listen; in another thread the context does nothing.
   """
 
   def __init__(
@@ -35,20 +36,20 @@ class Listener:
     """Makes a listener.
 
     Args:
-      told: called at each signal, in a thread of its own.
-      in_main_thread: called between two lines of the main thread, as soon as
-        it gets there, and may raise.
+      told: called at each signal, in a separate thread.
+      in_main_thread: called in the main thread as soon as it runs Python code
+        again; may raise.
     """
     self._told = told
     self._in_main_thread = in_main_thread
     self._listens = False
 
   def __enter__(self) -> 'Listener':
-    """Takes SIGTERM over, if this is the main thread."""
+    """Takes over SIGTERM, if this is the main thread."""
     self._listens = is_main_thread()
     if not self._listens:
       return self
-    # The byte that a signal writes here is read at once.
+    # Each signal writes a byte to this pipe, which `_listen` reads at once.
     reading, self._writing = os.pipe()
     os.set_blocking(self._writing, False)
     self._wakeup = signal.set_wakeup_fd(
@@ -63,7 +64,7 @@ class Listener:
     return self
 
   def __exit__(self, *_) -> None:
-    """Gives SIGTERM its former meaning back."""
+    """Restores the former handling of SIGTERM."""
     if not self._listens:
       return
     signal.signal(signal.SIGTERM, self._handler or signal.SIG_DFL)
@@ -71,7 +72,7 @@ class Listener:
     os.close(self._writing)
 
   def _listen(self, reading: int) -> None:
-    """Waits for signals; ends when the other end is closed."""
+    """Waits for signals until the other end of the pipe is closed."""
     with os.fdopen(reading, 'rb', buffering=0) as signals:
       while received := signals.read(1):
         if received[0] == signal.SIGTERM:
@@ -80,7 +81,7 @@ class Listener:
 
 @contextlib.contextmanager
 def ends(code: int, message: str) -> Iterator[None]:
-  """In the block SIGTERM ends the process at once, with a message.
+  """Makes SIGTERM end the process at once, with a message, within the block.
 
   Args:
     code: exit code.
@@ -99,7 +100,7 @@ def ends(code: int, message: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-  """Gives SIGTERM its handler back, which libtpu replaces when it is loaded."""
+  """Restores SIGTERM's handler, which libtpu replaces when it is loaded."""
   handler = signal.getsignal(signal.SIGTERM)
   yield
   if is_main_thread() and handler is not None:
@@ -108,10 +109,10 @@ def kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tidied(tidy: Callable[[], None]) -> Iterator[None]:
-  """Has something done at the end of a block, and by `leave` within it.
+  """Runs a cleanup at the end of the block, or when `leave` is called in it.
 
   Args:
-    tidy: what to do; it may be cut short.
+    tidy: the cleanup; `leave` may cut it short.
   """
   _at_end.append(tidy)
   try:
@@ -139,7 +140,7 @@ def leave(code: int, message: str | None = None) -> NoReturn:
 
 
 def is_main_thread() -> bool:
-  """Whether this is the thread in which Python runs handlers of signals."""
+  """Returns whether this is the thread that runs Python's signal handlers."""
   return threading.current_thread() is threading.main_thread()
 
 

@@ -1,7 +1,7 @@
-"""The folder of what makes the next start of a command quicker.
+"""The folder that caches data for faster starts of commands.
 
-`PERLHF_START_CACHE` names it, or switches it off. Whatever is in it can be made
-again, and is where it is missing, damaged or of something else.
+`PERLHF_START_CACHE` names it, or switches it off. Its readers make entries
+again that are missing, damaged or of something else.
 """
 
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ from absl import logging
 VARIABLE = 'PERLHF_START_CACHE'
 OFF = 'off'
 
-# Folders that cannot be written, of which that has been said.
+# Folders that cannot be written and have been warned about.
 _told: set[str] = set()
 
 
 def folder(part: str) -> pathlib.Path | None:
-  """Returns the folder of one kind of things, and makes it.
+  """Makes and returns the cache folder for one kind of entry.
 
   Args:
-    part: what it is of, such as `tokens`.
+    part: name of the kind, such as `tokens`.
 
   Returns:
-    A local folder in which files can be written; None if there is to be none.
-    If there can be none, a warning says so.
+    A writable local folder; None if the cache is off. If the folder cannot be
+    written, logs a warning and returns None.
   """
   given = os.environ.get(VARIABLE, '')
   if given == OFF:
@@ -58,22 +58,22 @@ def _warn_once(name: str, error: Exception) -> None:
 
 
 def prune(place: pathlib.Path, most_bytes: int) -> None:
-  """Removes what was used longest ago, until a folder is small enough.
+  """Removes the least recently used entries, until a folder is small enough.
 
   Args:
-    place: holds an entry for each thing: a file, or a folder of files, whose
-      time is set when it is used.
-    most_bytes: what may be left.
+    place: the folder; an entry is a file, or a folder of files whose
+      modification time is set when it is used.
+    most_bytes: the largest total size of the remaining entries.
   """
   entries = []
   for path in place.iterdir():
     try:
       status = path.stat()
-      # To look into a folder counts as reading it.
+      # For a folder ignore the access time, which listing it updates.
       is_folder = path.is_dir()
       used = max(status.st_mtime, 0 if is_folder else status.st_atime)
       size = sum(each.stat().st_size for each in _files(path))
-    except OSError:  # Another process was faster.
+    except OSError:  # Another process removed it.
       continue
     entries.append((used, size, path))
   total = sum(size for _, size, _ in entries)
@@ -85,7 +85,7 @@ def prune(place: pathlib.Path, most_bytes: int) -> None:
 
 
 def remove(path: pathlib.Path) -> None:
-  """Removes an entry, of which nothing may be left to be read."""
+  """Removes an entry; it need not exist any more."""
   if path.is_dir():
     shutil.rmtree(path, ignore_errors=True)
   else:

@@ -1,8 +1,8 @@
-"""JSON that every reader takes, and that is no trap for the one who reads it.
+"""Writes JSON that every reader accepts, and reads hostile JSON safely.
 
-Python writes and reads NaN and Infinity, at which jq, pandas, browsers and
-BigQuery stop. It also fails with a RecursionError, which is no ValueError, at
-what is nested too deeply: a few bytes for each level.
+Python writes and reads NaN and Infinity, which jq, pandas, browsers and
+BigQuery refuse. For deep nesting, which costs only a few bytes per level, it
+raises a RecursionError instead of a ValueError.
 """
 
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ import json
 import math
 from typing import Any
 
-# Levels of lists and objects in each other. Records of data sets have under 10.
+# Maximum nesting of lists and objects. Records of data sets have under 10.
 MAX_DEPTH = 100
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-  """Writes a value as JSON, other letters than ASCII as they are.
+  """Writes a value as JSON, without escaping non-ASCII characters.
 
   Args:
-    value: of dicts, lists, text, numbers, booleans and None.
-    indent: spaces of a level; None for one line.
+    value: consists of dicts, lists, text, numbers, booleans and None.
+    indent: spaces per level; None for one line.
 
   Raises:
-    ValueError: a number is NaN or infinite. Where it is one that may be
-      undefined, `null_nonfinite` comes first.
+    ValueError: a number is NaN or infinite. Call `null_nonfinite` first if
+      numbers may be undefined.
   """
   return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
 
@@ -33,8 +33,8 @@ def loads(text: str | bytes, *, allow_nan: bool = False) -> Any:
 
   Args:
     text: a document; bytes are UTF-8.
-    allow_nan: whether NaN and Infinity are taken, as pandas writes them into
-      data sets.
+    allow_nan: whether to accept NaN and Infinity, which pandas writes into data
+      sets.
 
   Raises:
     ValueError: it is not JSON, not UTF-8, or nested more than `MAX_DEPTH`
@@ -51,7 +51,7 @@ def loads(text: str | bytes, *, allow_nan: bool = False) -> Any:
 
 
 def null_nonfinite(value: Any) -> Any:
-  """Copies a value, with None in the place of numbers that are not finite."""
+  """Copies a value, replacing NaN and infinite numbers by None."""
   if isinstance(value, float) and not math.isfinite(value):
     return None
   if isinstance(value, Mapping):
@@ -66,9 +66,9 @@ def _refuse(constant: str):
 
 
 def _check_depth(value: Any) -> None:
-  """Raises a ValueError for a value that is nested too deeply.
+  """Raises a ValueError if a value is nested too deeply.
 
-  Python's own limit depends on its version and on who calls.
+  Python's own limit depends on its version and on the depth of the call stack.
   """
   level = [value] if isinstance(value, dict | list) else []
   for _ in range(MAX_DEPTH):

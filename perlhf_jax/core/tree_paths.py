@@ -1,8 +1,8 @@
 """Trees addressed by 'a/b/c' paths, and patterns that must match.
 
 A pattern is a regular expression that matches a whole path. A pattern that
-matches nothing is an error everywhere: a misspelt one would otherwise freeze
-or adapt nothing without a word.
+matches nothing is always an error: a misspelt one would otherwise silently
+freeze or adapt nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from perlhf_jax.core import typing
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns `{'a/b/c': leaf}` of a nested dict, in sorted order of paths."""
+  """Flattens a nested dict to `{'a/b/c': leaf}`, sorted by path."""
   flat = traverse_util.flatten_dict(dict(tree), sep='/')
   return {path: flat[path] for path in sorted(flat)}
 
@@ -30,7 +30,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a tree with the leaves of both; where both have one, `top`'s."""
+  """Merges two trees; where both have a leaf, takes the leaf of `top`."""
   return unflatten(
     traverse_util.flatten_dict(dict(base), sep='/', keep_empty_nodes=True)
     | traverse_util.flatten_dict(dict(top), sep='/')
@@ -38,12 +38,12 @@ def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count_parameters(tree: typing.PyTree) -> int:
-  """Returns the number of scalars in all leaves (arrays or shapes)."""
+  """Returns the number of scalars in all leaves (arrays or shape structs)."""
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def count_bytes(tree: typing.PyTree) -> int:
-  """Returns the bytes of all leaves (arrays or shapes)."""
+  """Returns the bytes of all leaves (arrays or shape structs)."""
   return sum(
     int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
     for leaf in jax.tree.leaves(tree)
@@ -61,7 +61,7 @@ def match_paths(
     what: what the patterns configure, for the error message.
 
   Raises:
-    ConfigError: a pattern is no regular expression, or matches nothing.
+    ConfigError: a pattern is not a regular expression, or matches nothing.
   """
   paths = sorted(paths)
   matched = set()

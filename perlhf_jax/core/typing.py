@@ -1,10 +1,10 @@
-"""Type aliases shared by every floor.
+"""Type aliases shared by all packages.
 
-Dimension names in annotations, one meaning each: `batch` examples, `length`
-positions, `prompt_length` and `response_length` the two sides of an
-encoder-decoder, `embed` model width, `heads` attention heads, `head_dim` the
-width of one head, `vocab` token ids, `responses` responses of one prompt,
-`rows` the responses of all prompts (batch x responses).
+Dimension names in annotations: `batch` examples, `length` positions,
+`prompt_length` and `response_length` lengths of the encoder's and the decoder's
+input, `embed` model width, `heads` attention heads, `head_dim` width of one
+head, `vocab` token ids, `responses` responses of one prompt, `rows` responses
+of all prompts (batch x responses).
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""Where code of the user's own is, and where in it an error arose.
+"""Locates the user's own code, and the line of it where an error arose.
 
-Messages name a function by file and line, and an error by the user's own line
-that led to it, since they are printed without a traceback.
+Messages are printed without a traceback, so they name a function by file and
+line, and an error by the line of the user's code that led to it.
 """
 
 from collections.abc import Callable
@@ -21,17 +21,17 @@ _INSTALLED = {'site-packages', 'dist-packages'}
 
 
 def name_of(function: Callable[..., Any]) -> str:
-  """Returns `module.name` of a function, of whatever a partial wraps too."""
+  """Returns `module.name` of a function, or of the function of a partial."""
   function = unwrapped(function)
   named = function if hasattr(function, '__qualname__') else type(function)
   return f'{named.__module__}.{named.__qualname__}'
 
 
 def place_of(function: Callable[..., Any]) -> str:
-  """Returns `module.name (file:line)`; the name alone for one without source.
+  """Returns `module.name (file:line)`, or only the name if it has no source.
 
   Args:
-    function: a function, a partial of one, or an object that can be called.
+    function: a function, a partial of one, or another callable object.
   """
   name, function = name_of(function), unwrapped(function)
   is_object = not hasattr(function, '__qualname__')
@@ -43,15 +43,16 @@ def place_of(function: Callable[..., Any]) -> str:
 
 
 def describe(error: BaseException) -> str:
-  """Says what an error is and which line of the user's led to it.
+  """Describes an error and the line of the user's code that led to it.
 
   Args:
-    error: as it was caught.
+    error: the caught error.
 
   Returns:
     `KeyError: 'x' (my_tasks.py:12, in parse: return record['x'])`. The line is
-    the innermost one that is neither ours nor a library's, or the one by which
-    we called a library; of a mistake in writing, the line that cannot be read.
+    the innermost line outside of this package and of libraries, or else the
+    first line of the library that we called; for a SyntaxError, the line that
+    cannot be parsed.
   """
   error = original(error)
   text = error.msg if isinstance(error, SyntaxError) else str(error)
@@ -60,10 +61,10 @@ def describe(error: BaseException) -> str:
 
 
 def original(error: BaseException) -> BaseException:
-  """Returns the error that was raised, without the call sites that gin appends.
+  """Returns the original error, without the call sites that gin appends.
 
-  Gin raises a copy of an exception that passes through a configurable; the
-  copy's class derives from the original's and has its name.
+  Gin raises a copy of an exception that passes through a configurable. The
+  copy's class derives from the original's class and has the same name.
   """
   inner = error.__context__
   while (
@@ -75,13 +76,13 @@ def original(error: BaseException) -> BaseException:
 
 
 def line_of(error: BaseException) -> str:
-  """Returns the line of the user's that led to an error, in brackets.
+  """Returns the line of the user's code that led to an error, in brackets.
 
   Args:
-    error: as it was caught.
+    error: the caught error.
 
   Returns:
-    As in `describe`; empty if there is none.
+    The line as in `describe`; empty if there is none.
   """
   error = original(error)
   if isinstance(error, SyntaxError) and error.filename:
@@ -98,25 +99,25 @@ def line_of(error: BaseException) -> str:
 
 
 def raised_by_us(error: BaseException) -> bool:
-  """Whether a line of this package raised an error, not a library's."""
+  """Returns whether this package, not a library, raised an error."""
   frames = traceback.extract_tb(error.__traceback__)
   return bool(frames) and frames[-1].filename.startswith(_OURS)
 
 
 def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns the function that a partial, or a partial of one, calls."""
+  """Returns the function inside a (nested) partial."""
   while isinstance(function, functools.partial):
     function = function.func
   return function
 
 
 def is_own(path: str) -> bool:
-  """Whether a file is the user's: neither ours nor of anything installed."""
+  """Returns whether a file is the user's, neither ours nor installed."""
   return not _is_ours(path) and not _is_installed(path)
 
 
 def _is_ours(path: str) -> bool:
-  """Whether a file is of this package, or of Python itself."""
+  """Returns whether a file belongs to this package or to Python itself."""
   is_frozen = path.startswith('<frozen')
   return is_frozen or os.path.abspath(path).startswith((_OURS, *_STANDARD))
 
@@ -126,7 +127,7 @@ def _is_installed(path: str) -> bool:
 
 
 def _shown(path: str) -> str:
-  """A path as short as it can be: relative if it lies below this folder."""
+  """Shortens a path: relative if it is below the current folder."""
   path = os.path.abspath(path)
   relative = os.path.relpath(path)
   return path if relative.startswith(os.pardir) else relative

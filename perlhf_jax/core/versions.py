@@ -1,4 +1,4 @@
-"""What this process runs: for records of a run, and to compare processes."""
+"""Versions of the software, for records of a run and to compare processes."""
 
 import hashlib
 from importlib import metadata
@@ -17,10 +17,10 @@ _LIBRARIES = (
 
 
 def describe() -> dict[str, str]:
-  """Gives versions by name: `{'jax': '0.10.2', …}`.
+  """Returns versions by name: `{'jax': '0.10.2', …}`.
 
-  That of `perlhf_jax` includes a digest of its source, which tells changed
-  copies of one version apart.
+  The version of `perlhf_jax` includes a digest of its source, which
+  distinguishes modified copies.
   """
   digest = hashlib.sha256()
   for path in sorted(_PACKAGE.glob('**/*.py')):

@@ -1,16 +1,17 @@
-"""Which examples make the batch of a step: of similar lengths, if asked for.
+"""Groups training examples of similar lengths into batches.
 
-The stream of examples (`example_order`) is cut into windows of some batches.
-The examples of a window are put together by the shape that they need
-(`padding_lengths`), in the random order in which they came, and the batches
-that this makes are visited in a random order. So a batch is a function of
-(seed, step) alone, and no example moves out of its window.
+The stream of examples (`example_order`) is cut into windows of several batches.
+Within a window, examples are sorted by the shape that they need
+(`padding_lengths`), and keep their random order within a shape. The resulting
+batches are visited in a random order. So a batch is a function of (seed, step)
+alone, and no example leaves its window.
 
-No example moves across the end of an epoch either: a window is ordered in the
-parts between the ends, and a batch with an end in its middle stays as it is.
-Of a mixture this holds for each data set whose epoch is as long as a window. A
-smaller one comes several times in a window; since examples of one shape keep
-their order, its epochs still follow each other among those.
+No example crosses the end of an epoch either: the parts of a window between
+epoch ends are ordered separately, and a batch that contains an end stays as it
+is. In a mixture this holds for each data set whose epoch is as long as a window
+or longer. A smaller data set occurs several times in a window; since examples
+of one shape keep their order, its epochs still follow each other within each
+shape.
 """
 
 import functools
@@ -20,12 +21,12 @@ import numpy as np
 
 from perlhf_jax.data import example_order
 
-# Apart from the random streams of `example_order`.
+# Distinct from the random streams of `example_order`.
 _WINDOW_STREAM = 1 << 63
 
 
 class BatchOrder:
-  """The batches of an endless stream, put together by length."""
+  """The batches of an endless stream, grouped by length."""
 
   def __init__(
     self,
@@ -37,16 +38,16 @@ class BatchOrder:
     """Prepares the order.
 
     Args:
-      order: the stream.
+      order: the stream of examples.
       classes: int64 `[examples]`, the length class of each example.
-      batch_size: examples of a batch.
-      window: batches of a window.
+      batch_size: examples per batch.
+      window: batches per window.
     """
     self._order = order
     self._classes = classes
     self._batch_size = batch_size
     self._window = window
-    # Steps come in order, those that are read ahead perhaps of another window.
+    # Steps come in order; read-ahead may need the next window, too.
     self._windows = functools.lru_cache(maxsize=4)(self._make_window)
 
   def rows(self, step: int) -> np.ndarray:
@@ -62,7 +63,7 @@ class BatchOrder:
     rows = self._order.rows(start, stop)
     ends = self._order.epoch_starts(start, stop, self._window * size) - start
     rng = self._order.generator(_WINDOW_STREAM + window)
-    # Batches are ordered among those from `cuts[i]` to `cuts[i + 1]`.
+    # The batches between `cuts[i]` and `cuts[i + 1]` are ordered together.
     cuts = np.unique([0, *(ends // size), *(-(-ends // size)), self._window])
     parts = [
       self._make_part(rows[first * size : last * size], rng)
@@ -70,7 +71,7 @@ class BatchOrder:
     ]
     batches = np.concatenate(parts)
     if window == 0:
-      # A shape that does not fit the memory is known at the first step.
+      # A shape that does not fit into memory then fails at the first step.
       longest = np.argmax(np.max(self._classes[batches], axis=1)[: cuts[1]])
       batches[[0, longest]] = batches[[longest, 0]]
     return batches

@@ -1,6 +1,6 @@
-"""Lines of files that may be hostile: of bounded length, and unpacked size.
+"""Reads lines of untrusted files, with bounded length and unpacked size.
 
-Six megabytes of gzip can hold four gigabytes, in one line or in many.
+Six megabytes of gzip can unpack to four gigabytes, in one line or in many.
 """
 
 from collections.abc import Iterator
@@ -13,26 +13,26 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import plain_files
 
 MAX_LINE_BYTES = 64 * 1024**2
-# JSON of text shrinks to a third, and of templates to a twentieth.
+# gzip shrinks JSON of text to a third, and of templates to a twentieth.
 MAX_EXPANSION = 64
-# What any file may expand to.
+# Every file may expand to this size.
 MIN_UNPACKED_BYTES = 64 * 1024**2
 _CHUNK = 1024**2
 
 
 def read(path: str, *, is_gzip: bool) -> Iterator[bytes]:
-  """Yields the lines of a file, without their ends.
+  """Yields the lines of a file, without their line ends.
 
   Args:
     path: local or `gs://`.
-    is_gzip: whether it is compressed.
+    is_gzip: whether the file is compressed with gzip.
 
   Raises:
-    DataError: it is a pipe or a device, a line is too long, or the file expands
-      to many times its size.
-    OSError: it cannot be read, or is no gzip.
-    EOFError: it is cut off.
-    tf.errors.OpError: it cannot be read.
+    DataError: the file is a pipe or a device, a line is too long, or the file
+      expands to many times its size.
+    OSError: the file cannot be read, or is not gzip.
+    EOFError: the file is truncated.
+    tf.errors.OpError: the file cannot be read.
   """
   plain_files.check(path, errors.DataError)
   with tf.io.gfile.GFile(path, 'rb') as raw:
@@ -58,12 +58,12 @@ def read(path: str, *, is_gzip: bool) -> Iterator[bytes]:
 
 
 def unpacked(raw: Any) -> gzip.GzipFile:
-  """Returns what a gzip file holds, to be read."""
+  """Returns a file object that reads the content of a gzip file."""
   return gzip.GzipFile(fileobj=raw)
 
 
 def chunks_of(file: Any) -> Iterator[bytes]:
-  """Yields a file in parts of one megabyte."""
+  """Yields a file in chunks of one megabyte."""
   while chunk := file.read(_CHUNK):
     yield chunk
 
@@ -71,15 +71,16 @@ def chunks_of(file: Any) -> Iterator[bytes]:
 def bounded(
   chunks: Iterator[bytes], path: str, packed_bytes: int
 ) -> Iterator[bytes]:
-  """Yields what is unpacked, as long as it is not too much.
+  """Yields unpacked chunks up to a limit of their total size.
 
   Args:
-    chunks: unpacked.
-    path: of the file, for the message.
-    packed_bytes: its size.
+    chunks: unpacked chunks of a file.
+    path: path of the file, for the message.
+    packed_bytes: size of the file.
 
   Raises:
-    DataError: it is more than `MAX_EXPANSION` times `packed_bytes`.
+    DataError: the chunks hold more than `MAX_EXPANSION` times `packed_bytes`,
+      and more than `MIN_UNPACKED_BYTES`.
   """
   most = max(MIN_UNPACKED_BYTES, MAX_EXPANSION * packed_bytes)
   total = 0

@@ -1,10 +1,9 @@
-"""Reads what `seqio_cache_tasks` wrote, in the order of the source.
+"""Reads the caches of `seqio_cache_tasks`, in the order of the source.
 
-Apache Beam, which runs `seqio_cache_tasks`, writes rows in an order of its
-own. Our sources number their rows, so that a run on a cached task sees the
-examples of a run without the cache, in the same order. SeqIO itself would
-read on without a cache where a task does not support it, and would leave out
-files that are missing; both are errors here.
+Apache Beam, which runs `seqio_cache_tasks`, changes the order of the rows. Our
+sources number their rows, so that a run on a cached task sees the same examples
+in the same order as a run without the cache. Two cases that SeqIO ignores are
+errors here: a task that does not support caching, and missing files.
 """
 
 from collections.abc import Iterator
@@ -28,13 +27,13 @@ CACHE_DIR_VARIABLE = 'PERLHF_CACHE_DIR'
 
 @dataclasses.dataclass(frozen=True)
 class _Info:
-  """What is read of SeqIO's description of a split."""
+  """The fields of SeqIO's description of a split that are read."""
 
   num_shards: Annotated[int, checks.Range(least=1, most=100_000)]
 
 
 def add_cache_dir():
-  """Has SeqIO look for cached tasks in PERLHF_CACHE_DIR, if that is set."""
+  """Tells SeqIO to look for cached tasks in PERLHF_CACHE_DIR, if it is set."""
   if folder := os.environ.get(CACHE_DIR_VARIABLE):
     seqio.add_global_cache_dirs([folder])
 
@@ -46,12 +45,12 @@ def read(
 
   Args:
     task: a registered task, after `add_cache_dir`.
-    split: which of its splits.
-    seed: of preprocessors that stand after the cache and draw numbers.
+    split: name of the split.
+    seed: seed of random preprocessors after the cache.
 
   Returns:
-    The rows as NumPy values. Rows of our sources come in the order in which
-    the source has them, others in the order of the cache.
+    The rows as NumPy values. Rows of our sources come in the order of the
+    source, other rows in the order of the cache.
 
   Raises:
     ConfigError: the task cannot be cached.
@@ -92,9 +91,9 @@ def read(
 
 
 def _has_rows(task: seqio.Task, split: str) -> bool:
-  """Whether a cached split has rows; checks that none of its files is missing.
+  """Whether a cached split has rows; checks that no file of it is missing.
 
-  Of an empty split SeqIO writes an empty description, which it cannot read.
+  For an empty split SeqIO writes an empty description, which it cannot read.
   """
   folder = task.cache_dir
   path = seqio.get_cached_info_path(folder, split)
@@ -118,7 +117,7 @@ def _has_rows(task: seqio.Task, split: str) -> bool:
     )
   try:
     for name in found:
-      # TensorFlow would believe any length that a record says it has.
+      # TensorFlow does not check the length that a record declares.
       tfrecord_rows.check_lengths(name)
   except errors.DataError as error:
     raise _damaged(task, str(error)) from error
@@ -145,7 +144,7 @@ def _no_cache(task: seqio.Task) -> str:
 
 
 def _make(task: seqio.Task) -> str:
-  """Says how to make the cache of a task."""
+  """Returns the instructions for making the cache of a task."""
   folder = os.environ.get(CACHE_DIR_VARIABLE) or 'FOLDER'
   module = getattr(task.source, 'module', None)
   if module in (None, 'builtins', '__main__'):

@@ -1,4 +1,4 @@
-"""Finds the files of a task below a data directory; says what is missing."""
+"""Finds the files of a task in a data directory, or reports missing ones."""
 
 from collections.abc import Sequence
 import difflib
@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from perlhf_jax.core import errors
 
-# Of a group of files, patterns for the places where people put the same ones.
+# Alternative glob patterns of one group of files: users store the same files
+# in different places.
 Patterns = Sequence[str]
 
 
@@ -20,20 +21,20 @@ def find(
   location: str,
   origin: str,
 ) -> tuple[int, list[list[str]]]:
-  """Finds the first layout of which every group has a file.
+  """Finds the first layout whose groups all have a file.
 
   Args:
     root: the data directory, local or `gs://`.
     layouts: patterns of each group of each layout.
-    given_by: what named the directory, for messages.
-    location: what is looked for, for messages.
-    origin: where to get the data, as a sentence; empty if nobody said.
+    given_by: the setting that named the directory, for messages.
+    location: the files to look for, for messages.
+    origin: a sentence that says where to get the data; empty if unknown.
 
   Returns:
     The index of the layout, and the paths of each of its groups.
 
   Raises:
-    DataError: there is no such directory or no such file.
+    DataError: the directory or a file does not exist.
   """
   if not tf.io.gfile.isdir(root):
     is_there = tf.io.gfile.exists(root)
@@ -58,7 +59,7 @@ def _first_match(root: str, patterns: Patterns) -> list[str]:
   for pattern in patterns:
     paths = sorted(tf.io.gfile.glob(os.path.join(root, pattern)))
     for path in paths:
-      # In a bucket there are no folders, and to ask for each file takes long.
+      # Buckets have no folders, and a request per file would take long.
       if '://' not in path and os.path.isdir(path):
         raise errors.DataError(
           f'{path} is a folder, and a file is wanted: name the file, or write'
@@ -70,12 +71,12 @@ def _first_match(root: str, patterns: Patterns) -> list[str]:
 
 
 def _near(root: str, layouts: Sequence[Sequence[Patterns]]) -> str:
-  """Names a file that is there and may be meant."""
+  """Suggests an existing file that may be meant."""
   groups = itertools.chain.from_iterable(layouts)
   for pattern in itertools.chain.from_iterable(groups):
     folder, name = os.path.split(os.path.join(root, pattern))
     names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else ()
-    names = [each for each in names if each != name]  # As of a dead link.
+    names = [each for each in names if each != name]  # Such as a dead link.
     if near := difflib.get_close_matches(name, names, n=1, cutoff=0.8):
       return f'Did you mean {near[0]}? '
   return ''

@@ -1,10 +1,10 @@
 """A fingerprint of the examples that a run reads.
 
-It is taken of the tokens as the model sees them, so that it does not depend on
-where the files lie, and is the same on every host. The digests of the token
-cache do not serve: they are of paths and times, which change when a file is
-copied, and there are none of tasks with images, of caches of SeqIO or of
-mixtures as a whole.
+It is computed from the tokens that the model sees, so that it does not depend
+on the paths of the files, and is the same on every host. The digests of the
+token cache cannot be used: they depend on paths and times, which change when a
+file is copied, and tasks with images, SeqIO caches and whole mixtures have
+none.
 """
 
 from concurrent import futures
@@ -23,17 +23,18 @@ from perlhf_jax.data import token_columns
 def describe(examples: examples_lib.Examples) -> dict[str, Any]:
   """Describes the rows of a split, their order and their number.
 
-  Of 350,000 rows of text (314 MiB) it takes one or two seconds.
+  It takes one or two seconds for 350,000 rows of text (314 MiB).
 
   Args:
-    examples: tokenised and truncated; of a policy's training the prompts.
+    examples: tokenised and truncated examples; for the training of a policy,
+      the prompts.
 
   Returns:
-    A JSON object: `rows` of each data set of a mixture, `rates` at which they
-    are mixed, whether `shuffle` is on, and the `fingerprint`, 16 hexadecimal
-    digits of every token, number and image in order. An image that lies in a
-    file counts by the file's name and, on a local disk, its size. References
-    do not count, for nothing is learned from them.
+    A JSON object: `rows`, the number of rows of each data set of a mixture;
+    `rates` at which they are mixed; whether `shuffle` is on; and `fingerprint`,
+    16 hexadecimal digits that depend on every token, number and image in order.
+    An image in a file counts by the file's name and, on a local disk, its size.
+    References do not count, because nothing is learned from them.
   """
   digest = hashlib.blake2b(digest_size=8)
   for name in sorted(examples.columns):
@@ -65,7 +66,7 @@ def _add(digest: Any, array: np.ndarray) -> None:
 
 
 def _image(image: images.Image) -> bytes:
-  """Returns what identifies an image."""
+  """Returns the bytes that identify an image."""
   if isinstance(image, bytes):
     return hashlib.blake2b(image, digest_size=8).digest()
   size = '' if '://' in image else os.stat(image).st_size

@@ -1,4 +1,4 @@
-"""What is read of which task."""
+"""The configuration of a data set."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -20,36 +20,37 @@ LengthWindow = Annotated[
 
 @dataclasses.dataclass(frozen=True)
 class DatasetConfig:
-  """What to read; gin builds it, with the names of t5x's DatasetConfig.
+  """Data set to read; gin builds it, with the names of t5x's DatasetConfig.
 
   Attributes:
     mixture_or_task_name: a registered SeqIO task or mixture.
-    task_feature_lengths: most tokens of a prompt (`inputs`) and of a
-      response (`targets`; it holds for chosen and rejected ones too), EOS
-      included. Prompt tasks need `inputs` only. Of tasks with images, `images`
-      is the most that an example has; 1 by default.
+    task_feature_lengths: maximum number of tokens of a prompt (`inputs`) and of
+      a response (`targets`; also for chosen and rejected responses), EOS
+      included. Prompt tasks need `inputs` only. For tasks with images, `images`
+      is the maximum number of images per example; 1 by default.
     split: name of the split.
     batch_size: examples in a global batch.
     shuffle: whether training goes through each epoch in a random order.
     seed: seed of that order.
-    use_cached: read what `seqio_cache_tasks` wrote into PERLHF_CACHE_DIR.
+    use_cached: read the cache that `seqio_cache_tasks` wrote into
+      PERLHF_CACHE_DIR.
     module: a module to import first, which registers tasks.
-    max_examples: read only so many rows (of each task of a mixture).
+    max_examples: maximum number of rows to read (of each task of a mixture).
     skip_bad_rows: leave out unusable rows, counted and reported, instead of
       stopping at the first.
     truncate_prompt: `keep_end` (the default, for dialogues) or `keep_start`.
-    refuse_long_prompts: stop at a prompt that is too long and do not cut it.
+    refuse_long_prompts: stop at a prompt that is too long, and do not cut it.
     part: `(index, count)`: read only the examples whose prompt a hash puts
-      into this part of `count`. The parts are disjoint and share no prompt,
-      so reward models of different parts check each other. None reads all.
-    length_buckets: shapes, pairs of a prompt's and a response's length, to
-      which batches are padded, at most. They are chosen from the lengths of the
-      examples. Training puts examples of similar lengths together, and so does
-      evaluation. 0 or 1: examples come as they are shuffled, and all batches
-      are padded to `task_feature_lengths` (of prompts alone, to a power of
+      into part `index` of `count`. Parts share no prompt, so reward models
+      trained on different parts can check each other. None reads all.
+    length_buckets: maximum number of shapes, pairs of a prompt and a response
+      length, to which batches are padded. The shapes are chosen from the
+      lengths of the examples. Training and evaluation then group examples of
+      similar lengths. With 0 or 1, examples keep their shuffled order, and all
+      batches are padded to `task_feature_lengths` (prompts alone, to a power of
       two).
-    length_window: batches of training within which examples are put together
-      by length; more of them leave less padding, fewer are more random.
+    length_window: number of training batches within which examples are grouped
+      by length; more leave less padding, fewer are more random.
   """
 
   mixture_or_task_name: str
@@ -86,7 +87,7 @@ def check_lengths(task_feature_lengths: Mapping[str, int]) -> None:
   """Checks that both lengths are given.
 
   Raises:
-    ConfigError: one is not.
+    ConfigError: a length is missing.
   """
   for name in ('inputs', 'targets'):
     if name not in task_feature_lengths:

@@ -1,8 +1,8 @@
-"""Which example stands at which position of an endless training stream.
+"""The order of examples in the endless training stream.
 
-Position `p` of the stream is a function of (seed, p) alone. A run resumes at
-any step by computing, not by replaying, and the examples that a step sees do
-not depend on the number of hosts.
+The example at position `p` of the stream is a function of (seed, p) alone. A
+run resumes at any step without replaying the stream, and the examples of a step
+do not depend on the number of hosts.
 """
 
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ _BLOCK_STREAM = 1 << 62
 class ExampleOrder:
   """An order over the rows of one or several data sets stored end to end.
 
-  Each data set is gone through in epochs; every epoch is a permutation of
-  its own. Several data sets are mixed in proportion to `rates`, exactly so
-  in each block of 4096 positions (a share below 1/4096 is rounded up).
+  Each data set is read in epochs, each with its own permutation. Several data
+  sets are mixed in proportion to `rates`, exactly within each block of 4096
+  positions (a share below 1/4096 is rounded up).
 
   Attributes:
     sizes: number of rows of each data set.
-    rates: relative rate of each; ignored if there is only one.
+    rates: relative rate of each data set; ignored if there is only one.
     seed: any integer.
-    shuffle: False keeps the rows of each data set in their order.
+    shuffle: whether each epoch is permuted; False keeps the order of the rows.
   """
 
   def __init__(
@@ -51,7 +51,7 @@ class ExampleOrder:
     self.shuffle = shuffle
     self._offsets = np.cumsum([0, *sizes[:-1]])
     self._quotas = _quotas(rates)
-    # The last permutation of each data set: steps come in order.
+    # The last permutation of each data set, since steps come in order.
     self._last = {}
 
   def rows(self, start: int, stop: int) -> np.ndarray:
@@ -64,16 +64,16 @@ class ExampleOrder:
     return rows
 
   def epoch_starts(self, start: int, stop: int, least: int) -> np.ndarray:
-    """Positions from start to stop-1 at which a data set begins an epoch anew.
+    """Returns the positions at which data sets begin another epoch.
 
     Args:
-      start: the first position.
-      stop: behind the last one.
-      least: data sets that are gone through in fewer positions are left out,
-        but not the one that takes longest.
+      start: first position.
+      stop: last position + 1.
+      least: data sets whose epoch has fewer positions are left out, except the
+        data set with the longest epoch.
 
     Returns:
-      int64 `[epochs]`, rising.
+      int64 `[epochs]`, ascending.
     """
     members, places = self._places(start, stop)
     sizes = np.asarray(self.sizes, np.int64)
@@ -83,7 +83,7 @@ class ExampleOrder:
     return start + np.flatnonzero(begins)
 
   def _places(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Data set, and place in its own endless stream, of each position."""
+    """Data set of each position, and the position in its own endless stream."""
     positions = np.arange(start, stop, dtype=np.int64)
     if len(self.sizes) == 1:
       return np.zeros_like(positions), positions
@@ -95,7 +95,7 @@ class ExampleOrder:
       within = positions[here] - block * _BLOCK
       block_places = np.empty(len(within), np.int64)
       for index, quota in enumerate(self._quotas):
-        # How often this data set came before each place of the block.
+        # Number of earlier positions of this data set within the block.
         before = np.cumsum(members == index) - 1
         chosen = members[within] == index
         block_places[chosen] = block * quota + before[within[chosen]]
@@ -103,7 +103,7 @@ class ExampleOrder:
     return sets, places
 
   def _epoch_rows(self, index: int, positions: np.ndarray) -> np.ndarray:
-    """Rows at positions of the endless stream of one data set."""
+    """Rows at positions of one data set's endless stream."""
     size = self.sizes[index]
     epochs = positions // size
     rows = np.empty_like(positions)
@@ -123,13 +123,13 @@ class ExampleOrder:
     return permutation
 
   def generator(self, stream: int) -> np.random.Generator:
-    """Randomness of a number below 2^64 that says what it is for."""
+    """Returns the random generator of a stream, a number below 2^64."""
     key = np.array([self.seed % 2**64, stream], np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
 
 def _quotas(rates: Sequence[float]) -> np.ndarray:
-  """Places of each data set in a block; they sum to the block's size."""
+  """Returns each data set's number of positions in a block of `_BLOCK`."""
   shares = np.asarray(rates, np.float64) / max(sum(rates), 1e-300) * _BLOCK
   quotas = np.floor(shares).astype(np.int64)
   for index in np.argsort(quotas - shares)[: _BLOCK - quotas.sum()]:

@@ -1,9 +1,9 @@
 """The tokenised examples of one split, addressed by step.
 
-Preference data sets have fewer than a million rows of text, so each host
-keeps all of them as compact token arrays, and of images what decodes them. A
-batch is then a function of (seed, step): the position of a run is one integer,
-and resuming is exact.
+Preference data sets have fewer than a million rows of text. So each host keeps
+all rows as compact token arrays, with images encoded or as paths. A batch is
+then a function of (seed, step): the position of a run is one integer, and
+resuming is exact.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,31 +23,32 @@ from perlhf_jax.data import row_checks
 from perlhf_jax.data import token_columns
 from perlhf_jax.data import token_ids
 
-# Batches of which the share of padding is told at the start.
+# Number of batches whose share of padding is reported at the start.
 _STEPS_DESCRIBED = 1000
 
 
 class Examples:
-  """Everything that training or evaluation reads of one split.
+  """Everything that training or evaluation reads from one split.
 
   Attributes:
-    name: the task or mixture.
-    split: its split.
+    name: name of the task or mixture.
+    split: name of the split.
     kind: sft, pairwise, pointwise or prompts.
     columns: truncated tokens (`TokenColumn`) or numbers of each feature.
-    origins: where each row came from, for messages and reports.
-    converter: makes batches of them.
-    order: the endless order of training.
+    origins: origin of each row, for messages and reports.
+    converter: converter that makes batches of the examples.
+    order: endless order of training.
     batch_size: rows of a global training batch.
-    vocabulary: what the tokens mean.
-    num_skipped: unusable rows that were left out.
-    num_truncated: by feature, how many examples were cut.
-    images: the images of each row; None for a task without.
-    image_spec: how they are decoded.
-    references: of prompts, the answers that a judge accepts; None without.
-    length_window: batches among which examples are put together by length.
-    padding: the shapes of batches; None for one shape and examples in the
-      order of the stream.
+    vocabulary: vocabulary of the tokens.
+    num_skipped: number of unusable rows that were left out.
+    num_truncated: number of truncated examples by feature.
+    images: images of each row; None for a task without images.
+    image_spec: how images are decoded.
+    references: for prompts, the answers that a judge accepts; None without.
+    length_window: number of batches within which examples are grouped by
+      length.
+    padding: shapes of batches; None for one shape and examples in the order of
+      the stream.
   """
 
   def __init__(
@@ -88,7 +89,7 @@ class Examples:
     self._arrange()
 
   def _arrange(self):
-    """Chooses the shapes of batches, and puts examples together by them."""
+    """Chooses the shapes of batches, and groups examples by shape."""
     responses = [
       column.lengths
       for name, column in self.columns.items()
@@ -119,13 +120,13 @@ class Examples:
     return len(self.columns['inputs'])
 
   def check_ids(self, num_ids: int) -> None:
-    """Makes sure that a model has all tokens.
+    """Makes sure that a model's embedding has all token ids.
 
     Args:
-      num_ids: rows of its embedding.
+      num_ids: rows of the model's embedding.
 
     Raises:
-      DataError: it does not; names the row and the token id.
+      DataError: an id is not below `num_ids`; names the row and the id.
     """
     for name, column in self.columns.items():
       if not isinstance(column, token_columns.TokenColumn):
@@ -146,7 +147,7 @@ class Examples:
     return {name: column[index] for name, column in self.columns.items()}
 
   def texts(self, index: int) -> dict[str, Any]:
-    """One row for people: decoded as the model sees it, after truncation."""
+    """One row as readable text, after truncation, as the model sees it."""
     return {
       name: self.vocabulary.decode(feature_converters.strip_eos(value).tolist())
       if isinstance(value, np.ndarray)
@@ -155,26 +156,26 @@ class Examples:
     }
 
   def feature_lengths(self, lengths: Mapping[str, int]) -> dict[str, int]:
-    """TASK_FEATURE_LENGTHS, with the number of images that was assumed."""
+    """TASK_FEATURE_LENGTHS, with the number of images filled in."""
     if self.image_spec is None:
       return dict(lengths)
     return {**lengths, row_checks.IMAGES: self.image_spec.count}
 
   def images_of(self, index: int) -> tuple[images_lib.Image, ...]:
-    """The images of one row, encoded or paths."""
+    """The images of one row, encoded or as paths."""
     return () if self.images is None else self.images[index]
 
   def references_of(self, index: int) -> list[str] | None:
-    """Answers that are right: of demonstrations, the target; None if unknown.
+    """Right answers of a row: its references or, for sft, the target.
 
-    Judged responses have targets too, which may be bad ones.
+    None if unknown: the targets of judged responses may be bad answers.
     """
     if self.references is not None:
       return list(self.references[index])
     return [self.texts(index)['targets']] if self.kind == 'sft' else None
 
   def prompts(self) -> 'Examples':
-    """The same rows as prompts alone, whatever the task has beside them."""
+    """Returns the same rows with their prompts only."""
     if self.kind == 'prompts':
       return self
     prompts = copy.copy(self)
@@ -188,7 +189,7 @@ class Examples:
     return prompts
 
   def at_one_shape(self) -> 'Examples':
-    """The same rows, in the order of the stream and padded to the limits."""
+    """Returns the same rows in stream order, padded to the maximum lengths."""
     examples = copy.copy(self)
     examples._length_buckets = 0
     examples._arrange()
@@ -198,8 +199,8 @@ class Examples:
     """Rows of the global training batch of a step, int64 `[batch_size]`.
 
     Step `s`, from 0, reads positions s*batch_size ... of the endless stream; a
-    data set smaller than a batch is simply repeated. By length, they are
-    exchanged with others of a window; see `batch_order`.
+    data set smaller than a batch is repeated. With several shapes, rows are
+    grouped by length within a window; see `batch_order`.
     """
     if self._batches is not None:
       return self._batches.rows(step)
@@ -209,9 +210,9 @@ class Examples:
   def eval_rows(self, batch_size: int) -> list[np.ndarray]:
     """Rows of batches that hold every example once, int64 `[batch_size]` each.
 
-    Those of the largest shape come first, so that what does not fit the memory
-    is known early. The last batch is filled up with rows beyond the last
-    example.
+    Rows of the largest shape come first, so that a shape that does not fit into
+    memory fails early. The last batch is filled up with row numbers beyond the
+    last example.
     """
     count = len(self)
     rows = np.arange(-(-count // batch_size) * batch_size)
@@ -222,15 +223,15 @@ class Examples:
   def text_batch(
     self, rows: np.ndarray, part: np.ndarray | None = None
   ) -> feature_converters.Batch:
-    """The text of a global batch, or of a part of it.
+    """Makes the text of a global batch, or of a part of it.
 
     It is padded to the shape that holds the longest prompt and response of the
-    global batch, so that all hosts have the same.
+    global batch, so that all hosts use the same shape.
 
     Args:
-      rows: int64 `[batch]`, of the global batch; those beyond the last example
-        are padding, with `example_mask` False.
-      part: int64 `[rows]`, which places of the batch to make; all if None.
+      rows: int64 `[batch]`, rows of the global batch; rows beyond the last
+        example are padding, with `example_mask` False.
+      part: int64 `[rows]`, positions in `rows` to make; None for all.
 
     Returns:
       The batch of `converter`, its rows in the order of `part`.
@@ -241,7 +242,7 @@ class Examples:
     return converter(examples, batch_size=len(mine))
 
   def _shape(self, rows: np.ndarray) -> tuple[int, int]:
-    """Lengths to which the prompts and responses of a batch are padded."""
+    """Returns the padded prompt and response lengths of a batch."""
     lengths = self._lengths[rows[rows < len(self)]]
     if self.padding is not None:
       return self.padding.fit(lengths)
@@ -252,11 +253,11 @@ class Examples:
     return prompt, response
 
   def padding_share(self, first: int, last: int) -> float:
-    """Share of the positions of training batches that hold no token.
+    """Returns the share of padding among the positions of training batches.
 
     Args:
-      first: the first step.
-      last: behind the last one.
+      first: first step.
+      last: last step + 1.
     """
     tokens = positions = 0
     for step in range(first, last):
@@ -267,9 +268,9 @@ class Examples:
     return 1 - tokens / positions
 
   def describe_padding(self) -> str:
-    """Says to what training batches are padded, and how much padding that is.
+    """Describes the shapes of training batches and their share of padding.
 
-    The share is that of the first epoch, or of the first batches of it.
+    The share is computed over the first epoch, or over its first batches.
     """
     steps = min(-(-len(self) // self.batch_size), _STEPS_DESCRIBED)
     prompt, response = self._limits

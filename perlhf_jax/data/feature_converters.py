@@ -1,14 +1,15 @@
-"""From tokenised examples to the batches that models read.
+"""Converts tokenised examples to the batches that models read.
 
-Each converter declares what it takes of a task (`TASK_FEATURES`) and what it
-gives to a model (`MODEL_FEATURES`), truncates, and pads. They are plain numpy
-and know no file, task or vocabulary, so that training, evaluation and the
-scoring of a list of strings make the same batches of the same text.
+Each converter declares the features it takes from a task (`TASK_FEATURES`) and
+the features it gives to a model (`MODEL_FEATURES`), truncates, and pads.
+Converters are plain numpy and use no file, task or vocabulary. So training,
+evaluation and the scoring of a list of strings make the same batches from the
+same text.
 
 Truncation policy:
-  * A prompt that is too long keeps its end (`keep_end`), EOS included: in a
-    dialogue the last turns decide. `keep_start` keeps the beginning and puts
-    EOS after it.
+  * A prompt that is too long keeps its end (`keep_end`), EOS included, because
+    the last turns of a dialogue matter most. `keep_start` keeps the beginning
+    and appends EOS.
   * A response keeps its start. In reward batches EOS follows it, because the
     score is read there; a target of supervised tuning that was cut has no
     EOS, because a model must not learn to stop in the middle.
@@ -32,7 +33,7 @@ Batch = dict[str, np.ndarray]
 
 
 class FeatureSpec(NamedTuple):
-  """Type of a feature; the rank of a model feature counts its batch axis."""
+  """Type and rank of a feature; model features count the batch axis."""
 
   dtype: str
   rank: int
@@ -43,20 +44,20 @@ _TOKEN_BATCH = FeatureSpec('int32', 2)
 _MASK_BATCH = FeatureSpec('bool', 2)
 _EXAMPLE_MASK = FeatureSpec('bool', 1)
 
-# What batches of every kind have beside their MODEL_FEATURES where examples
-# have images: see `images.pixel_batches`.
+# Further features of batches with images, of every kind; see
+# `images.pixel_batches`.
 IMAGE_FEATURES: Mapping[str, FeatureSpec] = {
   'images': FeatureSpec('uint8', 5),
   'image_mask': FeatureSpec('bool', 2),
 }
-# What batches of evaluation have beside them, int32 `[batch]`: the place of
-# each example in its data set.
+# A further feature of evaluation batches, int32 `[batch]`: the position of each
+# example in its data set.
 EXAMPLE_ROWS = 'example_rows'
 
 
 @runtime_checkable
 class TextVocabulary(Protocol):
-  """What is needed of a vocabulary here."""
+  """The methods of a vocabulary that are used here."""
 
   def encode(self, s: str) -> Sequence[int]:
     """Token ids of a text, without EOS."""
@@ -68,7 +69,7 @@ def tokenize(vocabulary: TextVocabulary, text: str) -> np.ndarray:
 
 
 def strip_eos(tokens: np.ndarray) -> np.ndarray:
-  """Tokens without the EOS at their end, if there is one."""
+  """Removes the EOS at the end of tokens, if there is one."""
   ends = len(tokens) and tokens[-1] == EOS_ID
   return tokens[:-1] if ends else tokens
 
@@ -90,7 +91,7 @@ def truncate_prompt(
 
 
 def truncate_response(tokens: np.ndarray, length: int) -> np.ndarray:
-  """Cuts a response to at most `length` tokens, the last of which is EOS."""
+  """Cuts a response to at most `length` tokens, and keeps EOS as the last."""
   return tokens if len(tokens) <= length else _cut_before_eos(tokens, length)
 
 
@@ -104,12 +105,12 @@ def _cut_before_eos(tokens: np.ndarray, length: int) -> np.ndarray:
 
 
 class Converter(abc.ABC):
-  """What the four converters share: lengths, batch size and their masks.
+  """Base class of the four converters: lengths, batch size and masks.
 
   Attributes:
-    TASK_FEATURES: features an example must have, each tokens [length] that
-      end with EOS, or a number.
-    OPTIONAL_TASK_FEATURES: features it may have, with their default.
+    TASK_FEATURES: required features of an example, each either tokens [length]
+      that end with EOS, or a number.
+    OPTIONAL_TASK_FEATURES: optional features, with their defaults.
     MODEL_FEATURES: names, types and ranks of the batch.
   """
 
@@ -133,11 +134,11 @@ class Converter(abc.ABC):
     self.truncate_prompt = truncate_prompt
 
   def padded_to(self, prompt_length: int, response_length: int) -> 'Converter':
-    """Returns a converter that pads, and cuts, to other lengths."""
+    """Returns a converter that pads and cuts to other lengths."""
     return type(self)(prompt_length, response_length, self.truncate_prompt)
 
   def truncate(self, example: Example) -> dict[str, Any]:
-    """Cuts the features of one example; a second time changes nothing."""
+    """Cuts the features of one example; cutting twice changes nothing."""
     return {
       name: self._truncate_feature(name, value)
       for name, value in example.items()
@@ -150,8 +151,8 @@ class Converter(abc.ABC):
 
     Args:
       examples: task features of each example.
-      batch_size: number of rows; by default as many as there are examples.
-        Rows after the last example hold padding and `example_mask` False.
+      batch_size: number of rows; by default the number of examples. Rows after
+        the last example are padding, with `example_mask` False.
 
     Returns:
       MODEL_FEATURES, with `example_mask` [batch] True on real rows.
@@ -311,7 +312,7 @@ class PointwiseConverter(Converter):
 
 
 class PromptConverter(Converter):
-  """Prompts alone, to be answered by a policy.
+  """Prompts only, for a policy to answer.
 
   Example:
     >>> converter = PromptConverter(prompt_length=4)
@@ -343,7 +344,7 @@ CONVERTERS: Mapping[str, type[Converter]] = {
 
 
 def kind_of(features: Sequence[str]) -> str | None:
-  """The kind of a task with these features, None if it is of no known kind."""
+  """Returns the kind of a task with these features; None if unknown."""
   for kind, converter in CONVERTERS.items():
     optional = {*converter.OPTIONAL_TASK_FEATURES, row_checks.IMAGES}
     if kind == 'prompts':
@@ -367,7 +368,7 @@ def _pad(
 
 
 def _numbers(examples: Sequence[Example], name: str, rows: int) -> np.ndarray:
-  """A numeric feature, zero where it is absent and on padding: [rows]."""
+  """Returns a numeric feature [rows], zero if absent and on padding."""
   numbers = np.zeros(rows, np.float32)
   for row, example in enumerate(examples):
     numbers[row] = example.get(name, 0.0)

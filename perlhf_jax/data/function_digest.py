@@ -1,9 +1,9 @@
-"""A digest of everything that decides what functions of a user's return.
+"""A digest of everything that a user's function depends on.
 
-A function is followed through what it calls, closes over and names, as far as
-that is code that is not installed. What may depend on anything but this and its
-arguments, such as a function that reads a file or the clock, has no digest:
-better none than one that misses a change.
+The digest covers the function and, recursively, the code that it calls, closes
+over and names, except for installed packages. A function that may depend on
+anything else, such as a file or the clock, has no digest, because the digest
+would miss a change.
 """
 
 import builtins
@@ -22,7 +22,7 @@ from typing import Any
 
 from perlhf_jax.core import user_code
 
-# Names by which code gets at something else than its arguments.
+# Names through which code reads something other than its arguments.
 _OUTSIDE = frozenset(
   'GFile Random choice environ eval exec exists fromfile getenv getmtime glob'
   ' globals hash http input iterdir listdir load loadtxt locals now open'
@@ -30,7 +30,7 @@ _OUTSIDE = frozenset(
   ' scandir shuffle socket stat subprocess system time time_ns today urandom'
   ' urlopen urllib uuid1 uuid4 vars walk json_documents whole_files'.split()
 )
-# Functions of ours that read files which the caller names.
+# Modules of this package whose functions read files that the caller names.
 _READERS = frozenset(
   ['perlhf_jax.data.json_documents', 'perlhf_jax.data.whole_files']
 )
@@ -38,18 +38,18 @@ _PLAIN = bool | int | float | complex | str | bytes | None
 
 
 class UnknownError(Exception):
-  """Says why something has no digest."""
+  """A value has no digest; the message says why."""
 
 
 def digest(value: Any) -> str:
   """Returns the digest of a function, or of plain values and functions.
 
   Args:
-    value: a function, what can be called otherwise, or numbers and text, in
-      lists, dicts and data classes too.
+    value: a function, another callable, or numbers and text, also in lists,
+      dicts and data classes.
 
   Raises:
-    UnknownError: what it depends on cannot be known.
+    UnknownError: the dependencies of the value cannot be determined.
   """
   walk = _Walk()
   walk.value(value)
@@ -57,11 +57,11 @@ def digest(value: Any) -> str:
 
 
 class _Walk:
-  """Hashes what it meets on its way."""
+  """Hashes a value and, recursively, everything that it depends on."""
 
   def __init__(self):
     self._hash = hashlib.sha256()
-    self._seen: dict[int, Any] = {}  # Kept, so that no number is used anew.
+    self._seen: dict[int, Any] = {}  # Keeps values alive: ids stay unique.
     self._files: set[str] = set()
     self._taken: set[tuple[str, str, frozenset[str]]] = set()
 
@@ -143,7 +143,7 @@ class _Walk:
       self._add(name)
       try:
         self._named(cell.cell_contents, names)
-      except ValueError:  # It is not set yet.
+      except ValueError:  # The cell is not set yet.
         continue
     for name in sorted(names):
       if name in function.__globals__:
@@ -151,13 +151,13 @@ class _Walk:
         self._named(function.__globals__[name], names)
 
   def _named(self, value: Any, names: set[str]) -> None:
-    """Adds a value that code has by name, and what it may take of a module."""
+    """Adds a named value and, for a module, its attributes in `names`."""
     self.value(value)
     if not isinstance(value, types.ModuleType):
       return
     path = getattr(value, '__file__', None)
     if path is None or not _is_own(value.__name__, path):
-      # Of ours, what reads other files is known by its module.
+      # Our modules that read other files are listed by name.
       if value.__name__ in _READERS:
         raise UnknownError(f'{value.__name__} reads other files')
       return
@@ -169,7 +169,7 @@ class _Walk:
         self._named(vars(value)[name], names)
 
   def _code(self, code: types.CodeType, function: Any) -> set[str]:
-    """Adds code, and returns the names that it and its parts use."""
+    """Adds code, and returns the names that it and its nested code use."""
     self._add(code.co_code.hex())
     self._several([code.co_varnames, code.co_names, code.co_freevars])
     names = set(code.co_names)
@@ -200,7 +200,7 @@ class _Walk:
     self._file(path)
     self._several(kind.__bases__)
     for name, member in sorted(vars(kind).items()):
-      # A hash decides nothing that is the same in two processes.
+      # Results that are equal in every process cannot depend on `__hash__`.
       if name != '__hash__' and isinstance(
         member,
         types.FunctionType | staticmethod | classmethod | property | _PLAIN,
@@ -230,7 +230,7 @@ class _Walk:
       self._several(sorted(_attributes(value)))
 
   def _file(self, path: str) -> None:
-    """Adds the file of a module; code that was typed in has none."""
+    """Adds the file of a module; code of an interactive session has none."""
     if path in self._files:
       return
     self._files.add(path)

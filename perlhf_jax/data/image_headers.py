@@ -1,6 +1,6 @@
-"""How large an image is, by its first bytes, before it is decoded.
+"""Reads the size of an image from its header, before it is decoded.
 
-A PNG of some kilobytes can hold billions of pixels.
+A PNG of a few kilobytes can hold billions of pixels.
 """
 
 import struct
@@ -9,22 +9,22 @@ _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8\xff'
 SIGNATURES = (_PNG, _JPEG)
 
-# Three bytes a pixel, of each image that is decoded at a time.
+# Each image that is being decoded takes three bytes per pixel.
 MAX_PIXELS = 100_000_000
 
-# Of JPEG: markers of frames, which hold the size, and those without a length.
+# JPEG markers of frames, which hold the size, and markers without a length.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE = frozenset([0x01, *range(0xD0, 0xDA)])
 
 
 def find_problem(content: bytes) -> str | None:
-  """Says why an image is not to be decoded; None if it may be damaged at most.
+  """Says why an image must not be decoded; None if decoding it is safe.
 
   Args:
-    content: of a file.
+    content: content of the file.
 
   Returns:
-    What is wrong, without a subject.
+    The problem, as a predicate without its subject.
   """
   size = size_of(content)
   if size is None:
@@ -36,13 +36,13 @@ def find_problem(content: bytes) -> str | None:
 
 
 def size_of(content: bytes) -> tuple[int, int] | None:
-  """Returns width and height of an image.
+  """Returns the width and height of an image.
 
   Args:
-    content: of a file.
+    content: content of the file.
 
   Returns:
-    Pixels; None of what is no PNG or JPEG, or too damaged to tell.
+    Pixels; None if the file is not a PNG or JPEG, or too damaged to tell.
   """
   try:
     if content.startswith(_PNG):
@@ -57,7 +57,7 @@ def size_of(content: bytes) -> tuple[int, int] | None:
 def _jpeg_size(content: bytes) -> tuple[int, int] | None:
   at = 2
   while True:
-    # Decoders look for the next marker too, whatever stands before it.
+    # Like decoders, skips any bytes before the next marker.
     at = content.find(b'\xff', at)
     if at < 0:
       return None

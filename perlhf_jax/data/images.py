@@ -1,9 +1,9 @@
-"""Images of examples: encoded, by value or by path; decoded in tf.data.
+"""Images of examples: stored encoded or as paths, decoded in tf.data.
 
-An image is `bytes`, an encoded PNG or JPEG, which stays in memory, or `str`,
-the path of such a file, local or `gs://`, which is read each time it is
-needed. Distinct images are held once, however many questions are asked of
-them. The resolution is the model's matter, so that one task serves all.
+An image is either `bytes`, an encoded PNG or JPEG that stays in memory, or
+`str`, the path of such a file, local or `gs://`, which is read each time it is
+needed. Each distinct image is stored once, even if several examples use it.
+The model decides the resolution, so that one task serves all models.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,14 +20,14 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import plain_files
 from perlhf_jax.data import image_headers
 
-# Imported when the first image is decoded: it takes seconds, and a machine that
-# reads no task need not have it.
+# Imported when the first image is decoded: the import takes seconds, and
+# machines that read no task do not need TensorFlow.
 with epy.lazy_imports():
   import tensorflow as tf
 
 Image = bytes | str
 
-# Of the file of an image.
+# Maximum size of an image file.
 MAX_BYTES = 256 * 1024**2
 _ABSENT = b''
 _PREFETCH = 2
@@ -36,12 +36,12 @@ _LOG_SECONDS = 10
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-  """How a model is given the images of an example.
+  """The image input of a model.
 
   Attributes:
-    size: pixels of a side. Images are resized to squares (bilinear, with
+    size: pixels per side. Images are resized to squares (bilinear, with
       antialiasing), whatever their proportions, as PaLI does.
-    count: images of an example at most; absent ones are masked.
+    count: maximum number of images per example; absent ones are masked.
   """
 
   size: int
@@ -49,23 +49,23 @@ class ImageSpec:
 
 
 def from_task(value: bytes) -> Image:
-  """Tells an encoded image, as tasks yield it, from the path of a file."""
+  """Converts a task's bytes to an `Image`: encoded bytes, or a path as str."""
   if value.startswith(image_headers.SIGNATURES):
     return value
   try:
     return value.decode('utf-8')
   except UnicodeDecodeError:
-    return value  # Neither; decoding will say so.
+    return value  # Neither; decoding will report it.
 
 
 def from_array(pixels: np.ndarray) -> Image:
-  """Encodes pixels, without loss.
+  """Encodes pixels losslessly.
 
   Args:
     pixels: uint8 `[height, width, 3]`, RGB.
 
   Raises:
-    DataError: it is of another shape or dtype.
+    DataError: `pixels` has another shape or dtype.
   """
   if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
     raise errors.DataError(
@@ -76,17 +76,17 @@ def from_array(pixels: np.ndarray) -> Image:
 
 
 def describe(image: Image) -> str:
-  """What messages call an image."""
+  """Returns the name of an image in messages."""
   if isinstance(image, str):
     return f'the image {image}'
   return f'the image of {len(image)} bytes'
 
 
 def find_problem(image: Image) -> str | None:
-  """Says why an image cannot be used, None if it can; decodes all of it."""
+  """Decodes an image, and says why it cannot be used; None if it can."""
   content = image
   if isinstance(image, str):
-    # Asking a bucket for sizes takes as long as reading.
+    # Requesting a size from a bucket takes as long as reading the file.
     most = None if '://' in image else MAX_BYTES
     if problem := plain_files.find_problem(image, most):
       return f'{describe(image)} cannot be read: {problem}'
@@ -110,7 +110,7 @@ def find_problem(image: Image) -> str | None:
 
 
 def find_problems(images: Sequence[Image]) -> dict[Image, str]:
-  """Decodes images, in parallel, and says what is wrong with which."""
+  """Decodes images in parallel, and returns the problems of unusable ones."""
   problems, last = {}, time.monotonic()
   with futures.ThreadPoolExecutor(os.cpu_count()) as executor:
     found = executor.map(find_problem, images, chunksize=64)
@@ -124,7 +124,7 @@ def find_problems(images: Sequence[Image]) -> dict[Image, str]:
 
 
 class ImageColumn:
-  """The images of all examples, each distinct one held once.
+  """The images of all examples, each distinct image stored once.
 
   Attributes:
     images: the distinct images.
@@ -145,7 +145,7 @@ class ImageColumn:
     return tuple(self.images[number] for number in self.numbers(index))
 
   def numbers(self, index: int) -> tuple[int, ...]:
-    """Returns the places in `images` of the images of an example."""
+    """Returns the indices in `images` of an example's images."""
     return self._rows[index]
 
 
@@ -155,16 +155,16 @@ def pixel_batches(
   """Decodes the images of batches of examples, ahead of their use.
 
   Args:
-    batches: the images of each row of each batch; all batches have the same
-      number of rows.
+    batches: images of each row of each batch; all batches have the same number
+      of rows.
     spec: resolution and number of images.
 
   Yields:
-    `images`, uint8 `[batch, spec.count, size, size, 3]`, RGB, 0 where there is
-    none, and `image_mask`, bool `[batch, spec.count]`.
+    `images`, uint8 `[batch, spec.count, size, size, 3]`, RGB, 0 for absent
+    images, and `image_mask`, bool `[batch, spec.count]`.
 
   Raises:
-    DataError: an image cannot be read or decoded any more.
+    DataError: an image can no longer be read or decoded.
   """
   batches = iter(batches)
   first = next(batches, None)
@@ -227,13 +227,13 @@ def attach(
 
   Args:
     batches: batches of text.
-    rows: the images of each row of each batch; see `pixel_batches`.
-    spec: how they are decoded; None leaves batches as they are.
+    rows: images of each row of each batch; see `pixel_batches`.
+    spec: how images are decoded; None leaves batches as they are.
   """
   if spec is None:
     yield from batches
     return
-  # As many as there are batches, or without end.
+  # `rows` has one entry per batch, or is endless.
   for batch, pixels in zip(batches, pixel_batches(rows, spec), strict=False):
     yield {**batch, **pixels}
 

@@ -1,7 +1,7 @@
-"""From a task's name to batches.
+"""The input pipeline, from the name of a task to batches.
 
-`load_examples` reads a split once, checks and tokenises it; `train_iterator`
-and `eval_batches` walk over what it returns.
+`load_examples` reads, checks and tokenises a split once; `train_iterator` and
+`eval_batches` make batches of its examples.
 """
 
 from collections import deque
@@ -25,8 +25,8 @@ from perlhf_jax.data import images
 from perlhf_jax.data import row_checks
 from perlhf_jax.data import task_rows
 
-# Imported when the first task is read: they take seconds, and a machine that
-# reads none need not have them.
+# Imported when the first task is read: the imports take seconds, and machines
+# that read no task do not need these packages.
 with epy.lazy_imports():
   import seqio
   import tensorflow as tf
@@ -36,7 +36,7 @@ with epy.lazy_imports():
   from perlhf_jax.data import task_reader
   from perlhf_jax.data import token_cache
 
-# What `load_examples` takes and returns.
+# Argument and result of `load_examples`.
 DatasetConfig = dataset_config.DatasetConfig
 Examples = examples_lib.Examples
 
@@ -51,18 +51,18 @@ def load_examples(
   """Reads, checks, tokenises and truncates one split.
 
   A task yields text, which `vocabulary` tokenises, or int32 tokens, if its
-  features have the same vocabulary. Its kind is recognised by its features.
-  All images are decoded once, to find those that cannot be.
+  features have the same vocabulary. Its features determine its kind. All images
+  are decoded once, to find unusable ones.
 
   Args:
-    config: what to read.
+    config: data set to read.
     vocabulary: the run's tokenizer.
-    image_size: pixels of a side of the images that the model reads; None for
-      a model that reads text alone.
+    image_size: pixels per side of the model's images; None for a model that
+      reads only text.
 
   Raises:
-    ConfigError: an unknown task, module, split or option, features that are
-      of no known kind, or images for a model that reads none.
+    ConfigError: an unknown task, module, split or option, features of no known
+      kind, or images for a model that reads only text.
     DataError: missing files, an unusable row or image (named by file and
       line), an empty split, or tokens of another vocabulary.
   """
@@ -125,15 +125,15 @@ def train_iterator(
   start_step: int = 0,
   part: np.ndarray | None = None,
 ) -> Iterator[feature_converters.Batch]:
-  """Yields the batches of steps start_step, start_step + 1, ... for ever.
+  """Yields the batches of steps start_step, start_step + 1, ... without end.
 
   A thread prepares the next batches meanwhile. The position to save in a
   checkpoint is the step.
 
   Args:
-    examples: what to go through.
-    start_step: from 0.
-    part: int64 `[rows]`, which rows of a global batch to make; all if None.
+    examples: examples to iterate over.
+    start_step: first step, from 0.
+    part: int64 `[rows]`, rows of a global batch to make; None for all.
   """
   part = np.arange(examples.batch_size) if part is None else part
 
@@ -164,7 +164,7 @@ def _with_images(
   batches: Iterable[feature_converters.Batch],
   rows: Iterable[np.ndarray],
 ) -> Iterator[feature_converters.Batch]:
-  """Yields batches with the images of their rows, where the task has any."""
+  """Yields batches with the images of their rows, if the task has images."""
   count = len(examples)
   image_rows = (
     [examples.images_of(int(row)) if row < count else () for row in each]
@@ -178,14 +178,14 @@ def eval_batches(
 ) -> Iterator[feature_converters.Batch]:
   """Yields every example once, the same on every host.
 
-  Examples of similar lengths come together, unless `length_buckets` says that
-  they do not. By `EXAMPLE_ROWS` of each batch, the places of its examples in
-  the data set, results can be put in their order again.
-  The last batch is padded with rows whose `example_mask` is False.
+  Examples of similar lengths are grouped, unless `length_buckets` is 0 or 1.
+  `EXAMPLE_ROWS` of each batch has the positions of its examples in the data
+  set, so that results can be sorted again. The last batch is padded with rows
+  whose `example_mask` is False.
 
   Args:
-    examples: what to go through.
-    batch_size: rows of a global batch, that of training by default.
+    examples: examples to iterate over.
+    batch_size: rows of a global batch; by default the training batch size.
   """
   rows = examples.eval_rows(batch_size or examples.batch_size)
   batches = _with_images(examples, map(examples.text_batch, rows), rows)
@@ -199,7 +199,7 @@ def _make_converter(
   lengths = config.task_feature_lengths
   needed = ['inputs'] if kind == 'prompts' else ['inputs', 'targets']
   for name in needed:
-    # The least: one token and EOS.
+    # The minimum is one token and EOS.
     if not isinstance(lengths.get(name), int) or lengths[name] < 2:
       raise errors.ConfigError(
         f'TASK_FEATURE_LENGTHS is {dict(lengths)}, but task'
@@ -225,7 +225,7 @@ def _image_spec(
   provider: 'seqio.Task | seqio.Mixture',
   image_size: int | None,
 ) -> images.ImageSpec | None:
-  """How the task's images are decoded; None if it has none."""
+  """Returns how the task's images are decoded; None if it has no images."""
   count = config.task_feature_lengths.get(row_checks.IMAGES)
   if row_checks.IMAGES not in provider.output_features:
     if count is not None and image_size is None:
@@ -252,7 +252,7 @@ def _image_spec(
 def _tasks_with_rates(
   provider: 'seqio.Task | seqio.Mixture', split: str
 ) -> 'list[tuple[seqio.Task, float]]':
-  """The tasks of a task or mixture that have a split, with their rates."""
+  """Returns the tasks of a task or mixture with a split, and their rates."""
   if split not in (provider.splits or ()):
     raise errors.ConfigError(
       f'Task {provider.name!r} has no split {split!r}; it has'
@@ -265,7 +265,7 @@ def _tasks_with_rates(
     if split in (task.splits or ()):
       try:
         rate = provider.get_rate(task)
-      except Exception as error:  # A rate may be a function of the user's.
+      except Exception as error:  # A rate may be a user's function.
         raise errors.ConfigError(
           f'The rate of {task.name!r} in mixture {provider.name!r} cannot be'
           f' computed: {user_code.describe(error)}. Give it as a number.'
@@ -280,7 +280,7 @@ def _tasks_with_rates(
 
 
 def _keep_tensorflow_off_gpus():
-  """TensorFlow only reads data here, and JAX needs the memory."""
+  """Hides the GPUs from TensorFlow, which only reads data; JAX needs them."""
   if not tf.config.get_visible_devices('GPU'):
     return
   try:

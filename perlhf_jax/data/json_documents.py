@@ -1,4 +1,4 @@
-"""Reads JSON files that are one document and no list of records."""
+"""Reads JSON files that are one document, not a list of records."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from perlhf_jax.data import whole_files
 
 
 def load(path: str, kind: type) -> Any:
-  """The content of a JSON file.
+  """Returns the content of a JSON file.
 
   Args:
     path: local or `gs://`.
-    kind: what it must be: dict or list.
+    kind: required type of the content: dict or list.
 
   Raises:
     DataError: the file cannot be read, is not JSON, or holds something else.

@@ -1,4 +1,4 @@
-"""Reads JSON files row by row and remembers where each row stood."""
+"""Reads JSON files row by row, and records the origin of each row."""
 
 import codecs
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ class Row(NamedTuple):
 
   Attributes:
     origin: `file:line`, or `file#index` (from 0) in a JSON array.
-    record: the fields; empty if there is a problem.
-    problem: why the row cannot be read, empty if it can.
+    record: fields of the row; empty if there is a problem.
+    problem: why the row cannot be read; empty if it can.
   """
 
   origin: str
@@ -33,16 +33,16 @@ class Row(NamedTuple):
 def read(path: str) -> Iterator[Row]:
   """Yields the rows of a `.jsonl`, `.jsonl.gz` or `.json` (array) file.
 
-  Blank lines are left out. A line that is no JSON object is a row with a
-  problem.
+  Blank lines are left out. A line that is not a JSON object becomes a row with
+  a problem.
 
   Args:
     path: local or `gs://`.
 
   Raises:
-    DataError: the file has another suffix or cannot be read, is a `.json` file
-      that holds no array, or is compressed, UTF-16 or an array by the name of
-      `.jsonl`; or it is larger than `bounded_lines` and `whole_files` allow.
+    DataError: the file has another suffix or cannot be read; a `.json` file
+      holds no array; a `.jsonl` file is compressed, UTF-16 or an array; or the
+      file is larger than `bounded_lines` and `whole_files` allow.
   """
   with _explained(path):
     if path.endswith('.json'):
@@ -57,9 +57,9 @@ def read(path: str) -> Iterator[Row]:
 
 
 def read_lines(path: str) -> Iterator[Row]:
-  """Yields the rows of a file with one JSON object a line, named as it may be.
+  """Yields the rows of a file of JSON lines, whatever its suffix.
 
-  For data sets whose `.json` files are no arrays.
+  For data sets whose `.json` files are JSON lines, not arrays.
 
   Args:
     path: local or `gs://`; with the suffix `.gz`, compressed.
@@ -73,7 +73,7 @@ def read_lines(path: str) -> Iterator[Row]:
 
 @contextlib.contextmanager
 def _explained(path: str):
-  """Turns what goes wrong with a file into a message that names it."""
+  """Turns errors from reading a file into a DataError that names it."""
   try:
     yield
   except (OSError, EOFError, zlib.error, tf.errors.OpError) as error:
@@ -93,10 +93,10 @@ def _read_lines(path: str) -> Iterator[Row]:
 
 
 def _checked_beginning(path: str, line: bytes) -> bytes:
-  """The first line without the mark with which editors of Windows begin.
+  """Returns the first line without a byte order mark.
 
   Raises:
-    DataError: the file is of another format than its name says.
+    DataError: the file has another format than its name says.
   """
   if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
     raise errors.DataError(f'{path} is UTF-16; save it as UTF-8.')

@@ -1,6 +1,6 @@
-"""Few lengths of padding, so that few programs are compiled.
+"""Pads arrays to few lengths, so that few programs are compiled.
 
-Arrays are padded to buckets: powers of two, from `shortest` up to a limit, or
+The lengths (buckets) are powers of two from `shortest` up to a limit, or
 halvings of the limit.
 """
 
@@ -19,7 +19,7 @@ def padded_length(
   Args:
     longest: tokens of the longest sequence of a batch.
     limit: length at which sequences are cut; None for no limit.
-    shortest: the smallest bucket.
+    shortest: smallest bucket.
   """
   length = shortest
   while length < longest:
@@ -30,12 +30,13 @@ def padded_length(
 def halved_length(longest: int, limit: int, shortest: int = SHORTEST) -> int:
   """Returns `limit`, halved as often as `longest` tokens still fit.
 
-  For what is usually of the full length: of 17 tokens no bucket of 16 is made.
+  For sequences that usually have the full length: a limit of 17 tokens does not
+  lead to a bucket of 16.
 
   Args:
     longest: tokens of the longest sequence of a batch.
-    limit: the length that sequences may have.
-    shortest: lengths below are not worth a program of their own.
+    limit: maximum length of sequences.
+    shortest: smallest bucket worth a program.
   """
   length = limit
   while (length + 1) // 2 >= max(longest, shortest):
@@ -46,11 +47,11 @@ def halved_length(longest: int, limit: int, shortest: int = SHORTEST) -> int:
 def batches_by_length(
   lengths: Sequence[int], batch_size: int
 ) -> Iterator[list[int]]:
-  """Yields the indices of each batch, sequences of similar lengths together.
+  """Yields the indices of each batch, grouping sequences of similar lengths.
 
   Args:
     lengths: tokens of each sequence.
-    batch_size: indices of a batch; the last one may hold fewer.
+    batch_size: indices per batch; the last batch may have fewer.
   """
   order = sorted(range(len(lengths)), key=lambda i: lengths[i])
   for start in range(0, len(order), batch_size):
@@ -62,14 +63,13 @@ def trim_prompts(
 ) -> dict[str, typing.Array]:
   """Cuts padding off the prompts of a batch, down to the smallest bucket.
 
-  The encoder's cost falls with the prompts' length; no result changes.
+  Shorter prompts make the encoder cheaper; results do not change.
 
   Args:
     batch: `prompt_tokens` and `prompt_mask` `[batch, prompt_length]`, and
       others, which stay as they are.
-    longest: tokens of the longest prompt. Where several hosts feed one
-      program, that of all of them.
-    shortest: the smallest bucket.
+    longest: tokens of the longest prompt, over all hosts that feed the program.
+    shortest: smallest bucket.
 
   Returns:
     The batch, with prompts `[batch, bucket]`.

@@ -1,8 +1,8 @@
-"""Calls the functions of a task that make its examples, and checks them.
+"""Calls a task's own functions that make examples, and checks the results.
 
-A record that a function cannot use is the data's fault and becomes a row with
-a problem. What a function returns for every record is the function's fault:
-the message names it by file and line.
+A record that a function cannot use is an error of the data, and becomes a row
+with a problem. A wrong result is an error of the function; the message names
+the function by file and line.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,15 +19,15 @@ Features = Mapping[str, Any]
 
 
 def check_takes_one(task: str, name: str, function: Any) -> None:
-  """Checks a function of one argument before any data is read.
+  """Checks that a function takes one argument, before any data is read.
 
   Args:
-    task: the task, for messages.
-    name: what the user calls the function: `parse`.
-    function: what the user gave.
+    task: name of the task, for messages.
+    name: name of the function's argument, such as `parse`.
+    function: the user's value.
 
   Raises:
-    ConfigError: it cannot be called with one argument.
+    ConfigError: `function` cannot be called with one argument.
   """
   if not callable(function):
     raise errors.ConfigError(
@@ -49,17 +49,17 @@ def check_takes_one(task: str, name: str, function: Any) -> None:
 def attempt(
   function: Callable[[dict[str, Any]], Any], record: dict[str, Any]
 ) -> tuple[Any, str]:
-  """Returns what a function makes of a record, and what is wrong with it.
+  """Calls a function on a record; returns its result and a problem.
 
   Args:
-    function: a task's own.
-    record: of a file.
+    function: function of a task.
+    record: record of a file.
 
   Returns:
-    The function's result, and ''; or None, and why the record is unusable.
+    The function's result and ''; or None and why the record is unusable.
 
   Raises:
-    DataError: the function failed in a way that no record explains.
+    DataError: the function failed with an error that no record explains.
   """
   try:
     result = function(record)
@@ -86,14 +86,14 @@ def examples_of(
   """Returns the examples that `parse` made of a record.
 
   Args:
-    parse: a task's own.
-    made: what it returned.
+    parse: function of a task.
+    made: result of `parse`.
     kind: sft, pairwise, pointwise or prompts.
-    lists: the list features that the task declares.
+    lists: list features that the task declares.
     row: the record, a `json_rows.Row`.
 
   Raises:
-    DataError: they are no examples of this kind.
+    DataError: `made` is not one or several examples of this kind.
   """
   if made is None:
     return []
@@ -106,7 +106,7 @@ def examples_of(
       ' None to leave the record out.'
     )
   for each in several:
-    # A record that is an example already has the names that it has.
+    # If the record itself is the example, its names are not the function's.
     if each != row.record:
       check_names(parse, each, kind, lists, row.origin)
   return several
@@ -119,17 +119,18 @@ def check_names(
   lists: Sequence[str],
   origin: str,
 ) -> None:
-  """Checks that an example is a dict, and the names of its features.
+  """Checks that an example is a dict, and checks the names of its features.
 
   Args:
-    function: a task's own, which made them.
-    features: of one example.
+    function: function of a task that made the example.
+    features: features of the example.
     kind: sft, pairwise, pointwise or prompts.
-    lists: the list features that the task declares.
-    origin: of the record, for messages.
+    lists: list features that the task declares.
+    origin: origin of the record, for messages.
 
   Raises:
-    DataError: it is no dict, or a name is missing, misspelt or not declared.
+    DataError: `features` is not a dict, or a name is missing, misspelt or not
+      declared.
   """
   if not isinstance(features, Mapping):
     raise errors.DataError(
@@ -146,7 +147,7 @@ def check_names(
   unknown = [name for name in features if name not in (*needed, *optional)]
   hints = []
   for name in unknown:
-    # Of the two names of lists, an option has been left out.
+    # For a list feature, the task lacks the option that declares it.
     if name in row_checks.LISTS:
       missing.append(name)
       hints.append(f' Register the task with {name}=True.')
@@ -163,7 +164,7 @@ def check_names(
 
 
 def _needed(kind: str) -> list[str]:
-  """The features that every example has."""
+  """Returns the features that every example must have."""
   numbers = row_checks.NUMBER_FEATURES[kind]
   return [
     *row_checks.TEXT_FEATURES[kind],
@@ -172,7 +173,7 @@ def _needed(kind: str) -> list[str]:
 
 
 def _wanted(kind: str, lists: Sequence[str] = ()) -> str:
-  """The features of a kind, in words."""
+  """Describes the features of a kind in words."""
   optional = [
     name
     for name, default in row_checks.NUMBER_FEATURES[kind].items()
@@ -183,7 +184,7 @@ def _wanted(kind: str, lists: Sequence[str] = ()) -> str:
 
 
 def _near(error: KeyError, record: Mapping[str, Any]) -> str:
-  """A field of the record that a misspelt one may mean."""
+  """Suggests a field of the record for a misspelt one."""
   name = error.args[0] if error.args else None
   near = difflib.get_close_matches(str(name), map(str, record), n=1)
   if not near or name in record:

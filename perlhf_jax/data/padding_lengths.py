@@ -1,8 +1,7 @@
-"""The few lengths to which the batches of a data set are padded.
+"""Chooses the few shapes to which the batches of a data set are padded.
 
-They are chosen once, from the lengths of all examples: a function of these and
-of the limits alone, so that every host, and every start of a run, chooses the
-same.
+The choice depends only on the lengths of all examples and on the limits, so
+that every host, and every start of a run, chooses the same shapes.
 """
 
 from collections.abc import Sequence
@@ -13,10 +12,11 @@ import numpy as np
 
 from perlhf_jax.data import length_buckets
 
-# Lengths between which is chosen stand at most this share of them apart.
+# The step between candidate lengths doubles when a length reaches this many
+# steps.
 _FINENESS = 16
-# A shape that saves less than this share of what is computed is not worth the
-# time to compile it.
+# A shape that saves less than this share of the computation is not worth its
+# compilation.
 _LEAST_SAVING = 0.01
 
 
@@ -25,9 +25,9 @@ class PaddingLengths:
   """Shapes of batches.
 
   Attributes:
-    shapes: pairs of a prompt's and a response's length in tokens, by rising
-      number of positions; the last holds every example.
-    responses: responses of an example, which are padded to one length.
+    shapes: pairs of prompt and response length in tokens, by ascending number
+      of positions; the last shape holds every example.
+    responses: responses per example, which are padded to one length.
   """
 
   shapes: tuple[tuple[int, int], ...]
@@ -38,7 +38,7 @@ class PaddingLengths:
     return np.asarray(self.shapes, np.int64)
 
   def positions(self, shape: Sequence[int]) -> int:
-    """Returns how many tokens an example has that is padded to a shape."""
+    """Returns the tokens per example, padding included, of a shape."""
     prompt, response = shape
     return prompt + self.responses * response
 
@@ -50,7 +50,7 @@ class PaddingLengths:
         response.
 
     Returns:
-      int64 `[examples]`, places in `shapes`.
+      int64 `[examples]`, indices of `shapes`.
     """
     holds = np.all(lengths[:, None, :] <= self._lengths[None], axis=-1)
     return np.argmax(holds, axis=1)
@@ -59,7 +59,7 @@ class PaddingLengths:
     """Returns the smallest shape that holds all examples of a batch.
 
     Args:
-      lengths: int64 `[batch, 2]`, as of `classes`.
+      lengths: int64 `[batch, 2]`, as in `classes`.
     """
     longest = np.max(lengths, axis=0, keepdims=True)
     return self.shapes[int(self.classes(longest)[0])]
@@ -71,17 +71,17 @@ def choose(
   responses: int,
   most: int,
 ) -> PaddingLengths:
-  """Chooses the shapes that leave least padding.
+  """Chooses the shapes that leave the least padding, greedily.
 
-  From the one shape that holds every example on, the shape that saves most is
-  added, while it saves enough to be worth a program.
+  It starts with the shape that holds every example, and adds the shape that
+  saves most, as long as it saves enough to be worth a program.
 
   Args:
     lengths: int64 `[examples, 2]`, tokens of the prompt and of the longest
       response of each example.
-    limits: longest prompt and response that there can be.
-    responses: responses of an example, which are padded to one length.
-    most: number of shapes.
+    limits: maximum prompt and response length.
+    responses: responses per example, which are padded to one length.
+    most: maximum number of shapes.
   """
   candidates = [
     _candidates(longest, limit)
@@ -96,7 +96,7 @@ def choose(
   needed = np.stack([c[n] for c, n in zip(candidates, numbers, strict=True)], 1)
   cost = shapes[:, 0] + responses * shapes[:, 1]
   fits = np.all(needed[None] <= shapes[:, None], axis=-1)  # [shapes, cells]
-  # What each cell costs if it takes a shape; never, where it does not fit.
+  # Cost of each cell with each shape; the maximum if the cell does not fit.
   each = np.where(fits, cost[:, None], np.iinfo(np.int64).max)
   chosen = [len(shapes) - 1]
   now = each[-1]
@@ -114,7 +114,7 @@ def choose(
 
 
 def _candidates(longest: int, limit: int) -> np.ndarray:
-  """Returns lengths to choose from, the last of which holds the longest."""
+  """Returns candidate lengths; the last one holds the longest sequence."""
   step = length_buckets.SHORTEST
   lengths = [step]
   while lengths[-1] < longest:

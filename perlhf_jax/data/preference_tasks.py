@@ -1,6 +1,6 @@
-"""Registers SeqIO tasks of preference data: one call for each task.
+"""Registers SeqIO tasks of preference data, with one call per task.
 
-A file of one's own, say `my_tasks.py`:
+A user's module, say `my_tasks.py`:
 
   from perlhf_jax.data import preference_tasks
 
@@ -53,19 +53,20 @@ def add_preference_task(
   """Registers a task that reads JSON files.
 
   Args:
-    name: what MIXTURE_OR_TASK_NAME will say.
-    kind: what `parse` returns, and what the task can train:
+    name: name of the task, for MIXTURE_OR_TASK_NAME.
+    kind: kind of the task, which decides the features that `parse` returns:
       `sft`: inputs, targets;
       `pairwise`: inputs, chosen, rejected and perhaps margin;
       `pointwise`: inputs, targets, label (0 or 1);
       `prompts`: inputs.
-    parse: makes these features, as plain text, of one record (a dict), or a
-      list of such features for a record of several examples. It returns None
-      for a record that does not belong to the task; a KeyError, ValueError,
-      TypeError or AttributeError marks the record as unusable.
-    files: a glob pattern below the data directory, whose rows are split by
-      a hash of the prompt (or of `split_key` among the features) as `splits`
-      says; or a pattern for each split; or alternative layouts, see
+    parse: converts one record (a dict) to these features, as plain text, or to
+      a list of such features if the record has several examples. It returns
+      None for a record that does not belong to the task; a KeyError,
+      ValueError, TypeError, AttributeError or IndexError marks the record as
+      unusable.
+    files: a glob pattern below the data directory, whose rows are split by a
+      hash of the prompt (or of the feature `split_key`) in the proportions of
+      `splits`; or a pattern for each split; or alternative layouts, see
       `sources.FileSource`.
     splits: share of each split; 90% train and 10% validation by default.
     base_dir: the data directory, local or `gs://`; PERLHF_DATA_DIR by
@@ -73,20 +74,20 @@ def add_preference_task(
     info: description, source and licence, which error messages and
       `perlhf tasks` show.
     read: reads the records of a file; JSON lines or a JSON array by default.
-    images: whether `parse` also gives `images`, a list of encoded PNG or JPEG
+    images: whether `parse` also returns `images`, a list of encoded PNG or JPEG
       images (bytes) or of paths of such files (str).
-    references: of prompts, whether `parse` also gives `references`, the
+    references: for prompts, whether `parse` also returns `references`, the
       answers that a judge accepts, as a list of text.
-    source: where the data is from, in the place of `info`.
-    licence: under which terms, in the place of `info`.
+    source: origin of the data, in place of `info`.
+    licence: licence of the data, in place of `info`.
 
   Returns:
     The registered task.
 
   Raises:
-    ConfigError: the name is taken, the kind unknown, `parse` takes other
-      arguments than a record, the shares of the splits do not add up to 1, or
-      `splits` is given though the files decide.
+    ConfigError: the name is taken, the kind is unknown, `parse` does not take
+      exactly a record, the shares of the splits do not add up to 1, or `splits`
+      is given although `files` determines the splits.
   """
   _check_kind(name, kind)
   own_functions.check_takes_one(name, 'parse', parse)
@@ -113,7 +114,7 @@ def add_preference_task(
 def _layouts(
   name: str, files: Any, splits: Any
 ) -> Sequence[Sequence[sources.FileGroup]]:
-  """The layouts that `files` and `splits` of a task describe."""
+  """Returns the layouts that `files` and `splits` of a task describe."""
   if isinstance(files, str):
     fractions = {'train': 0.9, 'validation': 0.1} if splits is None else splits
     _check_shares(name, fractions)
@@ -143,7 +144,7 @@ def _layouts(
 
 
 def _check_shares(name: str, splits: Any):
-  """Raises a ConfigError unless shares of splits add up to 1."""
+  """Raises a ConfigError unless the shares of the splits add up to 1."""
   shares = list(splits.values()) if isinstance(splits, Mapping) else [None]
   are_shares = all(
     isinstance(share, int | float) and 0 < share <= 1 for share in shares
@@ -156,11 +157,10 @@ def _check_shares(name: str, splits: Any):
 
 
 def add_text_task(name: str, source: sources.TextSource) -> seqio.Task:
-  """Registers a task of a source that already yields text features.
+  """Registers a task whose source already yields text features.
 
   Raises:
-    ConfigError: the name is taken or cannot be one, or the source's kind is
-      unknown.
+    ConfigError: the name is taken or invalid, or the source's kind is unknown.
   """
   _check_kind(name, source.kind)
   if name in seqio.TaskRegistry.names():
@@ -172,7 +172,7 @@ def add_text_task(name: str, source: sources.TextSource) -> seqio.Task:
       name,
       source,
       output_features=text_features(source.kind, source.lists),
-      # What `seqio_cache_tasks` stores is text, so that one cache serves every
+      # `seqio_cache_tasks` stores text, so that one cache serves every
       # vocabulary.
       preprocessors=[seqio.CacheDatasetPlaceholder()],
     )
@@ -185,15 +185,15 @@ def add_text_task(name: str, source: sources.TextSource) -> seqio.Task:
 def text_features(
   kind: str, lists: Sequence[str] = ()
 ) -> dict[str, seqio.Feature]:
-  """SeqIO output features of a text task, for tasks built by hand.
+  """Returns the SeqIO output features of a text task, for hand-built tasks.
 
-  Text has dtype string and rank 0: the run's vocabulary tokenises it later.
-  Images are continuous features of dtype string and rank 1, encoded, or paths
-  of files: the run's model says at which resolution they are decoded.
+  Text has dtype string and rank 0; the run's vocabulary tokenises it later.
+  Images are continuous features of dtype string and rank 1, encoded or paths of
+  files; the run's model decides the resolution at which they are decoded.
 
   Args:
     kind: sft, pairwise, pointwise or prompts.
-    lists: list features beside those of the kind: `images`, `references`.
+    lists: further list features: `images`, `references`.
   """
   vocabulary = seqio.PassThroughVocabulary(size=0)
   features = {}

@@ -1,7 +1,7 @@
 """Text preprocessors: dialogues to prompts and responses.
 
-The functions on plain strings are the whole truth; `from_python` wraps such
-a function for the `preprocessors` of a SeqIO task.
+The functions work on plain strings; `from_python` wraps such a function for the
+`preprocessors` of a SeqIO task.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 ASSISTANT_MARKER = '\n\nAssistant:'
 
-# What a source says of a row beside its text.
+# Columns of a source's rows beside the features.
 _KEPT = ('origin', 'problem', 'position')
 
 
@@ -23,11 +23,11 @@ def split_dialogue(
 
   Args:
     dialogue: a whole dialogue that ends with an answer.
-    marker: what introduces an answer.
+    marker: text that introduces an answer.
 
   Returns:
-    The prompt, which ends with the marker, and the answer; both without
-    white space around them.
+    The prompt, which ends with the marker, and the answer; both stripped of
+    surrounding white space.
 
   Raises:
     ValueError: the marker does not occur.
@@ -44,22 +44,22 @@ def split_dialogue_pair(
 ) -> tuple[str, str, str]:
   """Splits two dialogues at the last answer that they do not share.
 
-  Nearly always both differ in the last answer only. Where they part earlier
-  (5 of 2,312 rows of HH harmless), the prompt is what they share up to a
-  marker, and a response is all that follows, later turns included: these
-  are what the annotator compared.
+  Usually the dialogues differ in the last answer only. If they differ earlier
+  (5 of 2,312 rows of HH harmless), the prompt is their common beginning up to a
+  marker, and each response is all the rest, later turns included, since the
+  annotator compared all of it.
 
   Returns:
     The shared prompt, the chosen and the rejected response.
 
   Raises:
-    ValueError: there is no marker in what they share.
+    ValueError: the common beginning has no marker.
   """
   prompt, chosen_response = split_dialogue(chosen, marker)
   other_prompt, rejected_response = split_dialogue(rejected, marker)
   if prompt == other_prompt:
     return prompt, chosen_response, rejected_response
-  # Character by character is what is wanted here.
+  # A comparison character by character is intended here.
   shared = os.path.commonprefix([chosen, rejected])  # noqa: RUF071
   position = shared.rfind(marker)
   if position < 0:
@@ -78,11 +78,12 @@ def split_dialogue_pair(
 def render_dialogue(
   turns: Sequence[tuple[str, str]], next_speaker: str | None = None
 ) -> str:
-  """Writes turns as `speaker: text`, one a line.
+  """Writes turns as `speaker: text`, one per line.
 
   Args:
     turns: speaker and text of each turn.
-    next_speaker: whose turn it is; the prompt then ends with `speaker:`.
+    next_speaker: speaker of the next turn; the prompt then ends with
+      `speaker:`.
   """
   lines = [f'{speaker}: {" ".join(text.split())}' for speaker, text in turns]
   if next_speaker is not None:
@@ -94,13 +95,13 @@ def from_python(
   function: Callable[[dict[str, Any]], Mapping[str, Any]],
   outputs: Sequence[str],
 ) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
-  """Makes a SeqIO preprocessor of a plain Python function on text.
+  """Makes a SeqIO preprocessor from a plain Python function on text.
 
   Args:
-    function: takes an example, a dict in which text is `str`, and returns
-      new text features.
-    outputs: names of these features. They replace those of the example,
-      except for `origin`, `problem` and `position`, which stay.
+    function: takes an example, a dict in which text is `str`, and returns new
+      text features.
+    outputs: names of the new features. They replace all features of the
+      example; `origin`, `problem` and `position` stay.
 
   Returns:
     A preprocessor, for `preprocessors=[...]` of a SeqIO task.

@@ -1,4 +1,4 @@
-"""Says what was read of a split: examples, texts that were cut, bad rows."""
+"""Reports the examples, truncated texts and bad rows of a split."""
 
 from collections.abc import Sequence
 
@@ -20,14 +20,14 @@ def report(
   rows: task_rows.TaskRows,
   sizes: Sequence[int],
 ) -> None:
-  """Logs what was read, cut and skipped.
+  """Logs the numbers of examples read, truncated and skipped.
 
   Args:
-    config: what was asked for.
+    config: configuration of the data set.
     kind: sft, pairwise, pointwise or prompts.
-    tasks: that were read.
-    rows: of all of them.
-    sizes: examples of those tasks that are drawn from.
+    tasks: tasks that were read.
+    rows: rows of all these tasks.
+    sizes: number of examples of each task that is sampled.
 
   Raises:
     DataError: the split is empty; the message says why.

@@ -1,4 +1,4 @@
-"""What makes a text example unusable, whatever file it came from."""
+"""Checks of text examples, independent of their source."""
 
 from collections.abc import Mapping, Sequence
 import numbers
@@ -6,7 +6,7 @@ from typing import Any
 
 from perlhf_jax.core import errors
 
-# Text features of each kind of task, and how messages call them.
+# Text features of each kind of task, and their names in messages.
 TEXT_FEATURES: Mapping[str, Mapping[str, str]] = {
   'sft': {'inputs': 'prompt', 'targets': 'response'},
   'pairwise': {
@@ -17,24 +17,24 @@ TEXT_FEATURES: Mapping[str, Mapping[str, str]] = {
   'pointwise': {'inputs': 'prompt', 'targets': 'response'},
   'prompts': {'inputs': 'prompt'},
 }
-# Numbers of each kind, with the value that stands for an absent one.
+# Number features of each kind, with their default; None if required.
 NUMBER_FEATURES: Mapping[str, Mapping[str, float | None]] = {
   'sft': {},
   'pairwise': {'margin': 0.0},
   'pointwise': {'label': None},
   'prompts': {},
 }
-# Features that are lists, of any kind of task that declares them: the images
-# of an example, each an encoded PNG or JPEG (bytes) or the path of such a file
-# (str), and, of prompts, the answers that a judge accepts.
+# List features, for tasks that declare them: the images of an example, each an
+# encoded PNG or JPEG (bytes) or the path of such a file (str); and, for
+# prompts, the answers that a judge accepts.
 IMAGES, REFERENCES = LISTS = 'images', 'references'
 
 
 def list_features(kind: str, images: bool, references: bool) -> tuple[str, ...]:
-  """Names of the list features that a task declares.
+  """Returns the names of the list features that a task declares.
 
   Raises:
-    ConfigError: only prompts have references.
+    ConfigError: a task that is not of kind prompts has references.
   """
   if references and kind != 'prompts':
     raise errors.ConfigError(
@@ -46,15 +46,15 @@ def list_features(kind: str, images: bool, references: bool) -> tuple[str, ...]:
 def find_problem(
   kind: str, example: Mapping[str, Any], lists: Sequence[str] = ()
 ) -> str | None:
-  """Says what is wrong with an example, None if nothing is.
+  """Returns the problem of an example; None if it is usable.
 
-  Whether images can be decoded is not looked at here.
+  It does not check whether images can be decoded.
 
   Args:
     kind: sft, pairwise, pointwise or prompts.
-    example: the text features as str, the numbers as numbers, the list
-      features as lists.
-    lists: the list features that the task declares; each must have an item.
+    example: features, with text as str, numbers as numbers, and list features
+      as lists.
+    lists: list features that the task declares; each must have an item.
   """
   for name, what in TEXT_FEATURES[kind].items():
     if not isinstance(example[name], str):

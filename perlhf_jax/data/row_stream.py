@@ -1,7 +1,7 @@
-"""The rows of a task, one after the other, as Python has them.
+"""Streams the rows of a task as Python values.
 
-Rows of our own sources come as these make them. All others go through SeqIO
-and TensorFlow, which takes longer.
+Rows of our own sources are read directly. All others go through SeqIO and
+TensorFlow, which is slower.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from perlhf_jax.data import sources
 
 
 def is_plain(task: seqio.Task, use_cached: bool) -> bool:
-  """Whether nothing stands between our source and what a task yields."""
+  """Whether a task yields the rows of our source unchanged."""
   return (
     not use_cached
     and isinstance(task.source, sources.TextSource)
@@ -38,16 +38,16 @@ def read(
   """Yields features, `origin` and `problem` of the rows of a split, in order.
 
   Args:
-    task: whose.
-    config: which split, and whether from a cache of SeqIO's.
+    task: the task to read.
+    config: names the split, and says whether to use SeqIO's cache.
     kind: sft, pairwise, pointwise or prompts.
 
   Returns:
-    Rows. Text is `str`, and so is `problem`, which is empty for a row that can
-    be used; of a task that is tokenised already, text features are tokens.
+    Rows. Text is `str`, and so is `problem`, which is empty for a usable row.
+    The text features of a tokenised task are tokens.
 
   Raises:
-    UserError: by the source, or by the cache.
+    UserError: the source or the cache cannot be read.
   """
   if is_plain(task, config.use_cached):
     yield from task.source.rows(config.split)

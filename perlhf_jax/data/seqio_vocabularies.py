@@ -1,4 +1,4 @@
-"""SeqIO's vocabularies, as `vocabularies` makes them."""
+"""The subclasses of SeqIO's vocabularies that `vocabularies` makes."""
 
 import seqio
 
@@ -6,8 +6,8 @@ import seqio
 class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
   """A SeqIO SentencePiece vocabulary that is compared by content.
 
-  SeqIO compares paths, so that a vocabulary restored from a checkpoint would
-  differ from the file that it was made of.
+  SeqIO compares paths. So a vocabulary restored from a checkpoint would differ
+  from the file it was made from.
   """
 
   def __eq__(self, other):
@@ -20,7 +20,7 @@ class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
 
 
 class ByteVocabulary(seqio.ByteVocabulary):
-  """A SeqIO byte vocabulary that says in messages which one it is."""
+  """A SeqIO byte vocabulary with a readable name in messages."""
 
   def __str__(self):
     return f'ByteVocabulary(extra_ids={self.extra_ids})'

@@ -1,11 +1,10 @@
 """SeqIO sources of preference data: JSON files, and Python functions.
 
-Sources yield text features, perhaps images, and three more: `origin`, where a
-row came from (`file:line`), `problem`, what is wrong with it (empty if nothing
-is), and `position`, which file and row it is, by which a cached task is put
-back in order. An unusable row flows on to the loader, which knows whether to
-stop or to skip it; it must not raise inside TensorFlow, where the message would
-drown.
+Sources yield text features, perhaps images, and three more features: `origin`,
+where a row came from (`file:line`); `problem`, why it is unusable (empty if it
+is usable); and `position`, the numbers of its file and row, which sort a cached
+task again. An unusable row is passed on to the loader, which stops or skips the
+row; an error inside TensorFlow would have an unreadable message.
 
 Paths are looked up when data is read, not when a task is registered, so that
 importing all tasks needs no data.
@@ -33,29 +32,29 @@ from perlhf_jax.data import row_checks
 DATA_DIR_VARIABLE = 'PERLHF_DATA_DIR'
 POSITION = 'position'
 
-# A record to the features of its example, or of several; None leaves the
-# record out of the task. `split_key` among the features is hashed for the split
-# in the place of the prompt.
+# Maps a record to the features of one or several examples; None leaves the
+# record out of the task. If the features have `split_key`, it is hashed for the
+# split in place of the prompt.
 Features = own_functions.Features
 Parse = Callable[[dict[str, Any]], Features | list[Features] | None]
 SPLIT_KEY = 'split_key'
-# A path to the records of a file.
+# Maps a path to the records of the file.
 Read = Callable[[str], Iterator[json_rows.Row]]
-# A path to the function that names the split of each record of the file.
+# Maps a path to a function that returns the split of a record of the file.
 FindSplits = Callable[[str], Callable[[dict[str, Any]], str]]
-# A name, and features, `origin` and `problem` of each row, read on demand.
+# A name, and lazily the features, `origin` and `problem` of each row.
 Shard = tuple[str, Iterator[dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-  """What a user must know about a data set: shown by `perlhf tasks`.
+  """Information on a data set, shown by `perlhf tasks`.
 
   Attributes:
-    description: one line.
-    homepage: where to get it.
-    licence: under which terms.
-    files: where its files go, for people; by default the patterns that are
+    description: one line of text.
+    homepage: address where the data can be found.
+    licence: licence of the data.
+    files: where to put the files, as text; by default the patterns that are
       searched.
   """
 
@@ -70,11 +69,11 @@ class FileGroup:
   """Files that are split in the same way.
 
   Attributes:
-    any_of: glob patterns below the data directory, for the places where
-      people put the same files; the first that matches anything is read.
-    splits: share of the prompts that goes to each split, by a hash of the
-      prompt. `{'test': 1.0}` takes the whole file. Where a `find_splits` says
-      where records belong, their names alone count.
+    any_of: alternative glob patterns below the data directory, for the places
+      where users put the same files; the first that matches anything is read.
+    splits: share of the prompts in each split, chosen by a hash of the prompt.
+      `{'test': 1.0}` takes the whole file. If `find_splits` is given, only the
+      names of the splits matter.
   """
 
   any_of: tuple[str, ...]
@@ -82,10 +81,10 @@ class FileGroup:
 
 
 def split_by_hash(key: str, fractions: Mapping[str, float]) -> str:
-  """The split of everything that shares `key`.
+  """Returns the split of all examples with the key `key`.
 
-  Depends on the key and the fractions alone: not on the other rows, their
-  order, the machine or the Python process.
+  It depends only on the key and the fractions: not on other rows, their order,
+  the machine or the Python process.
   """
   if len(fractions) == 1:
     return next(iter(fractions))
@@ -99,14 +98,13 @@ def split_by_hash(key: str, fractions: Mapping[str, float]) -> str:
 
 
 class TextSource(seqio.DataSource):
-  """A source whose rows are made in Python, one kind of task at a time.
+  """A source whose rows are made in Python, for one kind of task.
 
   Attributes:
     kind: sft, pairwise, pointwise or prompts.
     info: source and licence.
-    module: name of the module that registers the task, as far as the function
-      that makes the rows tells it.
-    lists: the list features, see `row_checks.list_features`.
+    module: name of the module that defines the function that makes the rows.
+    lists: list features, see `row_checks.list_features`.
   """
 
   def __init__(
@@ -125,21 +123,21 @@ class TextSource(seqio.DataSource):
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
-    """False: a shard is never divided."""
+    """Returns False: a shard is never divided."""
     return False
 
   @abc.abstractmethod
   def shards(self, split: str) -> list[Shard]:
-    """The parts of a split, in order, that machines may read apart."""
+    """Returns the shards of a split in order; machines may read them apart."""
 
   @abc.abstractmethod
   def why_empty(self, split: str) -> str:
-    """Says, as a sentence, why a split that was read has no row."""
+    """Returns why a split has no rows, after reading it."""
 
   def _complete(
     self, features: Features, origin: str, problem: str
   ) -> dict[str, Any]:
-    """A row with every column, checked."""
+    """Returns a row with every column, checked."""
     text = row_checks.TEXT_FEATURES[self.kind]
     numbers = row_checks.NUMBER_FEATURES[self.kind]
     row = {name: features.get(name) for name in (*text, *self.lists)}
@@ -148,38 +146,38 @@ class TextSource(seqio.DataSource):
     found = row_checks.find_problem(self.kind, row, self.lists)
     problem = problem or found or ''
     if problem:
-      # Only what TensorFlow can hold; the message says the rest.
+      # An unusable row keeps only values that TensorFlow can hold.
       row = {name: _as_text(value) for name, value in row.items()}
       row |= dict.fromkeys(numbers, 0.0) | dict.fromkeys(self.lists, ())
     return {**row, 'origin': origin, 'problem': problem}
 
   def list_shards(self, split: str) -> Sequence[str]:
-    """Names of the shards of a split."""
+    """Returns the names of the shards of a split."""
     return [name for name, _ in self.shards(split)]
 
   def rows(self, split: str) -> Iterator[dict[str, Any]]:
-    """Features, `origin` and `problem` of each row of a split."""
+    """Yields features, `origin` and `problem` of each row of a split."""
     for _, rows in self.shards(split):
       yield from rows
 
   @property
   def location(self) -> str:
-    """Where the files go, for people."""
+    """Returns where to put the files, as text."""
     return 'built in'
 
   def get_dataset(
     self, split='train', shuffle=True, seed=None, shard_info=None, **_
   ) -> tf.data.Dataset:
-    """The rows of a split, in order; SeqIO shuffles afterwards if asked.
+    """Returns the rows of a split in order; SeqIO shuffles them afterwards.
 
     Args:
-      split: which split.
-      shuffle: is SeqIO's, and without effect here.
+      split: name of the split.
+      shuffle: SeqIO's argument, ignored here.
       seed: likewise.
       shard_info: reads only the shards `index`, `index + num_shards`, ...
 
     Raises:
-      ValueError: there are fewer shards than are asked for.
+      ValueError: the split has fewer shards than `shard_info` asks for.
     """
     shards = self.shards(split)
     index, step = 0, 1
@@ -210,16 +208,15 @@ class FileSource(TextSource):
   """Rows of JSON files: `.jsonl`, `.jsonl.gz`, or an array in a `.json`.
 
   Attributes:
-    layouts: alternative sets of files. The first of them of which every
-      group has a file is read; each is a sequence of `FileGroup`.
+    layouts: alternative sets of files, each a sequence of `FileGroup`. The
+      first layout whose groups all have a file is read.
     parse: makes examples of a record.
-    base_dir: the data directory, local or `gs://`; by default what the
-      environment variable PERLHF_DATA_DIR says when data is read.
+    base_dir: the data directory, local or `gs://`; by default the value of the
+      environment variable PERLHF_DATA_DIR when data is read.
     read: reads a file.
-    find_splits: for data sets that say to which split each record belongs, in
-      the place of a hash: by a field, or in a file of their own. A record for
-      which it raises a ValueError or KeyError, or names a split that its group
-      has not, is unusable.
+    find_splits: in place of a hash, for data sets that assign records to splits
+      in a field or in a file. A record is unusable if it raises a ValueError or
+      KeyError for it, or returns a split that the record's group does not have.
   """
 
   def __init__(
@@ -247,7 +244,7 @@ class FileSource(TextSource):
 
   @property
   def location(self) -> str:
-    """Where the files go under the data directory, for people."""
+    """Returns where to put the files in the data directory, as text."""
     files = self.info.files or ' or '.join(
       ' and '.join(' | '.join(group.any_of) for group in layout)
       for layout in self.layouts
@@ -255,11 +252,11 @@ class FileSource(TextSource):
     return f'{files} in {self.base_dir}' if self.base_dir else files
 
   def shards(self, split: str) -> list[Shard]:
-    """One shard a file that holds rows of the split, unreadable ones included.
+    """Returns one shard per file with rows of the split, or unreadable rows.
 
     Raises:
-      DataError: there is no data directory or no file in it; when a shard is
-        read, an array file is not JSON.
+      DataError: the data directory or a file in it does not exist; when a shard
+        is read, an array file is not JSON.
     """
     groups = self.files(split)
     by = 'the data set itself' if self.find_splits else 'a hash of the prompt'
@@ -273,7 +270,7 @@ class FileSource(TextSource):
       for group, paths in groups
       for path in paths
     ]
-    # SeqIO refuses to cache a task of which a split has no shard.
+    # SeqIO refuses to cache a task if one of its splits has no shard.
     return found or [(split, iter(()))]
 
   def _file_rows(
@@ -291,13 +288,13 @@ class FileSource(TextSource):
         if problem:
           its_split, row = None, row._replace(problem=problem)
       for key, example in self._examples(row):
-        # A row without a prompt could belong anywhere; each run sees it.
+        # A row without a prompt is reported in every split.
         hashed = split_by_hash(key, fractions) if key else split
         if (its_split or hashed) == split:
           yield example
 
   def _examples(self, row: json_rows.Row) -> Iterator[tuple[str, dict]]:
-    """What decides the split of each example of a record, and the example."""
+    """Yields the split key and the example of each example of a record."""
     several, problem = [{}], row.problem
     if not problem:
       made, problem = own_functions.attempt(self.parse, row.record)
@@ -307,11 +304,11 @@ class FileSource(TextSource):
         )
     for each in several:
       example = self._complete(each, row.origin, problem)
-      # The prompt of an unusable row may be no text.
+      # The prompt of an unusable row may not be text.
       yield str(each.get(SPLIT_KEY, example['inputs'])), example
 
   def why_empty(self, split: str) -> str:
-    """Says why a split has no row; reads the files once more."""
+    """Returns why a split has no rows; reads the files again."""
     paths, count, left_out = [], 0, 0
     for _, found in self.files(split):
       paths += found
@@ -338,10 +335,10 @@ class FileSource(TextSource):
     return f'all {count} records of {where} belong to other splits'
 
   def files(self, split: str) -> list[tuple[FileGroup, list[str]]]:
-    """The groups that a split is read from, with their files, in order.
+    """Returns the groups of a split with their files, in order.
 
     Raises:
-      DataError: there is no data directory, or no layout is complete in it.
+      DataError: the data directory does not exist, or has no complete layout.
     """
     if not self.base_dir and not os.environ.get(DATA_DIR_VARIABLE):
       raise errors.DataError(
@@ -368,7 +365,7 @@ class FileSource(TextSource):
 
 
 class PythonSource(TextSource):
-  """Rows that a Python function makes, for generated or converted data."""
+  """A source of rows that a Python function makes, such as generated data."""
 
   def __init__(
     self,
@@ -390,15 +387,15 @@ class PythonSource(TextSource):
     self._make_rows = make_rows
 
   def shards(self, split: str) -> list[Shard]:
-    """One shard a split: the function makes all its rows."""
+    """Returns one shard per split: the function makes all its rows."""
     return [(split, self._made_rows(split))]
 
   def why_empty(self, split: str) -> str:
-    """Says that the function made nothing."""
+    """Returns that the function made no rows."""
     return f'{user_code.place_of(self._make_rows)} made no row of it'
 
   def _made_rows(self, split: str) -> Iterator[dict[str, Any]]:
-    """Calls the function; a row's origin is its number."""
+    """Yields the function's rows; a row's origin is its number."""
     for index, features in enumerate(self._make(split)):
       origin = f'{split}#{index}'
       own_functions.check_names(
@@ -407,7 +404,7 @@ class PythonSource(TextSource):
       yield self._complete(features, origin, '')
 
   def _make(self, split: str) -> Iterator[Any]:
-    """Calls the function, whatever it gives; its mistakes name it."""
+    """Yields the function's results unchecked; its errors name it."""
     place = user_code.place_of(self._make_rows)
     try:
       made = self._make_rows(split)
@@ -428,7 +425,7 @@ class PythonSource(TextSource):
 
 
 def _ragged(rows: Sequence[Sequence[str | bytes]]) -> tf.RaggedTensor:
-  """Lists of different lengths as TensorFlow holds them."""
+  """Converts lists of different lengths to a ragged tensor."""
   items = [item for row in rows for item in row]
   return tf.RaggedTensor.from_row_lengths(
     tf.constant(items, tf.string, shape=[len(items)]),

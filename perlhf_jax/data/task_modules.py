@@ -1,7 +1,7 @@
-"""Finds tasks: imports the modules that register them, and looks them up.
+"""Imports the modules that register tasks, and looks tasks up.
 
-The built-in tasks are in the package `tasks`, which lies beside `perlhf_jax`.
-A module of the user's own is named by MIXTURE_OR_TASK_MODULE.
+The built-in tasks are in the package `tasks`, next to `perlhf_jax`.
+MIXTURE_OR_TASK_MODULE names a user's module.
 """
 
 from collections.abc import Mapping
@@ -42,15 +42,15 @@ class TaskSummary:
   """One registered task or mixture, for `perlhf tasks`.
 
   Attributes:
-    name: what MIXTURE_OR_TASK_NAME takes.
+    name: name of the task, for MIXTURE_OR_TASK_NAME.
     kind: sft, pairwise, pointwise, prompts, or `other` for a task that no
-      stage here can read.
+      stage can read.
     has_images: whether its examples have images.
     splits: names of its splits.
     info: description, homepage and licence.
-    location: where its files go.
-    parts: of a mixture, the rate of each task or mixture in it, as a number or
-      the name of the function that computes it; None for a task.
+    location: where to put its files.
+    parts: rate of each task or mixture in a mixture, as a number or the name of
+      the function that computes it; None for a task.
   """
 
   name: str
@@ -67,7 +67,7 @@ class TaskSummary:
 def import_tasks(module: str | None = None) -> None:
   """Registers the built-in tasks and those of one more module.
 
-  SeqIO is told where their caches are, which mixtures ask for their sizes.
+  It also tells SeqIO where caches are, since mixtures ask for their sizes.
 
   Args:
     module: importable name, such as `my_tasks` or `my_package.tasks`.
@@ -95,7 +95,7 @@ def find(name: str) -> seqio.Task | seqio.Mixture:
   """Looks up a registered task or mixture.
 
   Raises:
-    ConfigError: there is none of this name; says which names are near.
+    ConfigError: the name is not registered; the message suggests similar names.
   """
   names = _names()
   if name in names:
@@ -113,7 +113,7 @@ def find(name: str) -> seqio.Task | seqio.Mixture:
 
 
 def is_registered(name: str) -> bool:
-  """Whether there is a task or mixture of a name, so far."""
+  """Whether a task or mixture of this name is registered."""
   return name in _names()
 
 
@@ -122,7 +122,7 @@ def _names() -> list[str]:
 
 
 def summaries() -> list[TaskSummary]:
-  """All registered tasks by name, and then all mixtures."""
+  """Returns all registered tasks by name, and then all mixtures."""
   result = []
   for name in sorted(seqio.TaskRegistry.names()):
     task = seqio.TaskRegistry.get(name)
@@ -150,9 +150,9 @@ def summaries() -> list[TaskSummary]:
 
 
 def _features(provider: seqio.Task | seqio.Mixture) -> dict[str, Any]:
-  """What a summary says of tasks and mixtures alike."""
+  """Returns the fields of a summary that tasks and mixtures share."""
   features = list(provider.output_features)
-  # A mixture has a set of them, which has another order each time.
+  # A mixture has a set of tasks, whose order varies.
   tasks = getattr(provider, 'tasks', [provider])
   splits = (split for task in tasks for split in task.splits or ())
   return {

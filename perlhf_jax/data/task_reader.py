@@ -1,7 +1,7 @@
-"""Reads a task: checks, tokenises and truncates its rows, many at a time.
+"""Reads a task: checks, tokenises and truncates its rows in chunks.
 
-While a thread tokenises some rows, the next ones are read. What happens to a
-row, and which mistake stops the reading, is as if they came one by one.
+While a thread tokenises one chunk, the next ones are read. The results, and the
+error that stops the reading, are the same as with one row at a time.
 """
 
 from collections import deque
@@ -27,20 +27,20 @@ from perlhf_jax.data import token_ids
 from perlhf_jax.data import tokenizing
 
 _CHUNK = 256  # Rows that are tokenised together.
-_AHEAD = 2  # Chunks that are read before the first of them is used.
+_AHEAD = 2  # Chunks that are read ahead.
 
 Row = Mapping[str, Any]
 
 
 class TaskReader:
-  """Reads tasks as one run wants them.
+  """Reads tasks with the configuration of one run.
 
   Attributes:
-    config: what to read of a task.
+    config: configuration of the data set.
     vocabulary: the run's tokenizer.
     kind: sft, pairwise, pointwise or prompts.
-    converter: knows how long texts may be.
-    image_spec: how many images an example may have; None for tasks without.
+    converter: converter that truncates texts.
+    image_spec: number of images per example; None for tasks without images.
   """
 
   def __init__(
@@ -63,8 +63,8 @@ class TaskReader:
     """Reads a task.
 
     Raises:
-      ConfigError: the task cannot be read as asked.
-      DataError: files that are missing, or a row that cannot be used.
+      ConfigError: the task does not fit the configuration.
+      DataError: files are missing, or a row is unusable.
     """
     encode = self._strip_eos if self._is_tokenised(task) else self._tokenise
     lists = tuple(n for n in row_checks.LISTS if n in task.output_features)
@@ -92,13 +92,13 @@ class TaskReader:
     lists: Sequence[str],
     done: int,
   ) -> task_rows.TaskRows:
-    """Makes examples of rows.
+    """Makes examples of a chunk of rows.
 
     Args:
-      chunk: rows, and perhaps the error that ended them.
-      tokens: of each text feature, those of the usable rows.
+      chunk: rows, and perhaps the error that follows them.
+      tokens: tokens of the usable rows, by text feature.
       lists: names of the list features.
-      done: examples so far.
+      done: number of examples so far.
     """
     part = self._empty(lists)
     texts = {name: [] for name in self._text}
@@ -142,7 +142,7 @@ class TaskReader:
   def _bad_ids(
     self, tokens: Mapping[str, Sequence[np.ndarray]]
   ) -> list[str | None]:
-    """Says of each row which token id of it does not exist."""
+    """Returns a message for each row with a token id that does not exist."""
     num_ids = self.vocabulary.vocab_size
     problems: list[str | None] = [None] * len(tokens['inputs'])
     for name, rows in tokens.items():
@@ -161,7 +161,7 @@ class TaskReader:
     }
 
   def _strip_eos(self, chunk: '_Chunk') -> dict[str, list[np.ndarray]]:
-    """Normalises rows that SeqIO tokenised: each feature ends with one EOS."""
+    """Makes each feature of rows that SeqIO tokenised end with one EOS."""
     rows = [row for row in chunk.rows if not row['problem']]
     eos = np.int32(feature_converters.EOS_ID)
     return {
@@ -178,7 +178,7 @@ class TaskReader:
     return zlib.crc32(example['inputs'].tobytes()) % count == index
 
   def _truncate(self, example: Row, origin: str) -> Row:
-    """Cuts what is too long of an example."""
+    """Truncates the features of an example that are too long."""
     converter = self.converter
     prompt, limit = len(example['inputs']), converter.prompt_length
     if prompt > limit and self.config.refuse_long_prompts:
@@ -190,7 +190,7 @@ class TaskReader:
     return converter.truncate(example)
 
   def _list(self, name: str, row: Row) -> list:
-    """A list feature of a row."""
+    """Returns a list feature of a row."""
     values = row[name]
     if name != row_checks.IMAGES:
       return list(values)
@@ -206,7 +206,7 @@ class TaskReader:
     ]
 
   def _without_bad_images(self, rows: task_rows.TaskRows) -> task_rows.TaskRows:
-    """Stops at, or leaves out, rows whose images are unusable."""
+    """Leaves out rows with unusable images, or stops at the first."""
     column = rows.lists.get(row_checks.IMAGES, [])
     problems = images.find_problems(
       list(dict.fromkeys(image for row in column for image in row))
@@ -232,7 +232,7 @@ class TaskReader:
     rows.skip(origin, problem)
 
   def _is_tokenised(self, task: seqio.Task) -> bool:
-    """Whether a task is tokenised already, with the run's vocabulary."""
+    """Whether a task yields tokens of the run's vocabulary."""
     dtypes = {
       name: tf.as_dtype(task.output_features[name].dtype) for name in self._text
     }
@@ -257,7 +257,7 @@ class TaskReader:
 
 
 class _Chunk:
-  """Rows that follow each other, and the error in the place of the next."""
+  """Consecutive rows, and the error that followed them, if any."""
 
   def __init__(self):
     self.rows: list[Row] = []
@@ -265,7 +265,7 @@ class _Chunk:
 
 
 def _chunks(rows: Iterator[Row]) -> Iterator[_Chunk]:
-  """Yields all rows; an error of theirs is raised when they have been used."""
+  """Yields chunks of rows; an error ends the last one, and is not raised."""
   while True:
     chunk = _Chunk()
     try:
@@ -279,7 +279,7 @@ def _chunks(rows: Iterator[Row]) -> Iterator[_Chunk]:
 
 
 def _ahead(chunks: Iterable[_Chunk], encode) -> Iterator[tuple[_Chunk, Any]]:
-  """Yields chunks with what `encode` makes of them in a thread."""
+  """Yields chunks with the results of `encode`, which runs in a thread."""
   executor = futures.ThreadPoolExecutor(1, thread_name_prefix='tokens')
   try:
     queue = deque()

@@ -1,4 +1,4 @@
-"""What reading one task gave."""
+"""The result of reading one task."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from perlhf_jax.data import token_columns
 
 @dataclasses.dataclass
 class TaskRows:
-  """The examples of a split of one task, and what was left out of it.
+  """The examples of a task's split, and statistics of the rows left out.
 
   Attributes:
     tokens: truncated tokens of each text feature.
     numbers: float32 `[examples]` of each number feature.
-    lists: of each list feature, that of each example.
-    origins: where each example came from.
-    num_read: rows read, those included that are no example.
-    reasons: how many unusable rows were skipped for which reason.
-    first_bad: of each reason, the origin of the first row.
-    truncated: of each text feature, how many examples were cut.
+    lists: list of each example, by list feature.
+    origins: origin of each example.
+    num_read: number of rows read, skipped ones included.
+    reasons: number of unusable rows that were skipped, by reason.
+    first_bad: origin of the first skipped row, by reason.
+    truncated: number of truncated examples, by text feature.
   """
 
   tokens: dict[str, token_columns.TokenColumn]
@@ -42,7 +42,7 @@ class TaskRows:
     self.first_bad.setdefault(problem, origin)
 
   def only(self, indices: Sequence[int]) -> 'TaskRows':
-    """Returns the same with these examples alone."""
+    """Returns a copy with only these examples."""
 
     def chosen(column):
       return [column[index] for index in indices]
@@ -63,14 +63,14 @@ class TaskRows:
 
 
 def joined(parts: Sequence[TaskRows]) -> TaskRows:
-  """Puts the rows of several tasks, or parts of one, one after the other.
+  """Concatenates the rows of several tasks, or of parts of one task.
 
   Args:
     parts: at least one, with the same features.
   """
   first = parts[0]
   if len(parts) == 1:
-    return first  # Of a large task a copy takes seconds.
+    return first  # A copy of a large task would take seconds.
   whole = TaskRows(
     tokens={
       name: token_columns.TokenColumn.joined([p.tokens[name] for p in parts])

@@ -1,10 +1,10 @@
-"""Reads TFRecord files of `tf.train.Example`, and remembers where rows stood.
+"""Reads TFRecord files of `tf.train.Example`, and records each row's origin.
 
 `read` is for `preference_tasks.add_preference_task(..., read=...)`.
 
-A record is its length (8 bytes), a checksum of that, its content, and a
-checksum of that. TensorFlow makes room for whatever length it is told, and the
-process ends; here the file must have that much.
+A record is its length (8 bytes), a checksum of the length, its content, and a
+checksum of the content. TensorFlow allocates any length that a record declares,
+which can end the process; here the file must be that long.
 """
 
 from collections.abc import Iterator
@@ -22,9 +22,10 @@ from perlhf_jax.core import plain_files
 from perlhf_jax.data import bounded_lines
 from perlhf_jax.data import json_rows
 
-# Of one record; episodes with their screenshots have some ten million bytes.
+# Maximum size of a record; episodes with screenshots have about ten million
+# bytes.
 MAX_RECORD_BYTES = 1024**3
-# How a gzip file begins: its magic number and its one method of compression.
+# Start of a gzip file: the magic number and the only compression method.
 _GZIP = b'\x1f\x8b\x08'
 _LENGTH = struct.Struct('<Q')
 _CHECKSUM = struct.Struct('<I')
@@ -33,19 +34,19 @@ _MASK = 0xA282EAD8
 
 
 class _DamagedError(Exception):
-  """A record that cannot be read, and after which nothing can be found."""
+  """A record is damaged, so that the records after it cannot be found."""
 
 
 def read(path: str) -> Iterator[json_rows.Row]:
   """Yields the rows of a TFRecord file, plain or compressed with gzip.
 
   The features of a record become lists of bytes, ints or floats, by name. A
-  record that is no `tf.train.Example` is a row with a problem. So is one that
-  is damaged or cut off, and it is the last: what follows it cannot be found any
-  more.
+  record that is not a `tf.train.Example` becomes a row with a problem. So does
+  a damaged or truncated record, which is the last row, because the records
+  after it cannot be found.
 
   Args:
-    path: local or `gs://`; its name says nothing about compression.
+    path: local or `gs://`; the suffix does not decide about compression.
 
   Raises:
     DataError: the file cannot be read, or unpacks to many times its size.
@@ -65,16 +66,16 @@ def read(path: str) -> Iterator[json_rows.Row]:
 
 
 def check_lengths(path: str) -> None:
-  """Makes sure that a file has as much as its records say, for TensorFlow.
+  """Makes sure that a file is as long as its records declare, for TensorFlow.
 
-  Contents are passed over: TensorFlow compares them with their checksums.
+  Contents are skipped: TensorFlow checks their checksums.
 
   Args:
-    path: of a file that is not compressed.
+    path: path of a file that is not compressed.
 
   Raises:
-    DataError: a record has another length than its file allows, or the file
-      cannot be read.
+    DataError: a record is longer than its file allows, or the file cannot be
+      read.
   """
   plain_files.check(path, errors.DataError)
   try:
@@ -94,7 +95,7 @@ def check_lengths(path: str) -> None:
 
 
 def records(path: str) -> Iterator[bytes]:
-  """Yields the records of a file, undecoded."""
+  """Yields the serialised records of a file."""
   plain_files.check(path, errors.DataError)
   try:
     with tf.io.gfile.GFile(path, 'rb') as raw:
@@ -121,7 +122,7 @@ def _unreadable(path: str, error: Exception) -> errors.DataError:
 
 
 class _Bytes:
-  """What comes in chunks, to be taken in parts of any length."""
+  """A reader that takes parts of any length from a stream of chunks."""
 
   def __init__(self, chunks: Iterator[bytes]):
     self._chunks, self._held, self._at = chunks, b'', 0
@@ -145,8 +146,8 @@ def _split(content: _Bytes, size: int | None) -> Iterator[bytes]:
   """Yields records.
 
   Args:
-    content: of the file.
-    size: of the file; None if only reading it can tell.
+    content: content of the file.
+    size: size of the file; None if unknown before reading.
   """
   at = 0
   while header := content.take(_HEADER):
@@ -161,15 +162,15 @@ def _split(content: _Bytes, size: int | None) -> Iterator[bytes]:
 
 
 def _length(header: bytes, at: int, size: int | None) -> int:
-  """Returns the length of a record that begins at a place of a file.
+  """Returns the length of a record.
 
   Args:
-    header: its length, and the checksum of that.
-    at: where it begins.
-    size: of the file; None if only reading it can tell.
+    header: length of the record, and the checksum of the length.
+    at: offset of the record in the file.
+    size: size of the file; None if unknown before reading.
 
   Raises:
-    _DamagedError: the file does not have as much.
+    _DamagedError: the header is damaged, or the file is too short.
   """
   if len(header) < _HEADER:
     raise _DamagedError('the file ends in the length of a record')

@@ -1,7 +1,7 @@
-"""Keeps the tokens of a task, so that the next start reads arrays.
+"""Caches the tokens of a task, so that the next start only reads arrays.
 
-An entry is a folder that is complete when it has its name. It holds arrays and
-their checksums, and what they were made of (`token_identity`).
+An entry is a folder, which gets its name when it is complete. It holds arrays,
+their checksums, and the identity of their sources (`token_identity`).
 """
 
 import hashlib
@@ -27,16 +27,16 @@ from perlhf_jax.data import token_identity
 _PART = 'tokens'
 _MANIFEST = 'manifest.json'
 _MOST_BYTES = 16 << 30
-# What is read faster is not worth a place.
+# Tasks that are read faster than this are not cached.
 _LEAST_SECONDS = 1.0
-# From here on it is worth a word that it will take as long again.
+# From this time on, the log says why the task is not cached.
 _LONG_SECONDS = 10.0
 
 
 def read(
   reader: task_reader.TaskReader, task: seqio.Task
 ) -> task_rows.TaskRows:
-  """Reads a task as `reader.read` does, from the cache if it is there."""
+  """Reads a task as `reader.read` does, from the cache if possible."""
   folder = start_cache.folder(_PART)
   if folder is None:
     return reader.read(task)
@@ -70,7 +70,7 @@ def read(
 def _is_still(
   identity: str, reader: task_reader.TaskReader, task: seqio.Task
 ) -> bool:
-  """Whether nothing has changed while a task was read."""
+  """Whether nothing changed while the task was read."""
   try:
     return token_identity.describe(reader, task) == identity
   except function_digest.UnknownError:
@@ -78,7 +78,7 @@ def _is_still(
 
 
 def _save(entry: pathlib.Path, identity: str, rows: task_rows.TaskRows) -> None:
-  """Writes an entry; if that is not possible, there is none, and a warning."""
+  """Writes an entry; only warns if it cannot be written."""
   manifest = {
     'identity': identity,
     'num_read': rows.num_read,
@@ -87,7 +87,7 @@ def _save(entry: pathlib.Path, identity: str, rows: task_rows.TaskRows) -> None:
     'truncated': list(rows.truncated.items()),
     'lists': rows.lists,
   }
-  # It may be read while another process writes the same.
+  # A draft of its own, since another process may write the same entry.
   draft = entry.with_name(f'.{entry.name}.{os.getpid()}.{time.time_ns()}')
   try:
     draft.mkdir()
@@ -110,7 +110,7 @@ def _save(entry: pathlib.Path, identity: str, rows: task_rows.TaskRows) -> None:
 
 
 def _load(entry: pathlib.Path, identity: str) -> task_rows.TaskRows | None:
-  """Reads an entry; None if there is none, or what there is cannot be used."""
+  """Reads an entry; None if it does not exist or is unusable."""
   try:
     if not entry.exists():
       return None
@@ -120,7 +120,7 @@ def _load(entry: pathlib.Path, identity: str) -> task_rows.TaskRows | None:
     arrays = {n: _read(entry, n, s) for n, s in manifest['arrays'].items()}
     rows = _rows(manifest, arrays)
     os.utime(entry)
-  # Whatever a damaged file may lead to.
+  # All errors that a damaged file may cause.
   except (
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError),
   ) as error:
@@ -133,7 +133,7 @@ def _load(entry: pathlib.Path, identity: str) -> task_rows.TaskRows | None:
 
 
 def _arrays(rows: task_rows.TaskRows) -> dict[str, np.ndarray]:
-  """The arrays that an entry holds."""
+  """Returns the arrays that an entry holds, by name."""
   arrays = {f'number.{name}': array for name, array in rows.numbers.items()}
   for name, column in rows.tokens.items():
     arrays[f'values.{name}'] = column.values
@@ -146,7 +146,7 @@ def _arrays(rows: task_rows.TaskRows) -> dict[str, np.ndarray]:
 
 
 def _rows(manifest: Any, arrays: dict[str, np.ndarray]) -> task_rows.TaskRows:
-  """Makes rows of what an entry holds."""
+  """Makes rows from the manifest and arrays of an entry."""
 
   def named(prefix):
     return {
@@ -183,7 +183,7 @@ def _read(folder: pathlib.Path, name: str, checksum: int) -> np.ndarray:
   """Reads an array.
 
   Raises:
-    ValueError: it is not the one that was written.
+    ValueError: the array is not the one that was written.
   """
   array = np.load(folder / f'{name}.npy', allow_pickle=False)
   if _checksum(array) != checksum:

@@ -1,10 +1,10 @@
-"""Tokens of many rows in one buffer, as small as they can be."""
+"""Compact storage of the tokens of many rows in one buffer."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-# Most vocabularies are smaller, and tokens of 350,000 rows are many.
+# Most vocabularies have fewer ids, and 350,000 rows have many tokens.
 _SMALL = np.uint16
 
 
@@ -12,8 +12,8 @@ class TokenColumn:
   """Token arrays of different lengths, end to end in one buffer.
 
   Attributes:
-    values: all tokens, uint16 if that holds them, or else int32.
-    ends: where each row ends, int64.
+    values: all tokens, uint16 if all ids fit, else int32.
+    ends: end of each row in `values`, int64.
   """
 
   def __init__(self, rows: Sequence[np.ndarray]):
@@ -23,14 +23,14 @@ class TokenColumn:
 
   @classmethod
   def from_arrays(cls, values: np.ndarray, ends: np.ndarray) -> 'TokenColumn':
-    """Makes a column of its two arrays."""
+    """Makes a column from its two arrays."""
     column = cls.__new__(cls)
     column._set(values, ends)
     return column
 
   @classmethod
   def joined(cls, columns: Sequence['TokenColumn']) -> 'TokenColumn':
-    """Puts the rows of columns one after the other."""
+    """Concatenates the rows of columns."""
     if not columns:
       return cls([])
     return cls.from_arrays(
@@ -52,10 +52,7 @@ class TokenColumn:
     return np.diff(self.ends, prepend=0)
 
   def find_beyond(self, num_ids: int) -> int | None:
-    """Returns the first place in `values` of an id that is not below a number.
-
-    None if there is none.
-    """
+    """Returns the first index in `values` of an id >= `num_ids`, or None."""
     if not self.values.size or self.values.max() < num_ids:
       return None
     return int(np.argmax(self.values >= num_ids))

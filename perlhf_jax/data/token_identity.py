@@ -1,7 +1,7 @@
-"""What decides the rows and tokens that reading a task gives, as text.
+"""Describes, as text, everything that the rows and tokens of a task depend on.
 
-Two reads with the same text give the same; where that cannot be known, there is
-no text.
+Two reads of a task with the same text give the same rows. If that cannot be
+guaranteed, there is no text.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,11 @@ from perlhf_jax.data import sources
 from perlhf_jax.data import task_reader
 from perlhf_jax.data import vocabularies
 
-# To be raised with what a cache holds, or how.
+# Increase it when the content or format of the cache changes.
 _FORMAT = 1
-# A file that was written later may be written again with the same times.
+# A file that was written more recently may change again with the same times.
 _SETTLED_SECONDS = 2.0
-# Options that change nothing of what one task gives.
+# Options that do not change the rows of a task.
 _IRRELEVANT = (
   *('mixture_or_task_name', 'batch_size', 'shuffle', 'seed', 'module'),
   *('length_buckets', 'length_window', 'use_cached'),
@@ -38,10 +38,10 @@ _IRRELEVANT = (
 
 
 def describe(reader: task_reader.TaskReader, task: seqio.Task) -> str:
-  """Returns what decides what `reader.read(task)` gives.
+  """Returns everything that the result of `reader.read(task)` depends on.
 
   Raises:
-    UnknownError: that cannot be known; says why.
+    UnknownError: the dependencies cannot be determined; the message says why.
     DataError: the task's files are missing.
   """
   source = task.source
@@ -92,7 +92,7 @@ def _digest_of_reader(read: Callable[..., Any]) -> str:
 
 
 def _file(path: str) -> list[Any]:
-  """What changes with a file's content."""
+  """Returns properties of a file that change with its content."""
   try:
     if '://' in path:
       status = tf.io.gfile.stat(path)
@@ -100,7 +100,7 @@ def _file(path: str) -> list[Any]:
     status = os.stat(path)
   except (OSError, tf.errors.OpError) as error:
     raise function_digest.UnknownError(f'{path} has no status') from error
-  # Nobody can set the time of the last change of a file's status back.
+  # Unlike the modification time, the status time (ctime) cannot be set back.
   if status.st_ctime > time.time() - _SETTLED_SECONDS:
     raise function_digest.UnknownError(f'{path} has just been written')
   times = status.st_mtime_ns, status.st_ctime_ns
@@ -113,7 +113,7 @@ def _hashed(value: Any) -> str:
 
 @functools.cache
 def _our_code() -> str:
-  """Digest of the code that makes tokens of records."""
+  """Returns a digest of the code that turns records into tokens."""
   digest = hashlib.sha256()
   for path in sorted(pathlib.Path(__file__).parent.glob('*.py')):
     digest.update(path.read_bytes())
@@ -122,9 +122,9 @@ def _our_code() -> str:
 
 @functools.cache
 def _installed() -> str:
-  """Digest of the names and versions of what is installed."""
+  """Returns a digest of the names and versions of installed distributions."""
   names = set()
   for folder in filter(os.path.isdir, sys.path):
-    # Of each installed distribution, a folder `name-version.dist-info`.
+    # Each installed distribution has a folder `name-version.dist-info`.
     names.update(n for n in os.listdir(folder) if n.endswith('-info'))
   return _hashed(sorted(names))

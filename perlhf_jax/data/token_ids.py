@@ -1,7 +1,7 @@
-"""Token ids that a vocabulary, or a model, does not have.
+"""Finds token ids that a vocabulary or a model does not have.
 
-An id beyond the embedding is NaN in every number that a model gives, and a
-negative one counts from the end, without a word of either.
+Models do not report them: an id beyond the embedding makes all outputs NaN, and
+a negative id counts from the end.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,18 +12,18 @@ import numpy as np
 def find_bad(
   rows: Sequence[np.ndarray], num_ids: int
 ) -> Iterator[tuple[int, int]]:
-  """Yields the rows that have an id that does not exist.
+  """Yields the rows with an id that does not exist.
 
   Args:
     rows: token ids `[length]` each, of any integer dtype.
-    num_ids: ids go from 0 to one less.
+    num_ids: number of ids; valid ids are 0 to num_ids - 1.
 
   Yields:
-    The index of the row, and its first such id.
+    The index of the row, and its first invalid id.
   """
   if not len(rows):
     return
-  # Of thousands of rows, most often none is bad: one look at all of them.
+  # Usually no row is bad, so all rows are checked at once first.
   values = np.concatenate(rows)
   if not values.size or (values.min() >= 0 and values.max() < num_ids):
     return
@@ -34,13 +34,13 @@ def find_bad(
 
 
 def describe(bad: int, what: str, num_ids: int, of: str) -> str:
-  """Says what is wrong with an id.
+  """Describes the problem of an invalid id.
 
   Args:
     bad: the id.
-    what: holds it, such as 'the prompt (inputs)'.
+    what: text that contains the id, such as 'the prompt (inputs)'.
     num_ids: see `find_bad`.
-    of: whose ids they are, such as 'the vocabulary'.
+    of: owner of the ids, such as 'the vocabulary'.
   """
   return (
     f'{what} has the token id {bad}, and {of} has ids from 0 to {num_ids - 1}'

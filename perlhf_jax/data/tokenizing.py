@@ -1,4 +1,4 @@
-"""Many texts to tokens at once, as fast as the vocabulary allows."""
+"""Tokenises many texts at once, as fast as the vocabulary allows."""
 
 from collections.abc import Sequence
 import os
@@ -9,9 +9,9 @@ import seqio
 
 from perlhf_jax.data import feature_converters
 
-# A byte that no UTF-8 text holds: where EOS will be.
+# A byte that no UTF-8 text contains; marks the place of EOS.
 _END = b'\xff'
-_SPECIAL_IDS = 3  # Of a byte vocabulary: pad, EOS and unk.
+_SPECIAL_IDS = 3  # Special ids of a byte vocabulary: pad, EOS and unk.
 _PROCESSORS = (
   len(os.sched_getaffinity(0))
   if hasattr(os, 'sched_getaffinity')
@@ -24,11 +24,11 @@ def encode_all(
 ) -> list[np.ndarray]:
   """Returns the tokens of texts, each int32 `[length]` with EOS at its end.
 
-  SentencePiece works on all processors, and does not hold up other threads.
+  SentencePiece uses all processors, and does not block other threads.
 
   Args:
-    vocabulary: any; others than those of bytes and of SentencePiece are asked
-      for each text.
+    vocabulary: any vocabulary; those other than byte and SentencePiece
+      vocabularies are called once per text.
     texts: valid Unicode.
   """
   if _encodes_as(vocabulary, seqio.ByteVocabulary):
@@ -44,7 +44,7 @@ def encode_all(
 
 
 def _encodes_as(vocabulary: Any, kind: type[seqio.Vocabulary]) -> bool:
-  """Whether a vocabulary encodes as SeqIO's, not in a way of its own."""
+  """Whether a vocabulary encodes with the methods of the SeqIO class `kind`."""
   theirs = type(vocabulary)
   return (
     isinstance(vocabulary, kind)

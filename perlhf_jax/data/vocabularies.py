@@ -1,8 +1,8 @@
-"""Vocabularies: bytes and SentencePiece, from files, checkpoints and HF.
+"""Byte and SentencePiece vocabularies, from files, checkpoints and HF.
 
-All of them are SeqIO vocabularies with pad id 0 and EOS id 1. A task yields
-text and the run's vocabulary turns it into tokens, so that one task serves
-every model; the vocabulary travels inside the checkpoint (`to_dict`).
+All are SeqIO vocabularies with pad id 0 and EOS id 1. A task yields text, which
+the run's vocabulary tokenises, so that one task serves every model. Checkpoints
+contain the vocabulary (`to_dict`).
 """
 
 import base64
@@ -20,8 +20,8 @@ from perlhf_jax.core import plain_files
 from perlhf_jax.core import schemas
 from perlhf_jax.core import strict_json
 
-# Imported when the first vocabulary is made: they take seconds, and a machine
-# that reads no text need not have them.
+# Imported when the first vocabulary is made: the imports take seconds, and
+# machines that read no text do not need these packages.
 with epy.lazy_imports():
   import seqio
   import tensorflow as tf
@@ -31,7 +31,7 @@ with epy.lazy_imports():
 PAD_ID = 0
 EOS_ID = 1
 
-# Sentinels of the span-corruption objective: they belong to every T5 model.
+# Sentinels of the span-corruption objective, which every T5 model has.
 _T5_EXTRA_IDS = 100
 _BYT5_EXTRA_IDS = 125
 
@@ -40,7 +40,7 @@ _ExtraIds = Annotated[int, checks.Range(least=0, most=65_536)]
 
 @dataclasses.dataclass(frozen=True)
 class _TokenizerFile:
-  """What is read of a `tokenizer_config.json`."""
+  """The fields of a `tokenizer_config.json` that are read."""
 
   tokenizer_class: str | None = None
   extra_ids: _ExtraIds | None = None
@@ -48,7 +48,7 @@ class _TokenizerFile:
 
 @dataclasses.dataclass(frozen=True)
 class _Description:
-  """What `to_dict` returns."""
+  """The fields of the result of `to_dict`."""
 
   kind: Annotated[str, checks.OneOf('byte', 'sentencepiece')]
   extra_ids: _ExtraIds
@@ -56,22 +56,23 @@ class _Description:
 
 
 def byte_vocabulary(extra_ids: int = 0) -> 'seqio.ByteVocabulary':
-  """UTF-8 bytes, shifted by the three special ids; ByT5 has 125 extra ids."""
+  """Returns the vocabulary of UTF-8 bytes + 3; ByT5 has 125 extra ids."""
   return seqio_vocabularies.ByteVocabulary(extra_ids=extra_ids)
 
 
 def sentencepiece_vocabulary(
   path: str, extra_ids: int = 0
 ) -> 'seqio.SentencePieceVocabulary':
-  """A SentencePiece model file, local or `gs://`.
+  """Returns the vocabulary of a SentencePiece model file.
 
   Args:
-    path: the model file, such as `spiece.model` or `sentencepiece.model`.
-    extra_ids: sentinel ids to add at the end (100 for the released T5 models,
-      0 if the file already has them, as in mT5's).
+    path: the model file, local or `gs://`, such as `spiece.model` or
+      `sentencepiece.model`.
+    extra_ids: number of sentinel ids to add at the end (100 for the released T5
+      models, 0 if the file already has them, as mT5's does).
 
   Raises:
-    ConfigError: there is no such file, it is too large, or it is not a
+    ConfigError: the file does not exist, is too large, or is not a
       SentencePiece model with pad id 0 and EOS id 1.
   """
   if not tf.io.gfile.exists(path):
@@ -87,22 +88,22 @@ def sentencepiece_vocabulary(
 def _loaded(
   path: str, extra_ids: int, what: str
 ) -> 'seqio.SentencePieceVocabulary':
-  """Makes a vocabulary of a model file, and makes sure that it is one.
+  """Makes a vocabulary from a model file, and checks the file.
 
   Args:
-    path: of the file.
-    extra_ids: as of `sentencepiece_vocabulary`.
-    what: what messages call the file.
+    path: path of the file.
+    extra_ids: as in `sentencepiece_vocabulary`.
+    what: name of the file in messages.
 
   Raises:
-    ConfigError: as of `sentencepiece_vocabulary`.
+    ConfigError: as in `sentencepiece_vocabulary`.
   """
   vocabulary = seqio_vocabularies.SentencePieceVocabulary(
     path, extra_ids=extra_ids
   )
   try:
     ids = vocabulary.tokenizer.pad_id(), vocabulary.eos_id
-  # The parser of the model file has an exception class of its own.
+  # The parser of the model file has its own exception class.
   except Exception as error:
     raise errors.ConfigError(
       f'{what} cannot be read as a SentencePiece model ({error}). Check that'
@@ -118,14 +119,14 @@ def _loaded(
 
 
 def load_from_hf_directory(path: str) -> 'seqio.Vocabulary':
-  """The vocabulary of a Hugging Face T5, mT5, UMT5 or ByT5 directory.
+  """Returns the vocabulary of a Hugging Face T5, mT5, UMT5 or ByT5 directory.
 
-  Reads `spiece.model`, with the number of extra ids in
-  `tokenizer_config.json` (100 if that does not say), or, for ByT5, which has
-  no model file, `tokenizer_config.json` alone.
+  It reads `spiece.model` and the number of extra ids in `tokenizer_config.json`
+  (100 if absent). ByT5 has no model file; for it, only `tokenizer_config.json`
+  is read.
 
   Raises:
-    ConfigError: the directory has neither, or one that is damaged.
+    ConfigError: the directory has neither file, or a damaged one.
   """
   config_path = os.path.join(path, 'tokenizer_config.json')
   config = _TokenizerFile()
@@ -160,10 +161,10 @@ def load_from_hf_directory(path: str) -> 'seqio.Vocabulary':
 
 
 def to_dict(vocabulary: Any) -> dict[str, Any]:
-  """Everything needed to rebuild a vocabulary, as JSON values.
+  """Returns everything needed to rebuild a vocabulary, as JSON values.
 
   Raises:
-    ConfigError: neither a byte nor a SentencePiece vocabulary.
+    ConfigError: it is neither a byte nor a SentencePiece vocabulary.
   """
   if isinstance(vocabulary, seqio.ByteVocabulary):
     return {'kind': 'byte', 'extra_ids': vocabulary.extra_ids}
@@ -182,10 +183,10 @@ def to_dict(vocabulary: Any) -> dict[str, Any]:
 
 
 def from_dict(fields: Any) -> 'seqio.Vocabulary':
-  """Rebuilds what `to_dict` described; the two compare equal.
+  """Rebuilds a vocabulary from `to_dict`; the two compare equal.
 
   Raises:
-    ConfigError: the description is of no kind known here, or damaged.
+    ConfigError: the description is damaged or of an unknown kind.
   """
   described = schemas.make(
     _Description,
@@ -202,9 +203,9 @@ def from_dict(fields: Any) -> 'seqio.Vocabulary':
     raise errors.ConfigError(
       f'The SentencePiece model of the vocabulary is not in base64 ({error}).'
     ) from error
-  # SeqIO reads models from files only; this one lives in memory, and its
-  # name is its content because SeqIO caches models by name. Writing to a
-  # file that is there would append to it, in TensorFlow's memory.
+  # SeqIO reads models only from files, so this file is in TensorFlow's memory.
+  # SeqIO caches models by name, so the name is a hash of the content. Writing
+  # to an existing `ram://` file would append to it.
   path = f'ram://perlhf_jax/{hashlib.sha256(model).hexdigest()}.model'
   if not tf.io.gfile.exists(path):
     with tf.io.gfile.GFile(path, 'wb') as file:

@@ -1,8 +1,8 @@
 """Trains a SentencePiece vocabulary on the text of a task.
 
-A model that is trained from random weights needs no vocabulary of 32,000
-pieces; a few thousand of its own task make texts four times shorter than
-bytes.
+A model that is trained from random weights does not need a vocabulary of 32,000
+pieces; a few thousand pieces from its own task make texts four times shorter
+than bytes.
 """
 
 from collections.abc import Iterator
@@ -31,17 +31,17 @@ def train_vocabulary(
 ) -> None:
   """Writes a SentencePiece model with T5's special ids (pad 0, EOS 1, unk 2).
 
-  Unknown characters fall back to bytes, so that every text is encoded.
+  Unknown characters fall back to bytes, so that every text can be encoded.
 
   Args:
     task: a registered task or mixture with text features.
     output_path: the file to write, such as `spiece.model`.
-    vocab_size: pieces in all.
-    split: whose text to read.
+    vocab_size: total number of pieces.
+    split: split whose text is read.
     module: a module of yours that registers the task.
 
   Raises:
-    ConfigError: an unknown task, or a size that the text does not allow.
+    ConfigError: the task is unknown, or the text does not allow the size.
   """
   task_modules.import_tasks(module)
   provider = task_modules.find(task)
@@ -75,7 +75,7 @@ def train_vocabulary(
 
 
 def _texts(provider: seqio.Task | seqio.Mixture, split: str) -> Iterator[str]:
-  """Yields every text once; the rows that training would refuse are left."""
+  """Yields every text once, without the rows that training would refuse."""
   dataset = provider.get_dataset(
     sequence_length=None,
     split=split,

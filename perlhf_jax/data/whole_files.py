@@ -5,12 +5,12 @@ import tensorflow as tf
 from perlhf_jax.core import errors
 from perlhf_jax.core import plain_files
 
-# Several times what VQAv2's annotations have.
+# Several times the size of VQAv2's annotations.
 MAX_BYTES = 2 * 1024**3
 
 
 def read(path: str) -> bytes:
-  """The content of a file.
+  """Returns the content of a file.
 
   Args:
     path: local or `gs://`.

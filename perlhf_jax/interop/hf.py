@@ -2,14 +2,13 @@
 
 Such a directory holds `config.json` and `model.safetensors`, or shards and
 `model.safetensors.index.json`. T5 v1.0 and v1.1, Flan-T5, LM-adapted T5, ByT5,
-mT5 and UMT5 are read; its vocabulary is `data.vocabularies`' business. Weights
-are mapped from local disk, so that a remote directory is copied first.
+mT5 and UMT5 are supported; `data.vocabularies` reads the vocabulary. Weights
+are mapped from local disk, so remote directories are copied first.
 
-Where the output layer is a T5's embedding matrix, logits are divided by
-sqrt(emb_dim) (`logits_via_embedding`). transformers 5 also writes models in
-which the two are one matrix and nothing is divided: those are read as models
-with an output layer of their own that starts as a copy of the embedding, which
-computes the same.
+A T5 with tied embeddings divides its logits by sqrt(emb_dim)
+(`logits_via_embedding`). transformers 5 also writes tied models that do not
+divide them. They are read as models with a separate output layer, initialised
+with a copy of the embedding, which computes the same.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,7 +47,7 @@ _CONTENTS = (
 def is_hf_directory(path: str | os.PathLike[str]) -> bool:
   """Whether `path` is a directory with a file of a Hugging Face model.
 
-  It need not be complete: what is missing is for the functions below to say.
+  It may be incomplete: the functions below report missing files.
 
   Args:
     path: local or remote, such as `gs://bucket/flan-t5-xl`.
@@ -72,7 +71,8 @@ def load_config(path: str | os.PathLike[str]) -> t5_config.T5Config:
     A config in float32 with unrolled layers.
 
   Raises:
-    CheckpointError: `config.json` is missing, or of no T5 that is supported.
+    CheckpointError: `config.json` is missing, or the model is not a supported
+      T5.
   """
   with remote_files.explained(path):
     directory = _existing(path)
@@ -81,17 +81,17 @@ def load_config(path: str | os.PathLike[str]) -> t5_config.T5Config:
 
 
 def local_directory(path: str | os.PathLike[str]) -> epath.Path:
-  """Returns a directory itself, or this machine's copy of a remote one.
+  """Returns a local directory itself, or a local copy of a remote one.
 
-  The copy has the files that are read, the vocabulary's among them, and is
-  found again by later calls and processes; see `remote_files`.
+  The copy has the files that are read, including the vocabulary. Later calls
+  and processes reuse it; see `remote_files`.
 
   Args:
     path: local or remote.
 
   Raises:
-    CheckpointError: there is no such directory; or it is remote and incomplete,
-      cannot be reached or has no room on this machine.
+    CheckpointError: the directory does not exist; or it is remote and
+      incomplete, cannot be reached or does not fit on this machine.
   """
   with remote_files.explained(path):
     directory = _existing(path)
@@ -113,21 +113,22 @@ def load_params(
   """Reads the weights of a Hugging Face T5 directory, one tensor at a time.
 
   Args:
-    path: local; or remote, which is read from its `local_directory`.
-    config: of the model to fill; its architecture must be the directory's,
-      while `dtype`, `scan_layers` and the like are free.
-    put: of a parameter's path and array, which is `stored.Stored` and read by
-      `np.asarray`, makes what the result holds of it, such as an array that is
-      split among devices; by default the array, read. No other parameter is in
-      this host's memory meanwhile.
+    path: local or remote; a remote directory is read from its
+      `local_directory`.
+    config: configuration of the model to fill. The architecture must match the
+      directory; `dtype`, `scan_layers` and the like may differ.
+    put: called with a parameter's path and its array, a `stored.Stored` that
+      `np.asarray` reads; returns the leaf of the result, such as a sharded
+      array. By default it reads the array. Only one parameter at a time is in
+      this host's memory.
 
   Returns:
     Nested dict with T5X's names and unrolled layers, whatever
     `config.scan_layers` is.
 
   Raises:
-    CheckpointError: weights are missing, damaged, of another architecture or
-      of another shape; every tensor must be used and every parameter filled.
+    CheckpointError: weights are missing, damaged, or of another architecture or
+      shape; every tensor must be used and every parameter filled.
   """
   directory = local_directory(path)
   raw = _read_config(directory)
@@ -200,7 +201,7 @@ def _no_weights(directory: epath.Path) -> str:
   others = [name for name in _OTHER_WEIGHTS if (directory / name).exists()]
   if not others:
     return f'{directory} has no weights; {_CONTENTS}.'
-  # transformers reads and writes local directories.
+  # transformers only reads and writes local directories.
   remote = remote_files.is_remote(directory)
   place = 'COPY' if remote else directory
   convert = (

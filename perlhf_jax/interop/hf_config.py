@@ -1,4 +1,4 @@
-"""Hugging Face's `config.json` of a T5, to and from `T5Config`."""
+"""Converts Hugging Face's `config.json` of a T5 to and from `T5Config`."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -16,10 +16,10 @@ _CLASSES = {
   'mt5': 'MT5ForConditionalGeneration',
   'umt5': 'UMT5ForConditionalGeneration',
 }
-# Rows of every published mT5, which else is a T5 1.1.
+# Vocabulary size of every published mT5, which is otherwise a T5 1.1.
 _MT5_VOCAB_SIZE = 250_112
 
-# T5Config's field and the key of `config.json` that every version writes.
+# Maps fields of T5Config to keys of `config.json` that every version writes.
 _SIZES = {
   'vocab_size': 'vocab_size',
   'emb_dim': 'd_model',
@@ -28,8 +28,8 @@ _SIZES = {
   'head_dim': 'd_kv',
   'mlp_dim': 'd_ff',
 }
-# A plain 'gelu' is absent: it is the exact one there and the tanh
-# approximation here, in T5X and in every published T5. 'gated-gelu' is the
+# Plain 'gelu' is absent: transformers means the exact GELU, but this package,
+# T5X and every published T5 use the tanh approximation. 'gated-gelu' is the
 # approximation in both.
 _ACTIVATIONS = {
   'relu': ('relu',),
@@ -46,9 +46,9 @@ _REMEDY = 'Take the file that belongs to the weights.'
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-  """What is read of a `config.json` beside the sizes.
+  """The fields of a `config.json` that are read, beside the sizes.
 
-  Keys that older files lack take the values that `transformers` gives them.
+  Keys that older files lack get the defaults of `transformers`.
   """
 
   model_type: Annotated[str, checks.OneOf(*MODEL_TYPES)]
@@ -73,8 +73,8 @@ def to_t5_config(raw: Mapping[str, Any], source: str) -> t5_config.T5Config:
     A config in float32 with unrolled layers.
 
   Raises:
-    CheckpointError: the model is no T5, or a T5 that the models here cannot
-      express; a size is missing; a value is of another type or out of bounds.
+    CheckpointError: the model is not a T5, or a T5 that `T5Config` cannot
+      express; a size is missing; a value has the wrong type or is out of range.
   """
   model_type = raw.get('model_type')
   if model_type not in MODEL_TYPES:
@@ -115,7 +115,7 @@ def is_tied(raw: Mapping[str, Any]) -> bool:
   """Whether the file says that the output layer is the embedding matrix.
 
   Args:
-    raw: the parsed file, of which `to_t5_config` has made a configuration.
+    raw: the parsed file, which `to_t5_config` has accepted.
   """
   return _ties(raw['model_type'], raw.get('tie_word_embeddings'))
 
@@ -129,12 +129,11 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_scaled(file: _File, source: str) -> bool:
-  """Whether logits are divided by sqrt(d_model), which only a tied T5's are.
+  """Whether logits are divided by sqrt(d_model), as only in a tied T5.
 
-  transformers 4 scales whatever is tied. transformers 5 writes that every
-  model is tied, a T5 1.1 with an output layer of its own included, and says
-  under `scale_decoder_outputs` what it used to say by tying; it never scales
-  mT5.
+  transformers 4 scales the logits of tied models. transformers 5 writes every
+  model as tied, even a T5 1.1 with its own output layer, and says under
+  `scale_decoder_outputs` whether logits are scaled; it never scales mT5.
   """
   if file.model_type == 'mt5':
     return False
@@ -155,11 +154,12 @@ def _is_scaled(file: _File, source: str) -> bool:
 def from_t5_config(
   config: t5_config.T5Config, model_type: str | None = None
 ) -> dict[str, Any]:
-  """Makes the contents of a `config.json` that `transformers` understands.
+  """Makes the contents of a `config.json` for `transformers`.
 
   Args:
     config: the model's configuration.
-    model_type: of `MODEL_TYPES`; None for what such a model is published as.
+    model_type: one of `MODEL_TYPES`; None for the type under which such models
+      are published.
 
   Raises:
     CheckpointError: `transformers` has no T5 of this architecture.

@@ -1,8 +1,8 @@
-"""Which tensor fills which parameter, and what is wrong if they do not match.
+"""Matches the tensors of a Hugging Face T5 to parameters.
 
-Every tensor must be used and every parameter filled. The embedding is the one
-tensor that may be there several times: transformers has written it under up to
-four names, or under any one of them.
+Every tensor must be used and every parameter filled. Only the embedding may
+occur several times: transformers has written it under up to four names, or
+under any one of them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,16 +18,16 @@ from perlhf_jax.interop import safetensors_files
 def embedding_names(
   tensors: Iterable[str], lm_head_is_copy: bool
 ) -> tuple[str, ...]:
-  """Returns the tensors that hold the embedding, the one to read first.
+  """Returns the tensors that hold the embedding; the first is to be read.
 
   Args:
     tensors: names of all tensors.
-    lm_head_is_copy: whether the output layer is the embedding too.
+    lm_head_is_copy: whether the output layer is also the embedding.
   """
   names = (hf_names.SHARED, *hf_names.EMBEDDING_COPIES)
   if lm_head_is_copy:
     names = (*names, hf_names.LM_HEAD)
-  # With none of them, the first is what the error message should miss.
+  # Without any of them, the error message reports the first as missing.
   return tuple(name for name in names if name in tensors) or names[:1]
 
 
@@ -41,10 +41,10 @@ def match(
   """Chooses the tensor to read for each parameter.
 
   Args:
-    table: every parameter.
-    shapes: of every tensor, by name.
+    table: entries of all parameters.
+    shapes: shapes of all tensors, by name.
     embeddings: see `embedding_names`.
-    tied: whether an output layer that is absent is the embedding.
+    tied: whether the embedding replaces an absent output layer.
     what: the directory, for messages.
 
   Raises:
@@ -78,14 +78,14 @@ def check_names(
   kind: str,
   whole: str = 'encoder-decoder',
 ) -> None:
-  """Raises a `CheckpointError` that lists names on one side only.
+  """Raises a `CheckpointError` that lists missing and unexpected names.
 
   Args:
     expected: names that should be there.
     found: names that are there.
-    what: what is wrong if they differ, for the message.
-    kind: of what they are names, in the plural.
-    whole: of what they must be the names.
+    what: the problem if they differ, for the message.
+    kind: kind of the named things, in the plural.
+    whole: model to which the names must belong.
   """
   problems = [
     f'{verb} {kind}: {safetensors_files.first(sorted(names))}'
@@ -120,9 +120,9 @@ def check_copy(
 
   Args:
     tensor: the second embedding, `[vocab, embed]`.
-    name: its name.
-    embedding: the first one.
-    directory: of the model, for the message.
+    name: name of that tensor.
+    embedding: the first embedding.
+    directory: directory of the model, for the message.
   """
   if np.array_equal(tensor, embedding):
     return

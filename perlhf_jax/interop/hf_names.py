@@ -1,8 +1,8 @@
-"""Which Hugging Face tensor is which parameter of a T5.
+"""The Hugging Face tensor of each parameter of a T5.
 
-The table is of facts about two formats: T5X names parameters after modules,
-with kernels `[in, out]`; Hugging Face numbers sublayers and holds matrices
-`[out, in]`, so every matrix but the embedding is transposed.
+T5X names parameters after modules, and its kernels are `[in, out]`. Hugging
+Face numbers sublayers, and its matrices are `[out, in]`. So every matrix except
+the embedding is transposed.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ LOGITS = 'decoder/logits_dense/kernel'
 SHARED = 'shared.weight'
 LM_HEAD = 'lm_head.weight'
 
-# Copies of the embedding that some versions of transformers also wrote.
+# Copies of the embedding that some versions of transformers write as well.
 EMBEDDING_COPIES = (
   'encoder.embed_tokens.weight',
   'decoder.embed_tokens.weight',
 )
-# In the original t5-small, t5-base, ... files, and read by nothing.
+# Unused tensors in the original t5-small, t5-base, ... files.
 UNUSED = (
   'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight',
 )
@@ -32,8 +32,8 @@ class Entry(NamedTuple):
   """One parameter in both formats.
 
   Attributes:
-    path: of the parameter, such as 'encoder/layers_0/mlp/wi/kernel'.
-    shape: of the parameter.
+    path: path of the parameter, such as 'encoder/layers_0/mlp/wi/kernel'.
+    shape: shape of the parameter.
     tensor: name of the tensor in the Hugging Face files.
     transposed: whether the tensor is the parameter's transpose.
   """

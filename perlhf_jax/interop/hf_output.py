@@ -1,4 +1,4 @@
-"""A Hugging Face T5 directory to be written, which `transformers` loads.
+"""Describes a Hugging Face T5 directory to write, for `transformers`.
 
 Tied models stay tied: the embedding is stored once, under one name.
 """
@@ -33,18 +33,19 @@ def contents(
   """Describes the directory of a model.
 
   Args:
-    params: unrolled and unboxed; of arrays, or of any leaves with a shape that
-      `fetch` makes arrays of.
-    config: of the model.
-    vocabulary: of `data.vocabularies.to_dict`.
+    params: unrolled and unboxed parameters; the leaves are arrays, or have a
+      shape and become arrays through `fetch`.
+    config: configuration of the model.
+    vocabulary: vocabulary from `data.vocabularies.to_dict`.
     dtype: 'float32' or 'bfloat16', to which weights are rounded.
-    model_type: 't5', 'mt5' or 'umt5'; None for what such a model is published
-      as.
-    fetch: of a parameter's path and leaf, makes an array of this host's memory.
+    model_type: 't5', 'mt5' or 'umt5'; None for the type under which such models
+      are published.
+    fetch: called with a parameter's path and leaf; returns an array in this
+      host's memory.
 
   Raises:
     CheckpointError: the architecture has no Hugging Face counterpart, or
-      `params` are not those of `config`.
+      `params` do not match `config`.
   """
   raw = hf_config.from_t5_config(config, model_type)
   table = hf_names.entries(config)
@@ -71,7 +72,7 @@ def contents(
     {
       **tokenizer,
       'generation_config.json': to_json(generation),
-      # Readers of both transformers 4 and 5 know the older key.
+      # The older key, which both transformers 4 and 5 read.
       hf.CONFIG: to_json({**raw, 'torch_dtype': dtype}),
     },
     {
@@ -83,12 +84,12 @@ def contents(
 def check_params(
   params: typing.Params, shapes: Mapping[str, tuple[int, ...]], source: str
 ) -> dict[str, Any]:
-  """Returns flattened parameters if they are those of a configuration.
+  """Returns flattened parameters, after a check of their names and shapes.
 
   Args:
     params: nested dict of leaves with a shape.
-    shapes: by path, as they should be.
-    source: of `shapes`, for messages.
+    shapes: expected shapes, by path.
+    source: origin of `shapes`, for messages.
 
   Raises:
     CheckpointError: names or shapes differ.
@@ -106,5 +107,5 @@ def check_params(
 
 
 def to_json(value: Mapping[str, Any]) -> str:
-  """The text of a configuration file."""
+  """Returns the text of a configuration file."""
   return json.dumps(value, indent=2, sort_keys=True) + '\n'

@@ -1,4 +1,4 @@
-"""The files from which `transformers` makes the tokenizer of a vocabulary."""
+"""Makes the tokenizer files of a vocabulary for `transformers`."""
 
 import base64
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ _SPECIAL = {'eos_token': '</s>', 'pad_token': '<pad>', 'unk_token': '<unk>'}
 
 
 def files(vocabulary: Mapping[str, Any]) -> dict[str, str | bytes]:
-  """Returns each file's content by its name.
+  """Returns the content of each file, by name.
 
   Args:
-    vocabulary: of `data.vocabularies.to_dict`.
+    vocabulary: vocabulary from `data.vocabularies.to_dict`.
 
   Raises:
-    CheckpointError: a kind of vocabulary that `transformers` does not have.
+    CheckpointError: `transformers` has no such kind of vocabulary.
   """
   kind, extra_ids = vocabulary['kind'], vocabulary['extra_ids']
   config = {

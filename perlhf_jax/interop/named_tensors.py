@@ -1,4 +1,4 @@
-"""Reads a safetensors file all of whose tensors are known."""
+"""Reads a safetensors file with a known set of tensors."""
 
 from collections.abc import Mapping
 import os
@@ -32,14 +32,14 @@ def reader(
   source: str,
   whole: str,
 ) -> safetensors_files.Reader:
-  """Opens a file and checks what it holds.
+  """Opens a file and checks its tensors.
 
   Args:
-    path: of the directory, local or remote.
-    name: of the file in it.
-    shapes: what the file must hold, neither less nor more.
-    source: of `shapes`, for messages.
-    whole: of what the tensors are a part, for messages.
+    path: path of the directory, local or remote.
+    name: name of the file.
+    shapes: shapes of exactly the tensors that the file must hold, by name.
+    source: origin of `shapes`, for messages.
+    whole: model of which the tensors are a part, for messages.
 
   Raises:
     CheckpointError: the file is missing or damaged, or tensors are missing,

@@ -1,8 +1,9 @@
-"""What a directory of another format will hold, and the writing of it.
+"""Writes model directories of other formats.
 
-Each format describes its directory as `Contents`; `write` makes it. A
-directory is there whole or not at all: it is written under a hidden name beside
-its place, which it gets last. One tensor at a time is in memory.
+Each format describes its directory as `Contents`, which `write` writes. A
+directory is either complete or does not exist: it is written under a hidden
+name next to its target, and renamed last. Only one tensor at a time is in
+memory.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,31 +24,31 @@ from perlhf_jax.interop import safetensors_files
 from perlhf_jax.interop import safetensors_output
 from perlhf_jax.interop import write_progress
 
-# transformers' own default.
+# The default of transformers.
 MAX_SHARD_SIZE = 5_000_000_000
-# In which weights can be written, by the names of settings.
+# Dtypes in which weights can be written, by name.
 DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
 
-# What `overwrite` may delete: anything else is somebody's own.
+# Files that `overwrite` may delete; all others belong to the user.
 _REPLACEABLE = ('*.json', '*.safetensors', '*.model', 'README.md')
 
-# Of a parameter's path and its leaf, makes an array of this host's memory.
+# Takes a parameter's path and leaf; returns an array in this host's memory.
 Fetch = Callable[[str, Any], np.ndarray]
 
 
 def as_numpy(path: str, leaf: Any) -> np.ndarray:
-  """The `Fetch` of leaves that this host holds."""
+  """The `Fetch` for leaves that this host holds."""
   del path
   return np.asarray(leaf)
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-  """What a directory will hold.
+  """The contents of a directory to write.
 
   Attributes:
-    files: what is in each small file, by its path in the directory.
-    tensors: tensors by name, by the path of their safetensors file. A
+    files: content of each small file, by its path in the directory.
+    tensors: for each path of a safetensors file, its tensors by name. A
       `model.safetensors` that is too large becomes shards and an index.
   """
 
@@ -55,7 +56,7 @@ class Contents:
   tensors: Mapping[str, Mapping[str, safetensors_output.Tensor]]
 
   def inside(self, folder: str) -> 'Contents':
-    """Returns the same in a folder of the directory."""
+    """Returns the same contents in a folder of the directory."""
 
     def moved(files):
       return {f'{folder}/{name}': value for name, value in files.items()}
@@ -63,7 +64,7 @@ class Contents:
     return Contents(moved(self.files), moved(self.tensors))
 
   def __or__(self, other: 'Contents') -> 'Contents':
-    """Returns what both hold."""
+    """Returns the union of both."""
     return Contents(
       {**self.files, **other.files}, {**self.tensors, **other.tensors}
     )
@@ -76,18 +77,18 @@ def write(
   overwrite: bool = False,
   max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
-  """Writes a directory. All hosts call it, and the first one writes.
+  """Writes a directory. All hosts call it, and host 0 writes.
 
   Args:
-    contents: of the directory.
-    path: local; made with its parents, or there and empty.
-    overwrite: whether to replace a model that is there.
-    max_shard_size: bytes of a file of `model.safetensors`' tensors.
+    contents: contents of the directory.
+    path: local; created with its parents, or an existing empty directory.
+    overwrite: whether to replace an existing model.
+    max_shard_size: maximum size of a shard of `model.safetensors`, in bytes.
 
   Raises:
-    CheckpointError: the directory is remote or there already, or there is no
-      room for it; nothing is left of it then, and what was there stays. Only
-      the first host raises it, after as many fetches as on the others.
+    CheckpointError: the directory is remote or exists already, or does not fit
+      on the disk. Nothing of it is left then, and existing files stay. Only
+      host 0 raises it, after as many fetches as on the other hosts.
   """
   pending = [
     tensor for file in contents.tensors.values() for tensor in file.values()
@@ -116,7 +117,7 @@ def write(
       _write_into(directory, contents, counted, max_shard_size)
   except errors.CheckpointError:
     if jax.process_count() > 1:
-      # The others fetch, for which they need this host.
+      # The other hosts go on fetching, and need this host for it.
       for tensor in pending[made:]:
         tensor.make()
     raise
@@ -140,7 +141,8 @@ def _write_into(
       },
       max_shard_size if is_model else None,
     )
-  # Last, so that a directory cut short by a crash is not taken for a model.
+  # Written last, so that a directory cut short by a crash is not read as a
+  # model.
   for name, content in contents.files.items():
     file = directory / name
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +158,7 @@ def _whole(
   overwrite: bool,
   tensors: list[safetensors_output.Tensor],
 ) -> Iterator[pathlib.Path]:
-  """Yields a directory that takes the place of `target` at the end."""
+  """Yields a directory that replaces `target` at the end."""
   if remote_files.is_remote(path):
     raise errors.CheckpointError(
       f'{os.fspath(path)} is remote, and directories of other formats are '

@@ -1,8 +1,9 @@
-"""A PaLI as a directory of its parts, which no package has as one model.
+"""Reads and writes a PaLI as a directory of its parts.
 
-`t5` and `siglip` are directories that `transformers` loads, with the tokenizer
-in `t5`, and `image_projection.safetensors` holds the linear map between them,
-`weight` `[embed, width]` and `bias` `[embed]`, as a `torch.nn.Linear` has them.
+No other package has PaLI as one model. `t5` and `siglip` are directories that
+`transformers` loads, with the tokenizer in `t5`. `image_projection.safetensors`
+holds the linear map between them, `weight` `[embed, width]` and `bias`
+`[embed]`, as in a `torch.nn.Linear`.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,7 +40,7 @@ _PROJECTION = 'image_projection'
 def is_pali_directory(path: str | os.PathLike[str]) -> bool:
   """Whether a directory, local or remote, holds the parts of a PaLI.
 
-  It need not be complete: what is missing is for the functions below to say.
+  It may be incomplete: the functions below report missing files.
 
   Raises:
     CheckpointError: a remote directory cannot be reached.
@@ -55,10 +56,10 @@ def load_config(path: str | os.PathLike[str]) -> pali_config.PaliConfig:
   """Reads the architecture of both parts, in float32 with unrolled layers.
 
   Args:
-    path: of the directory, local or remote.
+    path: path of the directory, local or remote.
 
   Raises:
-    CheckpointError: a part is missing, or none that is supported.
+    CheckpointError: a part is missing or not supported.
   """
   return pali_config.in_front_of(
     hf.load_config(epath.Path(path) / T5),
@@ -75,9 +76,9 @@ def load_params(
   """Reads the weights of all parts, one tensor at a time.
 
   Args:
-    path: of the directory, local or remote.
-    config: of the model to fill.
-    put: as of `hf.load_params`, of paths in the whole model.
+    path: path of the directory, local or remote.
+    config: configuration of the model to fill.
+    put: as in `hf.load_params`, with paths in the whole model.
 
   Returns:
     Nested dict with unrolled layers.
@@ -115,11 +116,11 @@ def contents(
   model_type: str | None = None,
   fetch: output.Fetch = output.as_numpy,
 ) -> output.Contents:
-  """Describes the directory of a PaLI; arguments as of `hf_output.contents`.
+  """Describes the directory of a PaLI; arguments as in `hf_output.contents`.
 
   Raises:
     CheckpointError: the T5's architecture has no Hugging Face counterpart, or
-      `params` are not those of `config`.
+      `params` do not match `config`.
   """
   params = dict(params)
   vit = params.pop(_VIT, {})
@@ -163,7 +164,7 @@ def contents(
 
 
 def _t5_config(config: pali_config.PaliConfig) -> t5_config.T5Config:
-  """The configuration of the T5 without the ViT in front of it."""
+  """Returns the configuration of the T5 without the ViT."""
   return t5_config.T5Config(
     **{
       field.name: getattr(config, field.name)

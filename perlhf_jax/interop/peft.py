@@ -1,10 +1,11 @@
-"""PEFT directories of LoRA on a T5, in and out, without torch or PEFT.
+"""Reads and writes PEFT directories of LoRA on a T5, without torch or PEFT.
 
-Such a directory holds `adapter_config.json` and `adapter_model.safetensors`,
-and, of a reward model, the head in a file of its own (`reward_head`), which
-PEFT leaves alone. The base is a Hugging Face directory elsewhere.
+Such a directory holds `adapter_config.json` and `adapter_model.safetensors`. A
+reward model's head is in a separate file (`reward_head`), which PEFT ignores.
+The base model is another Hugging Face directory.
 
-PEFT holds `A` as `[rank, in]` and `B` as `[out, rank]`, the transposes of ours.
+PEFT stores `A` as `[rank, in]` and `B` as `[out, rank]`, the transposes of our
+arrays.
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,11 +40,11 @@ class Adapter(NamedTuple):
   """Adapters of a PEFT directory.
 
   Attributes:
-    config: what is adapted and how strongly.
+    config: rank, scale and adapted modules.
     lora: unrolled tree of the collection `lora`, numpy arrays in float32.
-    heads: `{'score': …}` of a reward model, else empty.
-    base: directory of the base or its name on the hub, as the file says; None
-      if it does not.
+    heads: `{'score': …}` for a reward model, else empty.
+    base: directory of the base model or its name on the hub, as given in the
+      file; None if absent.
   """
 
   config: lora_lib.LoraConfig
@@ -55,7 +56,7 @@ class Adapter(NamedTuple):
 def is_peft_directory(path: str | os.PathLike[str]) -> bool:
   """Whether a directory, local or remote, has a file of a PEFT adapter.
 
-  It need not be complete: what is missing is for the functions below to say.
+  It may be incomplete: the functions below report missing files.
 
   Raises:
     CheckpointError: a remote directory cannot be reached.
@@ -68,7 +69,7 @@ def is_peft_directory(path: str | os.PathLike[str]) -> bool:
 
 
 def base_of(path: str | os.PathLike[str]) -> str | None:
-  """Returns the base that a directory names; None if it names none.
+  """Returns the base model that a directory names; None if it names none.
 
   Raises:
     CheckpointError: `adapter_config.json` is missing or damaged.
@@ -80,18 +81,18 @@ def base_of(path: str | os.PathLike[str]) -> str | None:
 def load(path: str | os.PathLike[str], config: t5_config.T5Config) -> Adapter:
   """Reads adapters.
 
-  Modules whose rank or scale differ (`rank_pattern`, `alpha_pattern`) get the
-  highest rank, with zeros, which gradients leave zero, and the one scale, by
-  which their `B` is corrected.
+  Modules can differ in rank or scale (`rank_pattern`, `alpha_pattern`). Here
+  all get the highest rank, filled with zeros, which gradients keep zero. All
+  get one scale, and `B` is multiplied to correct for it.
 
   Args:
-    path: of the directory, local or remote.
-    config: of the base, in any layout.
+    path: path of the directory, local or remote.
+    config: configuration of the base model, in any layout.
 
   Raises:
-    CheckpointError: a file is missing or damaged, the adapter computes what
-      the adapters here do not, or it is not of this base: every tensor must be
-      used and every adapter filled.
+    CheckpointError: a file is missing or damaged, the adapter computes
+      something that our adapters do not, or it does not match the base: every
+      tensor must be used and every adapter filled.
   """
   raw = _read_config(path)
   source = str(epath.Path(path) / CONFIG)
@@ -135,20 +136,21 @@ def contents(
   """Describes the directory of adapters.
 
   Args:
-    lora: unrolled and unboxed tree of the collection `lora`; leaves as of
+    lora: unrolled and unboxed tree of the collection `lora`; leaves as in
       `hf_output.contents`.
-    lora_config: what is adapted and how strongly.
-    config: of the base.
-    base: its Hugging Face directory, or its name on the hub.
-    heads: of a reward model.
-    tuned: parameters that were trained in full beside the adapters, which
-      PEFT has no place for here.
+    lora_config: rank, scale and adapted modules.
+    config: configuration of the base model.
+    base: Hugging Face directory of the base, or its name on the hub.
+    heads: heads of a reward model.
+    tuned: parameters that were trained in full beside the adapters, which this
+      format cannot hold.
     dtype: 'float32' or 'bfloat16', to which adapters are rounded.
-    fetch: of a path and its leaf, makes an array of this host's memory.
+    fetch: called with a path and its leaf; returns an array in this host's
+      memory.
 
   Raises:
-    CheckpointError: something is trained in full or adapted outside of the T5,
-      or the adapters are not those of the configurations.
+    CheckpointError: parameters were trained in full, or adapters are outside
+      the T5 or do not match the configurations.
   """
   if tuned:
     names = safetensors_files.first(list(tree_paths.flatten(tuned)))
@@ -171,7 +173,7 @@ def contents(
       f'{safetensors_files.first(others)} are no adapters of the layers of a '
       'T5, and PEFT adapts one model at a time. Write the merged model instead.'
     )
-  # In the order of the layers, which is that of the files.
+  # In the order of the layers, as in PEFT's files.
   adapted = [name for name in table if _place(table[name].path) in places]
   if not adapted:
     raise errors.CheckpointError(

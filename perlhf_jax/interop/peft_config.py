@@ -1,7 +1,7 @@
-"""PEFT's `adapter_config.json` of a T5, to and from `LoraConfig`.
+"""Converts PEFT's `adapter_config.json` of a T5 to and from `LoraConfig`.
 
-PEFT names modules as `transformers` does, and adapts those whose whole name, or
-whose end behind a dot, is in `target_modules`.
+PEFT uses the module names of `transformers`. It adapts a module if its name, or
+the end of its name after a dot, is in `target_modules`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,11 +19,11 @@ from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
 
 _ALL_LINEAR = 'all-linear'
-# Where the backbone's own function and module names are those of
+# Task types with the function and module names of
 # `T5ForConditionalGeneration`.
 _TASKS = (None, 'SEQ_2_SEQ_LM', 'FEATURE_EXTRACTION')
-# What changes nothing of what is computed, or is read here. Other settings
-# must be off.
+# Settings that are read here, or do not change the computation. All others must
+# be off.
 _READ = frozenset(
   {
     'alpha_pattern',
@@ -50,7 +50,7 @@ _READ = frozenset(
     'use_rslora',
   }
 )
-# Others, such as PiSSA, change the base too.
+# Other initialisations, such as PiSSA, also change the base.
 _INITS = (True, False, 'gaussian', 'eva', 'orthogonal')
 _REMEDY = 'Take the file that belongs to the adapter.'
 _MOST = 65_536
@@ -62,7 +62,7 @@ _Targets = str | list[str] | None
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-  """What is read of an `adapter_config.json`, with PEFT's defaults."""
+  """The fields of `adapter_config.json` that are read, with PEFT's defaults."""
 
   base_model_name_or_path: str | None = None
   r: _Rank = 8
@@ -77,11 +77,11 @@ class _File:
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-  """How PEFT adapts one module.
+  """The adapter of one module in PEFT.
 
   Attributes:
-    rank: inner width.
-    scale: the factor on the update.
+    rank: rank of the update.
+    scale: factor on the update.
   """
 
   rank: int
@@ -92,7 +92,7 @@ def modules(config: t5_config.T5Config) -> dict[str, hf_names.Entry]:
   """Returns the dense layers of a T5 by PEFT's names.
 
   Args:
-    config: of the T5; a PaLI's ViT and projection are no part of it.
+    config: configuration of the T5; a PaLI's ViT and projection do not count.
   """
   return {
     entry.tensor.removesuffix('.weight'): entry
@@ -111,9 +111,9 @@ def to_json(
 
   Args:
     lora: rank and scale.
-    adapted: PEFT's names of the modules that have adapters.
-    config: of the base.
-    base: directory of the base or its name on the hub.
+    adapted: PEFT's names of the adapted modules.
+    config: configuration of the base model.
+    base: directory of the base model or its name on the hub.
   """
   alpha = lora.rank if lora.alpha is None else lora.alpha
   return {
@@ -137,7 +137,7 @@ def to_json(
 
 
 def _targets(adapted: set[str], all_modules: Iterable[str]) -> list[str]:
-  """Names modules by their ends where all with that end are adapted."""
+  """Shortens names to an end if all modules with that end are adapted."""
   ends: dict[str, set[str]] = {}
   for name in all_modules:
     ends.setdefault(name.rpartition('.')[2], set()).add(name)
@@ -155,17 +155,17 @@ def from_json(
 
   Args:
     raw: the parsed file.
-    config: of the base.
-    source: the file's path, for messages.
+    config: configuration of the base model.
+    source: path of the file, for messages.
 
   Returns:
-    A `LoraConfig` of the highest rank, and each adapted module by PEFT's name.
-    Scales differ from the configuration's where `rank_pattern` or
+    A `LoraConfig` with the highest rank, and the adapted modules by PEFT's
+    names. Their scales differ from the configuration's if `rank_pattern` or
     `alpha_pattern` say so.
 
   Raises:
-    CheckpointError: the adapter is none of LoRA on a T5, or computes what the
-      adapters here do not.
+    CheckpointError: the adapter is not LoRA on a T5, or computes something that
+      our adapters do not.
   """
   _check_kind(raw, source)
   file = schemas.make(_File, raw, source, remedy=_REMEDY)
@@ -182,7 +182,7 @@ def from_json(
       adapted[name] = Adapted(own_rank, scale(own_alpha, own_rank))
   highest = max(module.rank for module in adapted.values())
   if highest != rank:
-    # The scale of the modules that no pattern names.
+    # The scale of the modules that no pattern matches.
     alpha = scale(alpha, rank) * (math.sqrt(highest) if rs_lora else highest)
   paths = [modules(config)[name].path for name in adapted]
   lora = lora_lib.LoraConfig(
@@ -233,7 +233,7 @@ def _check_kind(raw: Mapping[str, Any], source: str) -> None:
 def _of_pattern(
   patterns_: Mapping[str, Any] | None, module: str, default: Any
 ) -> Any:
-  """The value of the first pattern that a module's name ends with."""
+  """Returns the value of the first pattern that ends a module's name."""
   for pattern, value in (patterns_ or {}).items():
     if patterns.fullmatch(rf'(.*\.)?({pattern})', module):
       return value
@@ -275,11 +275,11 @@ def _is_target(name: str, targets: str | list[str]) -> bool:
 def _patterns(
   kernels: Iterable[str], config: t5_config.T5Config
 ) -> tuple[str, ...]:
-  """Returns patterns of module paths, valid for stacked layers where it can.
+  """Returns patterns of module paths, if possible valid for stacked layers.
 
   Args:
     kernels: paths of the adapted kernels.
-    config: of the base.
+    config: configuration of the base model.
   """
   adapted = {path.removesuffix('/kernel') for path in kernels}
   everywhere = {

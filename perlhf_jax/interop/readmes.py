@@ -1,6 +1,6 @@
-"""README.md of directories that no class of `transformers` covers alone.
+"""README.md files for directories that `transformers` cannot load in one call.
 
-Each holds a few lines of Python that use the directory; tests/oracles runs
+Each contains a few lines of Python that use the directory; tests/oracles runs
 them.
 """
 
@@ -131,11 +131,11 @@ def score(prompts, images, responses):
 
 
 def reward(config: t5_config.T5Config, *, adapter: bool) -> str:
-  """How the score of a reward model is read.
+  """Returns a README on computing the score of a reward model.
 
   Args:
-    config: of its backbone.
-    adapter: whether the directory holds adapters, and not a whole T5.
+    config: configuration of the backbone.
+    adapter: whether the directory holds adapters instead of a whole T5.
   """
   if adapter:
     return _REWARD.format(
@@ -158,10 +158,10 @@ def reward(config: t5_config.T5Config, *, adapter: bool) -> str:
 
 
 def pali(config: pali_config.PaliConfig, *, reward: bool = False) -> str:
-  """How the parts of a PaLI are put together, and its score is read.
+  """Returns a README on combining the parts of a PaLI, and on its score.
 
   Args:
-    config: of the PaLI.
+    config: configuration of the PaLI.
     reward: whether it is a reward model.
   """
   text = _PALI.format(

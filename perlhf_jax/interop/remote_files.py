@@ -1,9 +1,9 @@
-"""Copies of remote files on this machine, for readers of local files only.
+"""Local copies of remote files, for readers that need local files.
 
-A copy lies in the temporary folder (TMPDIR) under a name made of the address
-and of the files' sizes and times, so that a later process finds it again, and
-makes another one if the files have changed. It gets its name when it is
-complete, and one process of a machine makes it while the others wait.
+A copy is in the temporary folder (TMPDIR). Its name is made from the address
+and the files' sizes and times, so that later processes reuse it, and make a new
+copy if the files have changed. A copy gets its name when it is complete. One
+process per machine makes it, while the others wait.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,9 +32,9 @@ class _File:
   """A remote file.
 
   Attributes:
-    name: in its directory.
-    size: bytes.
-    mtime: seconds since the epoch; 0 if the file system does not say.
+    name: name in the directory.
+    size: size in bytes.
+    mtime: seconds since the epoch; 0 if unknown.
   """
 
   name: str
@@ -49,16 +49,18 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 @contextlib.contextmanager
 def explained(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Makes errors of reading a remote path a user's; local ones stay.
+  """Turns errors from a remote path into `CheckpointError`s.
+
+  Errors from local paths pass unchanged.
 
   Raises:
-    CheckpointError: in place of any error but a `UserError`.
+    CheckpointError: any error of the block that is not a `UserError`.
   """
   try:
     yield
   except errors.UserError:
     raise
-  # Every file system has exception classes of its own.
+  # Every file system has its own exception classes.
   except Exception as error:
     if not is_remote(path):
       raise
@@ -74,7 +76,7 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
 def named(
   path: str | os.PathLike[str], copy: str | os.PathLike[str]
 ) -> Iterator[None]:
-  """Says in a user's errors about a copy what it is a copy of."""
+  """Adds the original path to `UserError`s about a copy."""
   try:
     yield
   except errors.UserError as error:
@@ -87,21 +89,22 @@ def named(
 
 
 def copy_of(directory: epath.Path, names: Sequence[str]) -> epath.Path:
-  """Copies files of a remote directory, unless they have been already.
+  """Copies files of a remote directory, unless a copy exists.
 
   Args:
-    directory: remote.
-    names: of files in it, without folders.
+    directory: remote directory.
+    names: names of files in the directory, without folders.
 
   Returns:
     A local directory with these files.
 
   Raises:
-    CheckpointError: a file is missing or cannot be read, or there is no room.
+    CheckpointError: a file is missing or cannot be read, or the copy does not
+      fit on the disk.
   """
   with explained(directory):
     files = [_look_up(directory, name) for name in names]
-  # A name that tells the user what it is.
+  # Part of the copy's name, for users.
   readable = re.sub(r'[^\w.-]+', '_', os.fspath(directory))[-100:]
   content = repr((os.fspath(directory), sorted(map(str, files))))
   digest = hashlib.sha256(content.encode()).hexdigest()[:12]
@@ -125,7 +128,7 @@ def _look_up(directory: epath.Path, name: str) -> _File:
 
 
 def _folder() -> pathlib.Path:
-  # Other users of the machine have folders of their own.
+  # Each user of the machine has a folder.
   folder = pathlib.Path(tempfile.gettempdir()) / f'perlhf_jax-{os.getuid()}'
   try:
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -141,8 +144,8 @@ def _folder() -> pathlib.Path:
 
 @contextlib.contextmanager
 def _one_at_a_time(target: pathlib.Path) -> Iterator[None]:
-  """Waits for other processes, and threads, that make the same copy."""
-  # The system takes the lock back from a process that dies.
+  """Waits for other processes and threads that make the same copy."""
+  # The system releases the lock of a process that dies.
   with open(f'{target}.lock', 'w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,8 +156,8 @@ def _one_at_a_time(target: pathlib.Path) -> Iterator[None]:
 
 
 def _is_complete(target: pathlib.Path, files: Sequence[_File]) -> bool:
-  # A machine that crashed, or one that tidies its temporary folder, can leave
-  # some of the files, or parts of them.
+  # A crash, or a clean-up of the temporary folder, can leave only some of the
+  # files, or parts of them.
   paths = [target / file.name for file in files]
   return all(path.is_file() for path in paths) and all(
     path.stat().st_size == file.size
@@ -165,8 +168,8 @@ def _is_complete(target: pathlib.Path, files: Sequence[_File]) -> bool:
 def _copy(
   directory: epath.Path, files: Sequence[_File], target: pathlib.Path
 ) -> None:
-  # Only the process that holds the lock gets here: what is there was left by
-  # one that died.
+  # Only the process that holds the lock gets here, so an existing partial copy
+  # was left by a process that died.
   partial = pathlib.Path(f'{target}.partial')
   for left in (partial, target):
     if left.exists():
@@ -187,7 +190,7 @@ def _copy(
       explained(directory),
       futures.ThreadPoolExecutor(_FILES_AT_ONCE) as pool,
     ):
-      # A list, because errors come with results.
+      # Reading the results raises errors.
       list(pool.map(lambda file: _copy_file(directory, file, partial), files))
     partial.rename(target)
   except BaseException:

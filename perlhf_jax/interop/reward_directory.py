@@ -1,6 +1,7 @@
-"""A reward model to be written: its T5 or PaLI, its head, and how to use them.
+"""Describes the directory of a reward model: T5 or PaLI, head, and README.
 
-It is read as a T5 directory, or a PaLI's, and by `reward_head.load`.
+The backbone is read like any T5 or PaLI directory, the head by
+`reward_head.load`.
 """
 
 from collections.abc import Mapping
@@ -26,20 +27,21 @@ def contents(
   model_type: str | None = None,
   fetch: output.Fetch = output.as_numpy,
 ) -> output.Contents:
-  """Describes the directory; arguments as of `hf_output.contents`.
+  """Describes the directory; arguments as in `hf_output.contents`.
 
   Args:
-    params: of the backbone, adapters merged.
+    params: parameters of the backbone, with adapters merged.
     heads: `{'score': {'kernel': [embed, 1], 'bias': [1]}}`, written in float32.
-    config: of the backbone.
-    vocabulary: of `data.vocabularies.to_dict`.
-    dtype: of the backbone.
-    model_type: of the T5.
-    fetch: of a path and its leaf, makes an array of this host's memory.
+    config: configuration of the backbone.
+    vocabulary: vocabulary from `data.vocabularies.to_dict`.
+    dtype: dtype of the backbone.
+    model_type: type of the T5.
+    fetch: called with a path and its leaf; returns an array in this host's
+      memory.
 
   Raises:
     CheckpointError: the architecture has no Hugging Face counterpart, or
-      `params` or `heads` are not those of `config`.
+      `params` or `heads` do not match `config`.
   """
   is_pali = isinstance(config, pali_config.PaliConfig)
   backbone = (pali_directory if is_pali else hf_output).contents(

@@ -1,8 +1,8 @@
-"""The head of a reward model, beside its T5 or its adapters.
+"""Reads and writes the head of a reward model, beside its T5 or adapters.
 
-`reward_head.safetensors` holds `weight` `[1, embed]` and `bias` `[1]`, as a
-`torch.nn.Linear(embed, 1)` has them. No model of `transformers` has such a
-head: `T5ForSequenceClassification` gives prompt and response to both stacks.
+`reward_head.safetensors` holds `weight` `[1, embed]` and `bias` `[1]`, as in a
+`torch.nn.Linear(embed, 1)`. `transformers` has no model with such a head: its
+`T5ForSequenceClassification` gives prompt and response to both stacks.
 """
 
 from collections.abc import Mapping
@@ -32,12 +32,12 @@ def contents(
 
   Args:
     heads: `{'score': {'kernel': [embed, 1], 'bias': [1]}}`.
-    config: of the backbone.
-    fetch: of a path such as 'heads/score/kernel' and its leaf, makes an array
-      of this host's memory.
+    config: configuration of the backbone.
+    fetch: called with a path such as 'heads/score/kernel' and its leaf; returns
+      an array in this host's memory.
 
   Raises:
-    CheckpointError: the heads are others.
+    CheckpointError: `heads` has other names or shapes.
   """
   flat = hf_output.check_params(
     heads, {_KERNEL: (config.emb_dim, 1), _BIAS: (1,)}, 'T5Config'
@@ -78,14 +78,14 @@ def load(
   """Reads the head.
 
   Args:
-    path: of the directory, local or remote.
-    config: of the backbone.
+    path: path of the directory, local or remote.
+    config: configuration of the backbone.
 
   Returns:
     `{'score': {'kernel': [embed, 1], 'bias': [1]}}` in float32.
 
   Raises:
-    CheckpointError: the file is missing, damaged or of another model.
+    CheckpointError: the file is missing, damaged or from another model.
   """
   tensors = named_tensors.read(
     path,

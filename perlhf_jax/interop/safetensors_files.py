@@ -14,7 +14,7 @@ from perlhf_jax.core import plain_files
 from perlhf_jax.core import strict_json
 from perlhf_jax.interop import stored as stored_lib
 
-# A machine that reads no such file need not have it.
+# Not needed on machines that read no such file.
 with epy.lazy_imports():
   import safetensors
 
@@ -34,7 +34,7 @@ def read_json(path: epath.Path) -> dict:
   """Reads a JSON object.
 
   Raises:
-    CheckpointError: the file is unreadable, too large, no file, or holds
+    CheckpointError: the file is missing, unreadable, too large, or holds
       something else.
   """
   try:
@@ -52,13 +52,13 @@ def read_json(path: epath.Path) -> dict:
 
 
 def files_of(directory: epath.Path) -> list[str]:
-  """Names the files that `Reader` reads, by what is in a directory.
+  """Returns the names of the files in a directory that `Reader` reads.
 
   Args:
     directory: local or remote.
 
   Returns:
-    `model.safetensors`, or the index and its shards; nothing without either.
+    `model.safetensors`, or the index and its shards; empty without either.
 
   Raises:
     CheckpointError: the index is damaged.
@@ -78,7 +78,7 @@ def _weight_map(directory: epath.Path) -> dict[str, str]:
       f'{index} has no weight_map; copy or download it again.'
     )
   for name in weight_map.values():
-    # Whoever wrote the index must not choose among this machine's files.
+    # An index must not name files outside the directory.
     if not isinstance(name, str) or not is_plain_name(name):
       raise errors.CheckpointError(
         f'{index} names the file {checks.shown(name)}, which is no plain name '
@@ -88,7 +88,7 @@ def _weight_map(directory: epath.Path) -> dict[str, str]:
 
 
 def is_plain_name(name: str) -> bool:
-  """Whether a name is that of something in a folder, and not elsewhere."""
+  """Whether a name is a file name, not a path out of the folder."""
   return (
     name not in ('', '.', '..')
     and pathlib.PurePosixPath(name).name == name
@@ -100,21 +100,21 @@ def is_plain_name(name: str) -> bool:
 class Reader:
   """Reads tensors one at a time.
 
-  A file is mapped while one of its tensors is read: what is mapped and was read
-  counts as memory of this process.
+  A file is mapped only while one of its tensors is read, because mapped pages
+  that were read count as memory of this process.
   """
 
   def __init__(self, directory: epath.Path, name: str = SINGLE):
-    """Looks at the files.
+    """Reads the headers of the files.
 
     Args:
-      directory: local.
-      name: of the file; for `model.safetensors`, shards and their index will
-        do too.
+      directory: local directory.
+      name: name of the file; in place of `model.safetensors`, there may be
+        shards and their index.
 
     Raises:
-      CheckpointError: a file is missing or damaged, or the shards are not
-        those of the index.
+      CheckpointError: a file is missing or damaged, or the shards do not match
+        the index.
     """
     self._directory = directory
     self._files = {}
@@ -130,7 +130,7 @@ class Reader:
       self._add_shards()
 
   def _add(self, name: str) -> set[str]:
-    """Notes what a file holds, and returns the names."""
+    """Registers a file's tensors, and returns their names."""
     path = self._directory / name
     plain_files.check(path, errors.CheckpointError)
     with path.open('rb') as file:
@@ -178,7 +178,7 @@ class Reader:
         )
 
   def shapes(self) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every tensor, without reading one."""
+    """Returns the shape of every tensor, without reading tensors."""
     return dict(self._shapes)
 
   def stored(
@@ -187,12 +187,12 @@ class Reader:
     shape: tuple[int, ...],
     convert: Callable[[np.ndarray], np.ndarray],
   ) -> stored_lib.Stored:
-    """Returns a tensor that is to be read later.
+    """Returns a parameter that is read lazily.
 
     Args:
-      name: of the tensor.
-      shape: of what `convert` makes of it.
-      convert: makes the parameter of the tensor, which is in float32.
+      name: name of the tensor.
+      shape: shape of the parameter.
+      convert: converts the tensor, in float32, to the parameter.
 
     Raises:
       CheckpointError: the tensor does not hold floating-point numbers.

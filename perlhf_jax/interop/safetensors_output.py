@@ -1,8 +1,8 @@
 """Writes safetensors files, one tensor in memory at a time.
 
-The format is a header of JSON, with the place of each tensor, and their bytes
-one after the other: https://github.com/huggingface/safetensors#format. Its own
-writer takes all tensors of a file at once.
+A file is a JSON header with the offsets of all tensors, followed by their
+bytes: https://github.com/huggingface/safetensors#format. The writer of
+safetensors needs all tensors of a file in memory.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,13 +19,13 @@ _NAMES = {np.dtype(np.float32): 'F32', np.dtype(ml_dtypes.bfloat16): 'BF16'}
 
 
 class Tensor(NamedTuple):
-  """A tensor to be written.
+  """A tensor to write.
 
   Attributes:
-    shape: of the tensor.
-    dtype: float32 or bfloat16, to which it is rounded; one for a whole file,
-      so that every tensor is aligned.
-    make: makes it; called once.
+    shape: shape of the tensor.
+    dtype: float32 or bfloat16, to which the tensor is rounded; the same for all
+      tensors of a file, so that each is aligned.
+    make: returns the tensor; called once.
   """
 
   shape: tuple[int, ...]
@@ -34,7 +34,7 @@ class Tensor(NamedTuple):
 
   @property
   def num_bytes(self) -> int:
-    """Bytes in the file."""
+    """Size in the file, in bytes."""
     return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
@@ -46,14 +46,14 @@ def write(
   """Writes tensors into one file, or into shards with an index.
 
   Args:
-    path: of the file; shards and index have its stem.
-    tensors: by name; each is made when it is its turn, in this order.
-    max_shard_size: bytes; a larger tensor has a shard of its own. None for one
-      file of any size.
+    path: path of the file; shards and index have the same stem.
+    tensors: tensors by name; each is made when it is written, in this order.
+    max_shard_size: maximum size of a shard in bytes; a larger tensor gets its
+      own shard. None for one file of any size.
 
   Raises:
-    OSError: the disk is full, or another fault of it.
-    ValueError: a tensor is made of another shape than planned.
+    OSError: the disk is full or has another error.
+    ValueError: a tensor is made with another shape than declared.
   """
   shards = _split(tensors, max_shard_size)
   if len(shards) == 1:
@@ -91,7 +91,7 @@ def _split(
 
 
 def _write_file(path: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
-  # Without it, transformers 4 does not accept the file.
+  # transformers 4 requires this entry.
   header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
   start = 0
   for name, tensor in tensors.items():
@@ -110,7 +110,7 @@ def _write_file(path: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
       file.write(_made(name, tensor))
     file.flush()
-    # Some disks say only now that they are full.
+    # Some disks only report here that they are full.
     os.fsync(file.fileno())
 
 

@@ -1,13 +1,13 @@
-"""The image tower of a Hugging Face SigLIP directory, without transformers.
+"""Reads the image tower of a Hugging Face SigLIP, without transformers.
 
 Such a directory holds `config.json` and `model.safetensors`, or shards and
 `model.safetensors.index.json`, of a `SiglipVisionModel` or of a whole
-`SiglipModel` (SigLIP, and SigLIP 2 at a fixed resolution). Read is what makes
-image tokens; the text tower and the pooling head are left alone.
+`SiglipModel` (SigLIP, and SigLIP 2 at a fixed resolution). Only the weights
+that compute image tokens are read, not the text tower or the pooling head.
 
 Parameters have big_vision's names, with attention kernels `[in, out]`: heads
 are folded, as everywhere in this package. Weights are mapped from local disk,
-so that a remote directory is copied first.
+so remote directories are copied first.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -32,9 +32,9 @@ WHOLE = 'siglip'
 VISION = 'siglip_vision_model'
 MODEL_TYPES = (WHOLE, VISION)
 
-# ViTConfig's field and the key of `config.json`, with the value that
-# `transformers` gives a key that is absent: the directories of the hub leave
-# out what is as in the base model.
+# Maps fields of ViTConfig to keys of `config.json`, with the defaults of
+# `transformers`: directories on the hub omit values that equal the base
+# model's.
 _SIZES = {
   'image_size': ('image_size', 224),
   'patch_size': ('patch_size', 16),
@@ -43,16 +43,16 @@ _SIZES = {
   'mlp_dim': ('intermediate_size', 3072),
   'num_heads': ('num_attention_heads', 12),
 }
-# What the models here cannot vary. The first is the default, and 'gelu_new' is
-# another name of it.
+# Settings that our ViT cannot vary. The first value is the default; 'gelu_new'
+# is another name of it.
 _FIXED = {
   'num_channels': (3,),
   'layer_norm_eps': (1e-6,),
   'hidden_act': ('gelu_pytorch_tanh', 'gelu_new'),
 }
 
-# Whole models and every model of transformers 4 have it, and the image towers
-# that transformers 5 writes do not.
+# Prefix of tensor names in whole models, and in all models of transformers 4;
+# image towers of transformers 5 do not have it.
 PREFIX = 'vision_model.'
 _HEAD = 'head.'
 _OF_WHOLE_MODELS = ('text_model.', 'logit_scale', 'logit_bias')
@@ -67,11 +67,11 @@ class Entry(NamedTuple):
   """One parameter in both formats.
 
   Attributes:
-    path: of the parameter, such as 'Transformer/encoder_norm/scale'.
+    path: path of the parameter, such as 'Transformer/encoder_norm/scale'.
     tensor: name of the tensor, without a prefix.
     tensor_shape: shape of the tensor.
-    convert: makes the parameter of the tensor.
-    invert: makes the tensor of the parameter.
+    convert: converts the tensor to the parameter.
+    invert: converts the parameter to the tensor.
   """
 
   path: str
@@ -83,14 +83,14 @@ class Entry(NamedTuple):
   @property
   def shape(self) -> tuple[int, ...]:
     """Shape of the parameter."""
-    # Nothing is read or held: the numbers are one, seen many times.
+    # A broadcast scalar, which takes no memory.
     return self.convert(np.broadcast_to(0.0, self.tensor_shape)).shape
 
 
 def is_siglip_directory(path: str | os.PathLike[str]) -> bool:
   """Whether the `config.json` of a directory says that it is a SigLIP.
 
-  It need not be complete: what is missing is for the functions below to say.
+  It may be incomplete: the functions below report missing files.
 
   Args:
     path: local or remote, such as `gs://bucket/siglip-so400m-patch14-224`.
@@ -113,12 +113,12 @@ def load_config(path: str | os.PathLike[str]) -> vit_config.ViTConfig:
     path: local or remote.
 
   Returns:
-    A config whose `image_size` is what whole patches cover: 378 for the SigLIP
-    of 384 pixels with patches of 14, whose tower leaves 6 pixels out.
+    A config whose `image_size` is the size that whole patches cover: 378 for
+    the SigLIP of 384 pixels with patches of 14, which ignores 6 pixels.
 
   Raises:
-    CheckpointError: `config.json` is missing, or of no SigLIP whose image
-      tower is supported.
+    CheckpointError: `config.json` is missing, or the model is not a SigLIP with
+      a supported image tower.
   """
   with remote_files.explained(path):
     directory = epath.Path(path)
@@ -135,18 +135,19 @@ def load_params(
   """Reads the weights of an image tower, one tensor at a time.
 
   Args:
-    path: local; or remote, which is read from its `hf.local_directory`.
-    config: of the tower to fill; its sizes must be the directory's, the
-      resolution included.
-    put: as of `hf.load_params`.
+    path: local or remote; a remote directory is read from its
+      `hf.local_directory`.
+    config: configuration of the tower to fill; its sizes and resolution must
+      match the directory.
+    put: as in `hf.load_params`.
 
   Returns:
     Nested dict with big_vision's names and unrolled blocks.
 
   Raises:
-    CheckpointError: weights are missing, damaged, of another architecture or
-      of another shape; every tensor of the image tower must be used and every
-      parameter filled.
+    CheckpointError: weights are missing, damaged, or of another architecture or
+      shape; every tensor of the image tower must be used and every parameter
+      filled.
   """
   with remote_files.explained(path):
     _check_complete(epath.Path(path), (hf.CONFIG,))
@@ -330,14 +331,14 @@ def from_vit_config(config: vit_config.ViTConfig) -> dict[str, Any]:
   """Makes the contents of the `config.json` of an image tower.
 
   Args:
-    config: of the tower.
+    config: configuration of the tower.
   """
   sizes = {key: getattr(config, field) for field, (key, _) in _SIZES.items()}
   fixed = {key: supported[0] for key, supported in _FIXED.items()}
   return {
     'architectures': ['SiglipVisionModel'],
     'model_type': VISION,
-    # The head pools, and a PaLI takes all tokens.
+    # The head pools tokens, but PaLI uses all of them.
     'vision_use_head': False,
     **sizes,
     **fixed,

@@ -1,4 +1,4 @@
-"""A Hugging Face SigLIP image tower to be written."""
+"""Describes the directory of a Hugging Face SigLIP image tower to write."""
 
 from perlhf_jax.core import typing
 from perlhf_jax.interop import hf
@@ -20,13 +20,14 @@ def contents(
   """Describes the directory of a ViT, as `interop.siglip` reads it.
 
   Args:
-    params: unrolled and unboxed; see `hf_output.contents`.
-    config: of the ViT.
+    params: unrolled and unboxed parameters; see `hf_output.contents`.
+    config: configuration of the ViT.
     dtype: 'float32' or 'bfloat16', to which weights are rounded.
-    fetch: of a parameter's path and leaf, makes an array of this host's memory.
+    fetch: called with a parameter's path and leaf; returns an array in this
+      host's memory.
 
   Raises:
-    CheckpointError: `params` are not those of `config`.
+    CheckpointError: `params` do not match `config`.
   """
   table = siglip.entries(config)
   flat = hf_output.check_params(
@@ -45,7 +46,7 @@ def contents(
     {hf.CONFIG: hf_output.to_json(raw)},
     {
       safetensors_files.SINGLE: {
-        # transformers 4 needs the prefix, and 5 takes it.
+        # transformers 4 needs the prefix, and 5 accepts it.
         siglip.PREFIX + entry.tensor: tensor(entry)
         for entry in table
       }

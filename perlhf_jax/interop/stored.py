@@ -1,4 +1,4 @@
-"""Arrays that stay in their files until somebody reads them."""
+"""Arrays that stay in their files until they are read."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -9,12 +9,13 @@ _Entry = TypeVar('_Entry')
 
 
 class Stored:
-  """An array in a file: `np.asarray` reads it, in float32, each time.
+  """An array in a file, which `np.asarray` reads in float32, each time anew.
 
   Attributes:
-    shape: of the array.
-    dtype: in which the file has it, by name.
-    tensor: what it is in the file, or a layer of what.
+    shape: shape of the array.
+    dtype: name of the dtype in the file.
+    tensor: name of the tensor in the file that is the array, or contains it as
+      a layer.
   """
 
   def __init__(
@@ -24,24 +25,24 @@ class Stored:
     tensor: str,
     read: Callable[[], np.ndarray],
   ):
-    """Takes what `read` returns, and keeps none of it."""
+    """Wraps `read`, whose result is not kept."""
     self.shape = shape
     self.dtype = dtype
     self.tensor = tensor
     self._read = read
 
   def __array__(self, dtype: Any = None, copy: bool | None = None):
-    """Reads it; it is the caller's own, so that it is not copied again."""
+    """Reads the array; the result is the caller's own, so it is not copied."""
     del copy
     return np.asarray(self._read(), dtype=dtype)
 
   def through(self, read: Callable[['Stored'], np.ndarray]) -> 'Stored':
-    """Returns it as an array that is read by a function of it."""
+    """Returns an array of the same shape that reads as `read(self)`."""
     return Stored(self.shape, self.dtype, self.tensor, lambda: read(self))
 
 
 def read(path: str, array: Any) -> np.ndarray:
-  """Reads an array, which becomes contiguous; what loaders do by default."""
+  """Reads an array as contiguous; the default `put` of loaders."""
   del path
   return np.ascontiguousarray(array)
 
@@ -49,14 +50,14 @@ def read(path: str, array: Any) -> np.ndarray:
 def layers_together(
   table: Iterable[_Entry], flat: Mapping[str, Any]
 ) -> list[_Entry]:
-  """Orders parameters so that none of their files' blocks is read twice.
+  """Orders parameters so that no block of their files is read twice.
 
   Args:
     table: entries with a `path`.
-    flat: arrays, read or not, by path.
+    flat: arrays, stored or read, by path.
 
   Returns:
-    The entries, those of one tensor in a row, and in their order otherwise.
+    The entries in their order, but with entries of one tensor adjacent.
   """
   groups: dict[str, list[_Entry]] = {}
   for entry in table:
@@ -66,14 +67,14 @@ def layers_together(
 
 
 def dtype_of(arrays: Iterable[Any]) -> str:
-  """Returns the dtype in which arrays are written so that nothing is lost.
+  """Returns the smallest dtype in which arrays are written without loss.
 
   Args:
-    arrays: of a model.
+    arrays: arrays of a model.
 
   Returns:
-    'bfloat16' if all of them are in it, in their files or in memory, and
-    'float32' if not.
+    'bfloat16' if all arrays are bfloat16, in their files or in memory; else
+    'float32'.
   """
   names = {getattr(array.dtype, 'name', array.dtype) for array in arrays}
   return 'bfloat16' if names == {'bfloat16'} else 'float32'

@@ -1,14 +1,14 @@
-"""T5X checkpoints, in and out, without T5X.
+"""Reads and writes T5X checkpoints, without T5X.
 
-Read are what T5X has written since 2021, of its minimal and of its scalable
-network (UMT5's), from local folders and, in place, from `gs://`; see
-`t5x_layouts`. Written is what every T5X reads, msgpack and zarr, of the network
-that has the model: the scalable one if each layer has a position bias of its
-own, and the minimal one if not. An optimizer's state is neither read nor
-written, and neither is the vocabulary: T5X has it in gin files.
+It reads the checkpoints that T5X has written since 2021, of its minimal and its
+scalable network (UMT5's), from local folders and directly from `gs://`; see
+`t5x_layouts`. It writes msgpack and zarr, which every T5X reads, for the T5X
+network that has the model: the scalable network if each layer has its own
+position bias, else the minimal one. Optimizer state is neither read nor
+written. Neither is the vocabulary, which T5X names in gin files.
 
-Names and shapes tell the model but for its activation, which is taken for that
-of the published ones; see `t5x_names.infer`.
+Names and shapes of tensors determine the model except for its activation, which
+is assumed to be that of the published models; see `t5x_names.infer`.
 """
 
 from collections.abc import Callable
@@ -34,9 +34,9 @@ from perlhf_jax.models import t5_config
 
 
 def is_t5x_checkpoint(path: str | os.PathLike[str]) -> bool:
-  """Whether `path` is a T5X checkpoint, or a folder with some.
+  """Whether `path` is a T5X checkpoint, or a folder of checkpoints.
 
-  It need not be complete: what is missing is for the functions below to say.
+  It may be incomplete: the functions below report missing files.
 
   Args:
     path: local or remote, such as `gs://bucket/t5_1_1_xl/checkpoint_1000000`.
@@ -49,17 +49,17 @@ def is_t5x_checkpoint(path: str | os.PathLike[str]) -> bool:
 
 
 def load_config(path: str | os.PathLike[str]) -> t5_config.T5Config:
-  """Tells the architecture of a T5X checkpoint by its tensors' shapes.
+  """Infers the architecture of a T5X checkpoint from its tensors' shapes.
 
   Args:
-    path: of a step, or of a folder of steps, of which the newest is meant;
+    path: path of a step, or of a folder of steps, of which the newest is used;
       local or remote.
 
   Returns:
     A config in float32 with unrolled layers.
 
   Raises:
-    CheckpointError: there is no checkpoint, it is damaged, or of no T5.
+    CheckpointError: there is no checkpoint, it is damaged, or not a T5.
   """
   return load_config_and_form(path)[0]
 
@@ -67,13 +67,13 @@ def load_config(path: str | os.PathLike[str]) -> t5_config.T5Config:
 def load_config_and_form(
   path: str | os.PathLike[str],
 ) -> tuple[t5_config.T5Config, t5x_names.Form]:
-  """Tells, beside the architecture, how the checkpoint holds its tensors.
+  """Infers the architecture, and the form of the checkpoint's tensors.
 
   Args:
     path: as for `load_config`.
 
   Raises:
-    CheckpointError: as there.
+    CheckpointError: as in `load_config`.
   """
   reader, what = _open(path)
   shapes = reader.shapes()
@@ -91,19 +91,19 @@ def load_params(
 
   Args:
     path: as for `load_config`.
-    config: of the model to fill; what shapes tell of its architecture must be
-      the checkpoint's, while the activation's name, `dtype`, `scan_layers` and
-      the like are free.
-    put: as of `hf.load_params`. Of layers that are one tensor as many are in
-      this host's memory as `t5x_read.BLOCK_BYTES` allows.
+    config: configuration of the model to fill. The architecture, as far as
+      shapes determine it, must match the checkpoint; the activation's name,
+      `dtype`, `scan_layers` and the like may differ.
+    put: as in `hf.load_params`. If layers are stored as one tensor, up to
+      `t5x_read.BLOCK_BYTES` of them are in this host's memory.
 
   Returns:
     Nested dict with the names of T5X's minimal network and unrolled layers,
     whatever `config.scan_layers` is.
 
   Raises:
-    CheckpointError: weights are missing, damaged, of another architecture or
-      of another shape; every tensor must be used and every parameter filled.
+    CheckpointError: weights are missing, damaged, or of another architecture or
+      shape; every tensor must be used and every parameter filled.
   """
   reader, what = _open(path)
   shapes = reader.shapes()
@@ -128,21 +128,22 @@ def save(
   """Writes a model as a checkpoint that T5X's own loader restores.
 
   Args:
-    params: unrolled and unboxed; of arrays, or of any leaves with a shape that
-      `fetch` makes arrays of.
-    config: of the model.
-    path: local folder to write the step into, made if need be.
-    step: of training, which T5X goes on counting from.
+    params: unrolled and unboxed parameters; the leaves are arrays, or have a
+      shape and become arrays through `fetch`.
+    config: configuration of the model.
+    path: local folder of the step, created if it does not exist.
+    step: training step, from which T5X goes on counting.
     dtype: 'float32' or 'bfloat16', to which weights are rounded.
-    fetch: of a parameter's path and leaf, makes an array of this host's memory.
+    fetch: called with a parameter's path and leaf; returns an array in this
+      host's memory.
 
   Returns:
-    The step's folder, `checkpoint_<step>` in `path`, which T5X is to be given.
-    It gets this name when it is complete.
+    The step's folder for T5X, `checkpoint_<step>` in `path`. It gets this name
+    when it is complete.
 
   Raises:
     CheckpointError: the folder already holds a T5X checkpoint or cannot be
-      written to, or `params` are not those of `config`.
+      written to, or `params` do not match `config`.
   """
   if remote_files.is_remote(path):
     raise errors.CheckpointError(

@@ -1,19 +1,19 @@
-"""Where a T5X checkpoint keeps its weights: the layouts that T5X has written.
+"""Finds the tensors of a T5X checkpoint, in all layouts that T5X has written.
 
-A step is a folder, `checkpoint_1000000`, and lies beside others in the folder
-of a run. Each tensor of `target`, which holds the weights, is a zarr array:
+A step is a folder, such as `checkpoint_1000000`, in the folder of a run. Each
+tensor of `target`, which holds the weights, is a zarr array:
 
-*   until 2023: a folder of its own, `target.encoder.encoder_norm.scale`. The
-    msgpack file `checkpoint` says which there are, by a TensorStore
+*   until 2023: in its own folder, `target.encoder.encoder_norm.scale`. The
+    msgpack file `checkpoint` lists the tensors, each by a TensorStore
     specification with the shape (versions 2 and 3), or by a string
-    `PLACEHOLDER://target.encoder.encoder_norm.scale`; small arrays may stand in
-    that file themselves.
-*   since: in a key-value store (OCDBT) in the folder `state`, whose `_METADATA`
-    lists what there is.
+    `PLACEHOLDER://target.encoder.encoder_norm.scale`. Small arrays may be in
+    that file itself.
+*   since then: in a key-value store (OCDBT) in the folder `state`, whose
+    `_METADATA` lists the tensors.
 
-The rest, an optimizer's state among it, is not looked at. Nothing here imports
-T5X. A specification in a file decides the name of a folder in the checkpoint
-and nothing else.
+Everything else, such as optimizer state, is ignored. This module does not
+import T5X. It takes from a specification only the name of a folder in the
+checkpoint.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,11 +46,11 @@ _OCDBT = 'manifest.ocdbt'
 _EMBEDDING = 'target.token_embedder.embedding'
 _PLACEHOLDER = 'PLACEHOLDER://'
 _STEP = re.compile(rf'{STEP_PREFIX}(\d{{1,18}})', re.ASCII)
-# Under which the state stood, by version.
+# Keys of the training state, which depend on the version of T5X.
 _ROOTS = ('optimizer', '_optimizer')
 _VERSIONS = (2, 3)
 _TARGET = re.compile(r"\((?:'_?optimizer', )?'target', ")
-# Of the msgpack file, in which arrays may stand that are small.
+# Maximum size of the msgpack file, which may contain small arrays.
 _MAX_INDEX_BYTES = 4 * 1024**3
 _MAX_DEPTH = 100
 _BUCKET = re.compile(r'gs://([^/]+)/(.*)')
@@ -60,9 +60,9 @@ class Stored(NamedTuple):
   """Where a tensor is.
 
   Attributes:
-    spec: TensorStore's, to open it with; None of an array that is here.
-    value: the array, if the msgpack file holds it.
-    shape: by the msgpack file; None if only the tensor itself says it.
+    spec: TensorStore's specification; None for an array in the msgpack file.
+    value: the array, if it is in the msgpack file.
+    shape: shape by the msgpack file; None if only the tensor's files have it.
   """
 
   spec: dict[str, Any] | None
@@ -72,13 +72,12 @@ class Stored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-  """What a step holds.
+  """The tensors of a step.
 
   Attributes:
-    folder: the step's.
-    tensors: of `target`, by name, such as 'encoder/encoder_norm/scale'.
-    bfloat16_as_uint16: whether unsigned numbers are bits of bfloat16
-      (version 2).
+    folder: folder of the step.
+    tensors: tensors of `target`, by name, such as 'encoder/encoder_norm/scale'.
+    bfloat16_as_uint16: whether uint16 arrays are bits of bfloat16 (version 2).
   """
 
   folder: epath.Path
@@ -87,11 +86,11 @@ class Index:
 
 
 def find(path: str | os.PathLike[str]) -> epath.Path | None:
-  """Returns the folder of the step that a path means, or None.
+  """Returns the folder of the step at a path, or None.
 
   Args:
-    path: of a step, or of a folder of steps, which means the newest; local or
-      remote.
+    path: path of a step, or of a folder of steps, of which the newest is used;
+      local or remote.
   """
   folder = epath.Path(path)
   if not folder.is_dir():
@@ -103,7 +102,7 @@ def find(path: str | os.PathLike[str]) -> epath.Path | None:
     for child in folder.iterdir()
     if (match := _STEP.fullmatch(child.name))
   }
-  # Neither T5X nor Orbax gives a step its name before it is complete.
+  # T5X and Orbax give a step its name only when it is complete.
   for step in sorted(steps, reverse=True):
     if _is_step(steps[step]):
       return steps[step]
@@ -111,13 +110,13 @@ def find(path: str | os.PathLike[str]) -> epath.Path | None:
 
 
 def _is_step(folder: epath.Path) -> bool:
-  """Whether a folder holds part of a step, which may lack others."""
+  """Whether a folder holds a step, perhaps an incomplete one."""
   for place in (folder, folder / STATE):
     if _is_index(place / INDEX) or (place / _EMBEDDING).exists():
       return True
     metadata = place / METADATA
     if metadata.exists() and (
-      # Orbax writes such files for everybody.
+      # Other programs also write such files, through Orbax.
       _STEP.fullmatch(folder.name) or _TARGET.search(_text(metadata))
     ):
       return True
@@ -135,19 +134,19 @@ def _is_index(path: epath.Path) -> bool:
   plain_files.check(path, errors.CheckpointError)
   with path.open('rb') as file:
     start = file.read(len(b'model_checkpoint_path'))
-  # TensorFlow's checkpoints have a text file of this name.
+  # TensorFlow's checkpoints have a text file with this name.
   return not start.startswith((b'model_checkpoint', b'{'))
 
 
 def read(folder: epath.Path) -> Index:
-  """Lists the tensors of a step, without opening one.
+  """Lists the tensors of a step, without opening them.
 
   Args:
-    folder: of `find`.
+    folder: folder from `find`.
 
   Raises:
-    CheckpointError: what lists them is missing, damaged, of an older version
-      or lists none; the folder is neither local nor in a bucket of Google's.
+    CheckpointError: the list is missing, damaged, of an older version or empty;
+      or the folder is neither local nor in Google Cloud Storage.
   """
   for place in (folder, folder / STATE):
     if (place / METADATA).exists():
@@ -174,7 +173,7 @@ def _of_msgpack(place: epath.Path) -> tuple[dict[str, Stored], int | None]:
   try:
     content = serialization.msgpack_restore(encoded)
     version = content.get('version')
-  # A damaged file can fail in any of msgpack's ways.
+  # A damaged file can raise any of msgpack's errors.
   except Exception as error:
     raise errors.CheckpointError(
       f'{path} cannot be read as msgpack ({type(error).__name__}: {error}); '
@@ -226,7 +225,7 @@ def _of_spec(
   place: epath.Path, spec: Mapping[str, Any], name: str, path: epath.Path
 ) -> Stored:
   try:
-    # TensorStore before 0.1.14 had the path outside.
+    # TensorStore before 0.1.14 had the path outside of `kvstore`.
     key = spec['kvstore'].get('path', spec.get('path'))
     shape = tuple(int(size) for size in spec['metadata']['shape'])
     if spec['driver'] != 'zarr' or not isinstance(key, str):
@@ -268,7 +267,7 @@ def _of_metadata(place: epath.Path) -> dict[str, Stored]:
 def _spec(
   place: epath.Path, key: str, path: epath.Path, driver: str = 'zarr'
 ) -> dict[str, Any]:
-  """TensorStore's specification of the array of a name in a folder."""
+  """Returns TensorStore's specification of a named array in a folder."""
   key = key.strip('/')
   if not safetensors_files.is_plain_name(key):
     raise errors.CheckpointError(
@@ -284,17 +283,16 @@ def _spec(
   return {
     'driver': driver,
     'kvstore': store,
-    # A chunk that is missing would be zeros.
+    # Otherwise a missing chunk would be read as zeros.
     'fill_missing_data_reads': False,
   }
 
 
 def key_value_store(folder: str | os.PathLike[str]) -> dict[str, Any]:
-  """TensorStore's specification of a folder.
+  """Returns TensorStore's specification of a folder.
 
   Raises:
-    CheckpointError: it is on another file system than this machine's or Google
-      Cloud Storage.
+    CheckpointError: the folder is neither local nor in Google Cloud Storage.
   """
   path = os.fspath(folder)
   if not remote_files.is_remote(path):

@@ -1,7 +1,8 @@
-"""Our models where T5X's are expected: in `t5x.infer` and `t5x.eval`.
+"""T5X models that compute with our networks, for `t5x.infer` and `t5x.eval`.
 
-Nothing here imports this file. T5X's gin files do, where T5X's sources are on
-PYTHONPATH and the extra `t5x` is installed (tests/oracles/t5x/README.md):
+Nothing in this package imports this module. T5X's gin files do; T5X's sources
+must be on PYTHONPATH, and the extra `t5x` installed
+(tests/oracles/t5x/README.md):
 
     from __gin__ import dynamic_registration
     import seqio
@@ -15,10 +16,10 @@ PYTHONPATH and the extra `t5x` is installed (tests/oracles/t5x/README.md):
       input_vocabulary = %VOCABULARY
       output_vocabulary = %VOCABULARY
 
-A checkpoint that `interop.t5x.save` wrote, or any that it reads, tells what the
-model is. T5X's own networks read the same checkpoints; these models compute
-what the rest of this library does, and have activations that shapes do not tell
-from a `config`.
+The checkpoint, from `interop.t5x.save` or any that `interop.t5x` reads,
+determines the model. T5X's own networks read the same checkpoints; these models
+compute exactly what this package computes. Activations that shapes do not
+determine need a `config`.
 """
 
 from collections.abc import Mapping
@@ -43,10 +44,10 @@ from perlhf_jax.models import t5_config
 
 
 class EncoderDecoderModel(models.EncoderDecoderModel):
-  """A T5 of this library, with the interface and the weights of T5X's.
+  """A T5 of this package, with T5X's interface and weights.
 
   Weights have the names and shapes of the T5X network that has the model, so
-  that T5X restores and splits them as its own.
+  that T5X can restore and shard them.
   """
 
   def __init__(
@@ -64,15 +65,15 @@ class EncoderDecoderModel(models.EncoderDecoderModel):
     Args:
       input_vocabulary: a `seqio.Vocabulary`.
       output_vocabulary: the same.
-      checkpoint: T5X checkpoint that tells the model; or
-      config: the model.
-      dtype: of activations; that of `config`, or float32, if None.
-      optimizer_def: of T5X; `infer` and `eval` need none.
-      **settings: others of `t5x.models.EncoderDecoderModel`, such as
+      checkpoint: T5X checkpoint that determines the model, instead of `config`.
+      config: configuration of the model, instead of `checkpoint`.
+      dtype: dtype of activations; None for that of `config`, or float32.
+      optimizer_def: T5X's optimizer; not needed by `infer` and `eval`.
+      **settings: other arguments of `t5x.models.EncoderDecoderModel`, such as
         `decode_fn`.
 
     Raises:
-      CheckpointError: the checkpoint is none, or none of a T5.
+      CheckpointError: `checkpoint` is not a checkpoint of a T5.
       ConfigError: neither checkpoint nor config is given, or both.
     """
     if (checkpoint is None) == (config is None):
@@ -84,7 +85,7 @@ class EncoderDecoderModel(models.EncoderDecoderModel):
       config, self._form = t5x.load_config_and_form(checkpoint)
     else:
       self._form = t5x_names.native_form(config)
-    # Layers are told apart below, whatever the form of the weights.
+    # Layers are unrolled below, whatever the form of the weights.
     config = dataclasses.replace(
       config, dtype=dtype or config.dtype, scan_layers=False
     )
@@ -102,7 +103,7 @@ class EncoderDecoderModel(models.EncoderDecoderModel):
     input_shapes: Mapping[str, Any],
     input_types: Mapping[str, Any] | None = None,
   ) -> core.FrozenDict:
-    """Returns random `params`, and the names of their axes for T5X."""
+    """Returns random `params`, and their axis names for T5X."""
     del input_shapes, input_types
     boxed = encoder_decoder.init_variables(self.module, rng)['params']
     flat = tree_paths.flatten(boxed)
@@ -217,15 +218,15 @@ class EncoderDecoderModel(models.EncoderDecoderModel):
       method='encode',
     )
     start = jnp.zeros((rows, 1), jnp.int32)
-    # The decoder's first step, which `decode_fn` repeats: here it makes keys
-    # and values of the prompts, that are the same for all responses.
+    # Runs the decoder's first step, which `decode_fn` repeats, to compute the
+    # prompts' keys and values, which are the same for all responses.
     _, cache = decode_one(encoded, {}, start, jnp.int32(0))
     wide = jax.tree.map(
       lambda x: decoding.flat_batch_beam_expand(x, num_decodes), encoded
     )
 
     def tokens_to_logits(state):
-      # Every response is at the same position, because none has a beginning.
+      # All responses are at the same position, because none has a prefix.
       index = jnp.ravel(state.cur_index)[0]
       return decode_one(wide, {'cache': state.cache}, state.cur_token, index)
 

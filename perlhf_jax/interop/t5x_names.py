@@ -1,10 +1,10 @@
-"""Which T5X tensor holds which parameter of a T5, and what its shapes tell.
+"""Maps T5X tensors to parameters of a T5, and infers a model from their shapes.
 
-Parameters here have the names and shapes of T5X's minimal network. Its scalable
-network, UMT5's, has the same tensors in another form: the layers of a stack lie
-along axis 1 of one tensor under `encoder/encoder` or `decoder/decoder`, and
-attention kernels hold heads and head size apart. Each of the two forms is
-recognised by itself, and so is a position bias of each layer.
+Our parameters have the names and shapes of T5X's minimal network. T5X's
+scalable network, UMT5's, has the same tensors in another form: the layers of a
+stack are on axis 1 of one tensor under `encoder/encoder` or `decoder/decoder`,
+and attention kernels have separate axes for heads and head size. Either
+difference is recognised separately, and so are position biases per layer.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,9 +25,9 @@ _LOGITS = 'decoder/logits_dense/kernel'
 _BIAS = 'relpos_bias/rel_embedding'
 _STACKS = ('encoder', 'decoder')
 _LAYER = re.compile(r'(encoder|decoder)/layers_(\d{1,9})/', re.ASCII)
-# Of T5 1.0, and of T5 1.1 and what came after: shapes do not tell.
+# Activations of T5 1.0, and of T5 1.1 and later; shapes do not determine them.
 _ACTIVATIONS = {False: ('relu',), True: ('gelu', 'linear')}
-# Fields that shapes do not tell, and activations, of which they tell how many.
+# Fields that shapes do not determine; of activations they determine the number.
 _UNTOLD = ('mlp_activations', 'relative_attention_max_distance')
 _MOST_LISTED = 10
 
@@ -36,11 +36,11 @@ _Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """How a checkpoint holds the tensors of a T5.
+  """The form of a checkpoint's tensors.
 
   Attributes:
     scanned: whether the layers of a stack are one tensor.
-    heads_apart: whether attention kernels have an axis of heads.
+    heads_apart: whether attention kernels have a separate axis for heads.
   """
 
   scanned: bool = False
@@ -48,14 +48,14 @@ class Form:
 
 
 class Source(NamedTuple):
-  """One parameter and where it is.
+  """One parameter and its tensor.
 
   Attributes:
-    path: of the parameter, such as 'encoder/layers_0/mlp/wi/kernel'.
-    shape: of the parameter.
+    path: path of the parameter, such as 'encoder/layers_0/mlp/wi/kernel'.
+    shape: shape of the parameter.
     tensor: name of the tensor.
-    tensor_shape: its shape.
-    layer: of the tensor's layers, which; None if it has no such axis.
+    tensor_shape: shape of the tensor.
+    layer: index on the tensor's layer axis; None if it has no such axis.
   """
 
   path: str
@@ -103,17 +103,17 @@ def parameters(config: t5_config.T5Config) -> dict[str, _Shape]:
 def sources(
   config: t5_config.T5Config, form: Form = Form()
 ) -> tuple[Source, ...]:
-  """Returns where each parameter is, those of one tensor in a row."""
+  """Returns the source of each parameter; those of one tensor are adjacent."""
   found = [
     _source(config, form, path, shape)
     for path, shape in parameters(config).items()
   ]
-  # Stable: layers stay in order.
+  # The sort is stable, so layers stay in order.
   return tuple(sorted(found, key=lambda source: source.tensor))
 
 
 def native_form(config: t5_config.T5Config) -> Form:
-  """The form in which one of T5X's two networks, by its defaults, has a T5."""
+  """Returns the form of the T5X network that has this T5 by default."""
   scalable = config.relpos_bias_per_layer
   return Form(scanned=scalable, heads_apart=scalable)
 
@@ -146,22 +146,22 @@ def _source(
 def infer(
   shapes: Mapping[str, _Shape], what: str
 ) -> tuple[t5_config.T5Config, Form]:
-  """Tells a model by the names and shapes of its tensors.
+  """Infers a model from the names and shapes of its tensors.
 
-  A gated MLP is taken for T5 1.1's ('gelu' and 'linear'), another one for T5
+  A gated MLP is assumed to be T5 1.1's ('gelu' and 'linear'), any other MLP T5
   1.0's ('relu'); position biases reach 128 tokens, as in every published T5.
 
   Args:
-    shapes: of all tensors, by name.
+    shapes: shapes of all tensors, by name.
     what: the checkpoint, for messages.
 
   Returns:
-    A config in float32 with unrolled layers, and the checkpoint's form. That
-    each tensor fits it is for `check` to say.
+    A config in float32 with unrolled layers, and the checkpoint's form. `check`
+    tells whether every tensor matches.
 
   Raises:
-    CheckpointError: a tensor is missing without which the model cannot be told,
-      or has not the axes of a T5's.
+    CheckpointError: a tensor that is needed to infer the model is missing, or
+      does not have the axes of a T5's.
   """
   scanned = any(name.startswith('encoder/encoder/') for name in shapes)
   first = [f'{s}/{s}' if scanned else f'{s}/layers_0' for s in _STACKS]
@@ -233,11 +233,13 @@ def _count(names: Iterable[str], stack: str) -> int:
 def check_architecture(
   config: t5_config.T5Config, stored: t5_config.T5Config, what: str
 ) -> None:
-  """Raises a `CheckpointError` if shapes tell that a model is another one.
+  """Raises a `CheckpointError` if a model's architecture is another one.
+
+  Fields that shapes do not determine are not compared.
 
   Args:
-    config: of the model to fill.
-    stored: of `infer`.
+    config: configuration of the model to fill.
+    stored: configuration from `infer`.
     what: the checkpoint, for the message.
   """
   here, there = config.architecture(), stored.architecture()
@@ -263,11 +265,11 @@ def check_architecture(
 def check(
   table: Iterable[Source], shapes: Mapping[str, _Shape], what: str
 ) -> None:
-  """Raises a `CheckpointError` that lists what does not fit.
+  """Raises a `CheckpointError` that lists tensors that do not match.
 
   Args:
-    table: every parameter.
-    shapes: of every tensor, by name; each must be used.
+    table: sources of all parameters.
+    shapes: shapes of all tensors, by name; every tensor must be used.
     what: the checkpoint, for the message.
   """
   expected = {source.tensor: source.tensor_shape for source in table}

@@ -15,22 +15,22 @@ from perlhf_jax.interop import stored as stored_lib
 from perlhf_jax.interop import t5x_layouts
 from perlhf_jax.interop import t5x_names
 
-# A machine that reads no such file need not have it.
+# Not needed on machines that read no such file.
 with epy.lazy_imports():
   import tensorstore
 
-# Layers of one tensor that are read at once: one read of each would decode
-# chunks that hold all of them as often as there are layers.
+# Maximum size of the layers of one tensor that are read at once. Reading layers
+# one by one would decode chunks that hold all layers once per layer.
 BLOCK_BYTES = 512 * 1024**2
 
 _FLOATS = ('float64', 'float32', 'float16', 'bfloat16')
 _NO_FILE = 'NOT_FOUND'
-# TensorStore appends its specification, which says nothing to a user.
+# TensorStore appends its specification to messages, which does not help users.
 _DETAILS = re.compile(r'\s*\[(tensorstore_spec|source locations)=.*', re.DOTALL)
 
 
 class _Block(NamedTuple):
-  """Layers that were read at once: `[layers, ...]`, the first of them."""
+  """Layers of a tensor that were read at once: `[layers, ...]` from `start`."""
 
   tensor: str
   start: int
@@ -38,21 +38,22 @@ class _Block(NamedTuple):
 
 
 class Reader:
-  """Reads tensors, or layers of them, one at a time.
+  """Reads tensors, or their layers, one at a time.
 
-  Layers of one tensor are to be asked for in a row: as many are read at once,
-  and held until something else is read, as fit into `BLOCK_BYTES`, or one.
+  Read the layers of one tensor consecutively: the reader reads as many at once
+  as fit into `BLOCK_BYTES`, at least one, and keeps them until it reads
+  something else.
   """
 
   def __init__(self, index: t5x_layouts.Index):
-    """Opens every tensor, without reading one.
+    """Opens every tensor, without reading its values.
 
     Args:
-      index: what there is.
+      index: tensors of the step.
 
     Raises:
-      CheckpointError: tensors are missing or damaged, differ from what the
-        index says of them or do not hold floating-point numbers.
+      CheckpointError: tensors are missing or damaged, differ from the index, or
+        do not hold floating-point numbers.
     """
     self._what = index.folder
     self._arrays = {}
@@ -70,7 +71,7 @@ class Reader:
         continue
       try:
         self._arrays[name] = waiting[name].result()
-      # TensorStore raises by the kind of failure, and more kinds by version.
+      # TensorStore's exception classes depend on the failure and the version.
       except Exception as error:
         if _NO_FILE in str(error):
           missing.append(name)
@@ -116,12 +117,12 @@ class Reader:
     return {name: tuple(array.shape) for name, array in self._arrays.items()}
 
   def stored(self, source: t5x_names.Source) -> stored_lib.Stored:
-    """Returns a parameter that is to be read later.
+    """Returns a parameter that is read lazily.
 
     Reading it raises a CheckpointError if its files are missing or damaged.
 
     Args:
-      source: where it is; the tensor must be there.
+      source: source of the parameter; the tensor must exist.
     """
     name = source.tensor
     is_bfloat16 = name in self._as_bfloat16
@@ -146,7 +147,7 @@ class Reader:
       index = layer - block.start
       if 0 <= index < len(block.layers):
         return block.layers[index]
-    # Before the next one is there.
+    # Frees the block before the next one is read.
     self._block = block = None
     axis, array = t5x_names.LAYER_AXIS, self._arrays[name]
     size, count = int(np.prod(array.shape)), array.shape[axis]
@@ -175,9 +176,9 @@ class Reader:
     return part
 
   def _check_room(self, name: str, part) -> None:
-    """Raises a CheckpointError for what this machine cannot hold.
+    """Raises a CheckpointError if an array does not fit into memory.
 
-    A few bytes of a file can say that an array, or a chunk of it, has any size.
+    A few bytes of a file can declare an array, or a chunk, of any size.
     """
     chunk = part.chunk_layout.read_chunk.shape or ()
     most = max(math.prod(part.shape), math.prod(chunk))

@@ -1,4 +1,4 @@
-"""Writes weights as T5X's loader reads them: msgpack and zarr, version 3."""
+"""Writes weights in T5X's format: msgpack and zarr, version 3."""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
@@ -23,7 +23,7 @@ with epy.lazy_imports():
 
 VERSION = 3
 
-# As T5X's: small enough for any way to split the reading.
+# As in T5X: small enough to read any sharding efficiently.
 _CHUNK_BYTES = 64 * 1024**2
 
 
@@ -37,15 +37,15 @@ def write(
   """Writes a step, which gets its name when it is complete.
 
   Args:
-    table: where each parameter goes; the layers of a tensor in a row.
-    make: makes the array of a parameter's path; called once for each, when it
-      is its turn.
-    target: the folder to make.
-    step: what T5X takes for the number of steps of training.
-    dtype: to which weights are rounded.
+    table: target of each parameter; the layers of a tensor are adjacent.
+    make: returns the array of a parameter's path; called once per parameter,
+      when it is written.
+    target: the folder to create.
+    step: number of training steps, for T5X.
+    dtype: dtype to which weights are rounded.
 
   Raises:
-    CheckpointError: it cannot be written; nothing of it is left.
+    CheckpointError: the step cannot be written; nothing of it is left.
   """
   partial = target.with_name(f'{target.name}.tmp-{os.getpid()}')
   with _removed_on_failure(partial, target):
@@ -78,13 +78,13 @@ def _removed_on_failure(
   def remove():
     shutil.rmtree(partial, ignore_errors=True)
     if not was_there:
-      # Somebody else may have written there meanwhile.
+      # Another program may have written there meanwhile.
       with contextlib.suppress(OSError):
         target.parent.rmdir()
 
   try:
     yield
-  # TensorStore makes a ValueError of a full disk.
+  # TensorStore raises a ValueError when the disk is full.
   except (OSError, ValueError) as error:
     remove()
     raise errors.CheckpointError(
@@ -128,7 +128,7 @@ def _write_tensor(
       part = store[(*(slice(None),) * t5x_names.LAYER_AXIS, source.layer)]
     part.write(array.reshape(part.shape)).result()
     shown.add(array.nbytes)
-    # Before the next one is made.
+    # Frees the array before the next one is made.
     del array
   return spec
 
@@ -136,7 +136,7 @@ def _write_tensor(
 def _chunks(source: t5x_names.Source, itemsize: int) -> list[int]:
   chunks = list(source.tensor_shape)
   if source.layer is not None:
-    # No layer's chunk is read and written again for the next one.
+    # One layer per chunk, so that no chunk is rewritten for the next layer.
     chunks[t5x_names.LAYER_AXIS] = 1
   while np.prod(chunks) * itemsize > _CHUNK_BYTES:
     longest = int(np.argmax(chunks))

@@ -1,12 +1,12 @@
-"""`tokenizer.json` of a SentencePiece model, in the words of `tokenizers`.
+"""Converts a SentencePiece model to a `tokenizer.json` of `tokenizers`.
 
-transformers 4 and 5 read it without SentencePiece. It gives the tokens that the
-model itself gives, but for a text that holds a special token as letters.
+transformers 4 and 5 read it without SentencePiece. It gives the same tokens as
+the model, except for texts that spell out a special token.
 
-`T5Tokenizer` of transformers 5 takes pieces and scores from it and leaves its
-rules: it splits text at white space and knows no bytes, as the published
-vocabularies want it. A model with pieces for bytes, for line breaks or for runs
-of spaces, such as `perlhf train_vocabulary` makes, needs
+`T5Tokenizer` of transformers 5 uses its pieces and scores, but not its rules:
+it splits text at white space and does not fall back to bytes, which suits the
+published vocabularies. A model with pieces for bytes, line breaks or runs of
+spaces, such as those of `perlhf train_vocabulary`, needs
 `PreTrainedTokenizerFast`, which follows the rules.
 """
 
@@ -29,7 +29,7 @@ _EOS = '</s>'
 
 
 def is_usual(model: bytes) -> bool:
-  """Whether `T5Tokenizer` of transformers 5 gives the model's own tokens.
+  """Whether `T5Tokenizer` of transformers 5 gives the same tokens as a model.
 
   Args:
     model: a SentencePiece model.
@@ -47,10 +47,10 @@ def make(model: bytes, extra_ids: int) -> str:
 
   Args:
     model: a SentencePiece model with pad id 0, EOS id 1 and unknown id 2.
-    extra_ids: sentinels behind its pieces.
+    extra_ids: number of sentinels after the model's pieces.
 
   Raises:
-    CheckpointError: the model is none of unigrams.
+    CheckpointError: the model is not a unigram model.
   """
   proto = _parse(model)
   if proto.trainer_spec.model_type != _UNIGRAM:
@@ -107,7 +107,7 @@ def _parse(model: bytes) -> Any:
 
 
 def _own_pieces(proto: Any) -> list[str]:
-  """Pieces that the user of SentencePiece asked for, but for sentinels."""
+  """Returns the user-defined pieces, except sentinels."""
   return [
     piece.piece
     for piece in proto.pieces
@@ -124,7 +124,7 @@ def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
 
 
 def _normalizers(spec: Any) -> list[dict[str, Any]]:
-  """SentencePiece's own, in its order."""
+  """Returns SentencePiece's normalizers, in its order."""
   parts: list[dict[str, Any]] = []
   if spec.precompiled_charsmap:
     charsmap = base64.b64encode(spec.precompiled_charsmap).decode('ascii')
@@ -139,7 +139,7 @@ def _normalizers(spec: Any) -> list[dict[str, Any]]:
 
 
 def _isolated(pieces: list[str]) -> dict[str, Any] | None:
-  """Keeps pieces whole, as SentencePiece does with those of its user."""
+  """Keeps pieces whole, as SentencePiece does with user-defined pieces."""
   if not pieces:
     return None
   longest_first = sorted(pieces, key=len, reverse=True)

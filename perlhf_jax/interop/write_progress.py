@@ -1,4 +1,4 @@
-"""How much of a checkpoint is written: a bar on a terminal, lines in a log."""
+"""Progress of writing a checkpoint: a bar on a terminal, lines in a log."""
 
 import contextlib
 import sys
@@ -8,21 +8,21 @@ from absl import logging
 from etils import epy
 
 with epy.lazy_imports():
-  import tqdm  # A machine without a terminal need not have it.
+  import tqdm  # Not needed on a machine without a terminal.
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress(contextlib.AbstractContextManager):
-  """Counts arrays and bytes; what takes a moment only says nothing in a log."""
+  """Counts arrays and bytes; logs nothing if writing takes only a moment."""
 
   def __init__(self, target: str, arrays: int, num_bytes: int):
     """Starts the clock.
 
     Args:
-      target: what is written.
-      arrays: how many there are.
-      num_bytes: of all of them.
+      target: checkpoint that is written.
+      arrays: number of arrays.
+      num_bytes: size of all arrays.
     """
     self._target = target
     self._arrays = arrays
@@ -36,7 +36,7 @@ class Progress(contextlib.AbstractContextManager):
       )
 
   def add(self, num_bytes: int) -> None:
-    """Counts an array that is made and about to be written, or is written."""
+    """Counts an array that was written or is about to be."""
     self._arrays_done += 1
     self._bytes_done += num_bytes
     if self._bar is not None:
@@ -66,6 +66,6 @@ class Progress(contextlib.AbstractContextManager):
     )
 
   def __exit__(self, *error):
-    """Leaves the terminal as it was."""
+    """Closes the bar."""
     if self._bar is not None:
       self._bar.close()

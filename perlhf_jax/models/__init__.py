@@ -1,1 +1,1 @@
-"""Flax Linen models: T5, LoRA layers, heads and the roles built of them."""
+"""Flax Linen models: T5, LoRA layers, heads and the roles built from them."""

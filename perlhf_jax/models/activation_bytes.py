@@ -1,8 +1,8 @@
-"""Least memory that a model needs for a batch, from its configuration alone.
+"""Lower bounds of a model's activation memory, from its configuration alone.
 
-Lower bounds that take no time, for batches of which even compiling would run
-out of memory. Of each moment they count the largest arrays once; a program
-needs up to three times as much. Beside weights; of one device.
+They cost no time and catch batches so large that even compiling would run out
+of memory. They count only the largest arrays that are live at the same time; a
+program needs up to three times as much. Bounds are per device, without weights.
 """
 
 import math
@@ -23,18 +23,18 @@ def scoring_bytes(
   with_logits: bool,
   tensor: int = 1,
 ) -> int:
-  """Bounds the forward pass of prompts and responses.
+  """Bounds the forward pass over prompts and responses.
 
   Args:
-    config: the model.
-    batch: rows on a device.
-    prompt_length: what the encoder reads, tokens of images included.
-    response_length: what the decoder reads.
-    with_logits: whether there are logits, as of a language model.
-    tensor: parts in which heads and vocabulary are split.
+    config: the model's configuration.
+    batch: rows per device.
+    prompt_length: tokens that the encoder reads, image tokens included.
+    response_length: tokens that the decoder reads.
+    with_logits: whether the model computes logits.
+    tensor: number of shards of the heads and of the vocabulary.
 
   Returns:
-    Bytes.
+    Bytes per device.
   """
   states = batch * prompt_length * config.emb_dim * _itemsize(config)
   decoder = _weights(
@@ -58,24 +58,24 @@ def decoding_bytes(
   responses: int = 1,
   tensor: int = 1,
 ) -> int:
-  """Bounds sampling, or a beam search.
+  """Bounds sampling or beam search.
 
   Args:
-    config: the model.
-    batch: prompts on a device.
-    prompt_length: what the encoder reads, tokens of images included.
-    max_length: tokens of a response at most.
-    responses: samples, or beams, of a prompt.
-    tensor: parts in which heads and vocabulary are split.
+    config: the model's configuration.
+    batch: prompts per device.
+    prompt_length: tokens that the encoder reads, image tokens included.
+    max_length: maximum number of tokens in a response.
+    responses: samples or beams per prompt.
+    tensor: number of shards of the heads and of the vocabulary.
 
   Returns:
-    Bytes.
+    Bytes per device.
   """
   rows, heads = batch * responses, config.num_heads // tensor
   keys_and_values = 2 * config.num_decoder_layers * heads * config.head_dim
   positions = rows * max_length + batch * prompt_length
   cache = keys_and_values * positions * _itemsize(config)
-  # Attention weights, a token and its log-probability at each position.
+  # Per position: attention weights, a token and its log-probability.
   step = rows * max_length * (heads + 2) * _FLOAT32
   logits = rows * config.vocab_size // tensor * _FLOAT32
   return max(
@@ -88,7 +88,7 @@ def _encoder(config, batch, length, tensor) -> int:
 
 
 def _weights(config, batch, queries, keys, tensor) -> int:
-  """Of a block of queries, and of the bias by distance that all rows share."""
+  """Bytes of attention weights and position bias for one block of queries."""
   heads = config.num_heads // tensor
   block = config.attention_block
   if block is None:

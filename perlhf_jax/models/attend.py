@@ -1,4 +1,4 @@
-"""Softmax attention, of all queries at once or of one block after another."""
+"""Softmax attention, for all queries at once or in blocks of queries."""
 
 from collections.abc import Callable
 import math
@@ -10,8 +10,8 @@ from jaxtyping import Float
 from perlhf_jax.core import typing
 from perlhf_jax.models import device_share
 
-# Of the weights of one layer on one device, in float32: up to here all queries
-# are taken at once, and beyond it blocks of about this size.
+# Limit for the float32 attention weights of one layer on one device. Above it,
+# queries are processed in blocks whose weights have about this size.
 WEIGHTS_BYTES = 128 * 2**20
 # Smaller blocks would make narrow matrix products.
 _LEAST_BLOCK = 64
@@ -32,23 +32,23 @@ def attend(
   """Attends from each query to all keys.
 
   The weights, `[batch, heads, query_length, key_length]` in float32, are the
-  largest array of a model that reads long prompts. In blocks, no more of them
-  exist at a time than those of `block` queries; the backward pass computes
-  them again. The result is the same.
+  largest array of a model that reads long prompts. With blocks, only the
+  weights of `block` queries exist at a time; the backward pass recomputes
+  them. The result is the same.
 
   Args:
     query: `[batch, query_length, heads, head_dim]`.
     key: `[batch, key_length, heads, head_dim]`.
-    value: likewise.
-    drop: dropout of weights, the same for every query.
+    value: `[batch, key_length, heads, head_dim]`.
+    drop: applies dropout to the weights, the same for every query.
     mask_bias: float32, added to the logits; broadcastable to
       `[batch, heads, query_length, key_length]`.
     distance_bias: float32 `[heads, query_length + key_length - 1]`, added after
-      it: of a key as far behind the query as can be, and so on to the one that
-      is farthest ahead.
-    keys_last: whether `key` and `value` lie as in `kv_cache`,
+      `mask_bias`; ordered by key position minus query position, ascending.
+    keys_last: whether `key` and `value` have the layout of `kv_cache`,
       `[batch, heads, head_dim, key_length]`.
-    block: queries at a time at most; None to choose it from the shape.
+    block: maximum number of queries per block; None to choose it from the
+      shapes.
 
   Returns:
     `[batch, query_length, heads, head_dim]`.
@@ -82,7 +82,7 @@ def attend(
     widths[axis] = (added, 0) if front else (0, added)
     return jnp.pad(x, widths)
 
-  # A bias that all queries share is used by every block as it is.
+  # A mask bias that all queries share needs no slicing.
   is_shared = mask_bias is None or mask_bias.shape[2] == 1
   if not is_shared:
     mask_bias = pad(mask_bias, 2)
@@ -107,13 +107,13 @@ def attend(
 
 
 def choose_block(batch: int, heads: int, queries: int, keys: int) -> int:
-  """Returns how many queries are taken at a time; `queries` for all of them.
+  """Returns the number of queries per block, at most `queries`.
 
   Args:
-    batch: prompts on a device.
-    heads: on a device.
-    queries: of a prompt.
-    keys: of a prompt.
+    batch: prompts per device.
+    heads: heads per device.
+    queries: queries per prompt.
+    keys: keys per prompt.
   """
   of_a_query = batch * heads * keys * _FLOAT32
   return min(max(WEIGHTS_BYTES // of_a_query, _LEAST_BLOCK), queries)
@@ -122,20 +122,20 @@ def choose_block(batch: int, heads: int, queries: int, keys: int) -> int:
 def by_query(
   distance_bias: Float[typing.Array, 'heads distances'], queries: int
 ) -> Float[jax.Array, '1 heads queries keys']:
-  """Lays out a bias by distance for every pair of a query and a key.
+  """Expands a bias by distance to every pair of query and key.
 
   Args:
-    distance_bias: of `attend`.
+    distance_bias: as in `attend`.
     queries: number of queries.
 
   Returns:
-    `[1, heads, queries, keys]`: the row of a query is that of the query before
-    it, moved on by one key.
+    `[1, heads, queries, keys]`: each query's row is the previous query's row,
+    shifted by one key.
   """
   heads, distances = distance_bias.shape
   keys = distances - queries + 1
-  # Copies of a row of one number more than is needed, read as rows of that
-  # many: each begins one number earlier in its copy. No gather is needed.
+  # Repeat a row padded by one number, then cut the flat array into rows without
+  # the padding: each row begins one number earlier. This avoids a gather.
   width = distances + 1
   row = jnp.pad(distance_bias, ((0, 0), (0, 1)))
   row = jnp.roll(row, 1 - queries, axis=1)

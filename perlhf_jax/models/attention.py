@@ -13,14 +13,14 @@ from perlhf_jax.models import layers
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
 
-# Finite, so that a row with no valid key gives a uniform softmax and no NaN.
+# Finite, so that a row without a valid key gives a uniform softmax, not NaN.
 MASKED_LOGIT = -1e10
 
 
 def mask_to_bias(
   mask: Bool[typing.Array, '*shape'],
 ) -> Float[jax.Array, '*shape']:
-  """Returns 0 where a bool `mask` is True and `MASKED_LOGIT` where not."""
+  """Returns 0 where a bool `mask` is True and `MASKED_LOGIT` elsewhere."""
   return jnp.where(mask, 0.0, MASKED_LOGIT).astype(jnp.float32)
 
 
@@ -55,7 +55,7 @@ def relative_position_bucket(
   else:
     distance = np.maximum(distance, 0)
   max_exact = num_buckets // 2
-  # float32, as every published T5 was trained: float64 moves some borders.
+  # float32, as in every published T5: float64 would move some boundaries.
   log_distance = np.log(
     np.maximum(distance, 1).astype(np.float32) / max_exact
   ) / np.float32(np.log(max_distance / max_exact))
@@ -70,8 +70,8 @@ def relative_position_bucket(
 class RelativePositionBias(nn.Module):
   """A learned bias per head and bucket of relative distance.
 
-  It is given by distance, and laid out for queries and keys where it is added:
-  for all pairs of a long prompt it would be larger than the states.
+  The module returns the bias by distance, and `attend` expands it to pairs of
+  query and key: for a long prompt all pairs would be larger than the states.
 
   Attributes:
     config: the model's configuration.
@@ -88,16 +88,16 @@ class RelativePositionBias(nn.Module):
     key_length: int,
     position: kv_cache.CachePosition | None = None,
   ) -> Float[jax.Array, 'heads {query_length}+{key_length}-1']:
-    """Returns the bias of each distance of a key from a query, in order.
+    """Returns the bias for each distance of a key from a query, in order.
 
     Args:
       query_length: number of queries, the first of them at position 0.
       key_length: number of keys.
-      position: where the only query is, when decoding token by token.
+      position: position of the single query, when decoding token by token.
 
     Returns:
-      float32 `[heads, query_length + key_length - 1]`, from the farthest key
-      before a query to the farthest behind it; of one query, its row.
+      float32 `[heads, query_length + key_length - 1]`, ordered by key position
+      minus query position, ascending; with `position`, the row of that query.
     """
     config = self.config
     table = self.param(
@@ -109,7 +109,7 @@ class RelativePositionBias(nn.Module):
       (config.num_heads, config.relative_attention_num_buckets),
       jnp.float32,
     )
-    # When decoding those of all queries; the row of any one is a slice.
+    # When decoding, cover all queries; the row of one query is a slice.
     queries = query_length if position is None else key_length
     relative = np.arange(1 - queries, key_length, dtype=np.int32)
     buckets = relative_position_bucket(
@@ -126,7 +126,7 @@ class RelativePositionBias(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head attention with T5's scaling (none: it is in the init).
+  """T5's multi-head attention: the initializer replaces logit scaling.
 
   Attributes:
     config: the model's configuration.
@@ -151,19 +151,19 @@ class Attention(nn.Module):
     """Attends from `x` to `memory`.
 
     Args:
-      x: queries, `[batch * responses, query_length, embed]`. With several
-        responses a prompt they stand side by side on the query axis, so that
-        keys and values of the prompt are computed and held once.
-      memory: `[batch, memory_length, embed]`; the keys are those of it
-        (key_length = memory_length) but for `position`.
+      x: queries, `[batch * responses, query_length, embed]`. Several responses
+        of a prompt are joined on the query axis, so that the prompt's keys and
+        values are computed and held once.
+      memory: `[batch, memory_length, embed]`, gives the keys and values;
+        key_length = memory_length unless `position` is given.
       mask_bias: float32, broadcastable to
         `[batch, heads, query_length, key_length]`.
-      distance_bias: of `RelativePositionBias`, or None.
-      position: where the one token of `memory` is, when decoding token by
-        token: its key and value are appended to the cache, and the keys are
-        those of the whole cache, key_length = position.length.
-      keep_memory: whether keys and values of `memory` are computed on the
-        first call only and kept in the cache.
+      distance_bias: output of `RelativePositionBias`, or None.
+      position: position of the single token of `memory`, when decoding token
+        by token. Its key and value are appended to the cache, and `x` attends
+        to the whole cache, key_length = position.length.
+      keep_memory: whether the first call computes the keys and values of
+        `memory` and keeps them in the cache.
       deterministic: whether dropout is off.
 
     Returns:
@@ -186,7 +186,7 @@ class Attention(nn.Module):
       y = y.reshape(*y.shape[:2], config.num_heads, config.head_dim)
       return nn.with_logical_constraint(y, ('batch', 'length', 'heads', 'kv'))
 
-    # T5 has no 1/sqrt(head_dim) at run time; the query's init carries it.
+    # T5 has no 1/sqrt(head_dim) at run time; the query's initializer has it.
     query_init = nn.initializers.variance_scaling(
       1.0 / config.head_dim, 'fan_in', 'truncated_normal'
     )
@@ -231,6 +231,6 @@ class Attention(nn.Module):
     if deterministic or not rate:
       return lambda weights: weights
     shape = (query.shape[0], self.config.num_heads, 1, key_length)
-    # Drawn once, as T5X does it: all queries miss the same keys.
+    # One mask for all queries, as in T5X: they drop the same keys.
     kept = nn.Dropout(rate)(jnp.ones(shape), deterministic=False) != 0
     return lambda weights: jnp.where(kept, weights / (1 - rate), 0)

@@ -1,4 +1,4 @@
-"""How much of an array one device computes, while a program is traced."""
+"""The shape of one device's shard of an array, while a program is traced."""
 
 from collections.abc import Sequence
 import math
@@ -9,11 +9,11 @@ import numpy as np
 
 
 def device_share(shape: Sequence[int], axes: Sequence[str | None]) -> list[int]:
-  """Returns the shape of the part of an array that one device has.
+  """Returns the shape of one device's shard of an array.
 
   Args:
-    shape: of the whole array.
-    axes: its logical axes. Without a mesh, or rules, nothing is split.
+    shape: shape of the whole array.
+    axes: its logical axes; without a mesh or rules, nothing is sharded.
   """
   sizes = jax.sharding.get_abstract_mesh().shape
   spec = nn.logical_to_mesh_axes(axes) if sizes else (None,) * len(shape)

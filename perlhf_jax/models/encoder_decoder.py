@@ -1,7 +1,7 @@
 """The encoder-decoder of a configuration: T5 or PaLI.
 
-Everything above this floor takes either; what they share is T5's interface,
-`encode`, `decode`, `decode_one` and `logits`.
+Other packages accept either; both have T5's interface: `encode`, `decode`,
+`decode_one` and `logits`.
 """
 
 from typing import Any
@@ -18,14 +18,14 @@ from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
 
-# Axes of a patch embedding, which is no matrix product that LoRA adapts.
+# Axes of a patch embedding's kernel; LoRA adapts matrix products only.
 _CONVOLUTION_RANK = 4
 
 
 def make_model(
   config: t5_config.T5Config, adapters: lora_lib.Adapters | None = None
 ) -> t5.T5:
-  """Makes the module of a configuration.
+  """Makes the module for a configuration.
 
   Args:
     config: architecture and numerics.
@@ -36,7 +36,7 @@ def make_model(
 
 
 def init_variables(model: t5.T5, rng: jax.Array) -> dict[str, Any]:
-  """Returns boxed `params` (and `lora`, if adapted) of a model.
+  """Initializes a model's `params` (and `lora`, if adapted), boxed.
 
   The random numbers of `params` do not depend on the adapters.
   """
@@ -52,7 +52,7 @@ def init_variables(model: t5.T5, rng: jax.Array) -> dict[str, Any]:
 
 
 def dense_module_paths(config: t5_config.T5Config) -> tuple[str, ...]:
-  """Returns the path of every dense layer, computed from shapes alone."""
+  """Returns the path of every dense layer, without allocating arrays."""
   model = make_model(config)
   variables = jax.eval_shape(
     lambda: nn.meta.unbox(init_variables(model, jax.random.key(0)))

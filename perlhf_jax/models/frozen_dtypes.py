@@ -1,9 +1,9 @@
-"""In which dtype a frozen backbone is held.
+"""The dtype in which a frozen backbone is held.
 
-What trains is held in float32. What is frozen can be held as the forward pass
-reads it: kernels and embeddings are cast to the compute dtype before every
-product, so that holding them in it changes no output and halves their memory.
-Norms and position biases are read in float32.
+Trained parameters are held in float32. Frozen ones can be held in the dtype
+that the forward pass reads: it casts kernels and embeddings to the compute
+dtype before every product. Holding them in that dtype changes no output, and in
+bfloat16 halves their memory. Norms and position biases are read in float32.
 """
 
 from typing import Any
@@ -28,12 +28,11 @@ def held_dtype(path: str, config: t5_config.T5Config) -> Any:
 def cast(
   params: typing.Params, config: t5_config.T5Config
 ) -> dict[str, typing.PyTree]:
-  """Returns `params` with every leaf in the dtype in which it is held.
+  """Casts every leaf of `params` to its `held_dtype`.
 
   Args:
-    params: arrays, which keep their place on a mesh, or
-      `jax.ShapeDtypeStruct`s.
-    config: of the backbone.
+    params: arrays, which keep their sharding, or `jax.ShapeDtypeStruct`s.
+    config: configuration of the backbone.
   """
 
   def hold(path, leaf):

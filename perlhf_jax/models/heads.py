@@ -12,9 +12,9 @@ from perlhf_jax.core import typing
 
 
 class ScalarHead(nn.Module):
-  """A linear map to one number per state, in float32 whatever the backbone.
+  """A linear map to one number per state, in float32 for every backbone.
 
-  The paper does not say how its scalar is read; this is the common choice.
+  The paper does not describe its head; this is the common choice.
 
   Attributes:
     kernel_init: initializer of the kernel.
@@ -37,6 +37,6 @@ class ScalarHead(nn.Module):
       jnp.float32,
     )
     bias = self.param('bias', nn.initializers.zeros, (1,), jnp.float32)
-    # The highest precision: a TPU would else multiply in bfloat16.
+    # By default a TPU would multiply in bfloat16.
     product = jnp.dot(hidden, kernel, precision=jax.lax.Precision.HIGHEST)
     return (product + bias)[..., 0]

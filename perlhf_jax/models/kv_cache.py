@@ -1,13 +1,13 @@
-"""Keys and values kept between the steps of decoding.
+"""The KV cache: keys and values kept between decoding steps.
 
-The decoder's attentions hold them in the Linen collection `cache`: those of
-the response grow by one position a step, and there is a row of them for each
-response; those of the prompt are computed once, and there is one row of them a
-prompt, however many responses it gets.
+The decoder's attention layers hold them in the Linen collection `cache`. The
+cache of responses has one row per response and grows by one position per step.
+The cache of prompts is computed once and has one row per prompt, which all
+responses of the prompt share.
 
-They lie as `[rows, heads, head_dim, length]`, as T5X has them, and `attend`
-reads them so: the products of one query with all keys take them as they are,
-where with `length` second each step would first transpose the whole cache.
+The layout is `[rows, heads, head_dim, length]`, as in T5X. `attend` multiplies
+a query with all keys in this layout; with `length` second, each step would
+first transpose the whole cache.
 """
 
 from collections.abc import Callable
@@ -28,11 +28,11 @@ _PROMPT = 'prompt_'
 
 @struct.dataclass
 class CachePosition:
-  """Where in the response decoding is.
+  """The current decoding position in the response.
 
   Attributes:
-    index: int32 scalar, the position of the one token that is decoded.
-    length: the positions for which the caches have room.
+    index: int32 scalar, the position of the token that is decoded.
+    length: number of positions for which the caches have room.
   """
 
   index: typing.PyTree
@@ -49,16 +49,16 @@ def append(
   x: Float[jax.Array, 'rows 1 heads head_dim'],
   position: CachePosition,
 ) -> Float[jax.Array, 'rows heads head_dim length']:
-  """Writes a response's newest keys (or values) and returns all of them.
+  """Appends one token's keys (or values) to the response cache.
 
   Args:
-    module: the attention that holds the cache.
+    module: the attention layer that holds the cache.
     name: 'key' or 'value'.
     x: `[rows, 1, heads, head_dim]`, of the token at `position`.
-    position: where to write. A cache of zeros is made where there is none.
+    position: where to write; the first call makes a cache of zeros.
 
   Returns:
-    `[rows, heads, head_dim, length]`; zeros where nothing was written yet.
+    The cache `[rows, heads, head_dim, length]`, zero where not yet written.
   """
   x = jnp.moveaxis(x, 1, -1)
   shape = (*x.shape[:-1], position.length)
@@ -77,7 +77,7 @@ def keep(
   name: str,
   make: Callable[[], Float[jax.Array, 'batch length heads head_dim']],
 ) -> Float[jax.Array, 'batch heads head_dim length']:
-  """Returns a prompt's keys (or values), which are made on the first call."""
+  """Returns the prompts' keys (or values), which the first call computes."""
 
   def stored():
     return nn.with_logical_constraint(jnp.moveaxis(make(), 1, -1), _AXES)
@@ -88,21 +88,20 @@ def keep(
 def take_rows(
   cache: typing.Params, rows: Int[typing.Array, ' new_rows']
 ) -> typing.Params:
-  """Lets each response go on from another one of its prompt, as beams do.
+  """Reorders the response caches, as beam search does with its beams.
 
   Args:
-    cache: the collection `cache`.
-    rows: int32 `[rows]`, the response that each one goes on from. Caches of
-      prompts stay as they are.
+    cache: the collection `cache`; caches of prompts stay as they are.
+    rows: int32 `[rows]`, for each new row the old row that it continues.
 
   Returns:
-    The collection of the new responses.
+    The collection `cache` of the new rows.
   """
 
   def take(path, leaf):
     if not path.rpartition('/')[-1].startswith(_RESPONSE):
       return leaf
-    # Counted from behind, because scanned layers have an axis in front.
+    # A negative axis, because scanned layers have an axis in front.
     return jnp.take(leaf, rows, axis=-4)
 
   flat = tree_paths.flatten(cache)

@@ -1,4 +1,4 @@
-"""Dense, norm, embedding and feed-forward layers in T5X's parameter names."""
+"""Dense, norm, embedding and feed-forward layers with T5X's parameter names."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ _ACTIVATIONS = {
 
 
 class Dense(nn.Module):
-  """A matrix product with a 2-D kernel `[in, features]`; T5's have no bias.
+  """A matrix product with a 2-D kernel `[in, features]`; T5 has no biases.
 
   It is the only layer that LoRA adapts: where `adapters` names this module's
   path, the low-rank update is added before any reshape into heads. Product,
@@ -34,12 +34,12 @@ class Dense(nn.Module):
   Attributes:
     features: output width.
     kernel_axes: logical axes of the kernel.
-    dtype: of what is multiplied.
-    output_dtype: of the output; `dtype` if None.
+    dtype: dtype of the factors of the product.
+    output_dtype: dtype of the output; `dtype` if None.
     kernel_init: initializer of the kernel.
     bias_init: initializer of a bias; None for no bias.
     adapters: resolved LoRA adapters of the whole model, or None.
-    remat_name: by which a remat policy keeps the output.
+    remat_name: checkpoint name of the output, for remat policies.
   """
 
   features: int
@@ -87,7 +87,7 @@ class RMSNorm(nn.Module):
   """T5's layer norm: no mean, no bias; statistics in float32.
 
   Attributes:
-    dtype: of the output.
+    dtype: dtype of the output.
     epsilon: added to the mean square.
   """
 
@@ -98,7 +98,7 @@ class RMSNorm(nn.Module):
   def __call__(
     self, x: Float[typing.Array, '*shape embed']
   ) -> Float[jax.Array, '*shape embed']:
-    """Normalises the last axis of `[..., embed]`."""
+    """Normalizes the last axis of `[..., embed]`."""
     x = jnp.asarray(x, jnp.float32)
     scale = self.param(
       'scale',
@@ -115,9 +115,9 @@ class Embed(nn.Module):
   """Token embedding, and the output layer of models that tie the two.
 
   Attributes:
-    num_embeddings: rows.
+    num_embeddings: number of rows.
     features: width.
-    dtype: of the looked-up embeddings.
+    dtype: dtype of the looked-up embeddings and of the factors of logits.
   """
 
   num_embeddings: int

@@ -1,13 +1,13 @@
 """LoRA: low-rank adapters in a Linen collection of their own.
 
-An adapted dense layer computes `x·W + (x·A)·B·scale` with `A` (`lora_a`,
-random) of shape `[in, rank]` and `B` (`lora_b`, zero) of shape `[rank, out]`;
-`A·B` is never formed in training. `A` and `B` live in the collection `lora`
-beside `params`, so that the backbone's tree is the same with and without
-adapters, and several roles share one backbone.
+An adapted dense layer computes `x·W + (x·A)·B·scale`. `A` (`lora_a`, of shape
+`[in, rank]`) starts random, `B` (`lora_b`, `[rank, out]`) starts at zero, and
+training never forms `A·B`. `A` and `B` are in the collection `lora` beside
+`params`, so the backbone's tree is the same with and without adapters, and
+several roles can share one backbone.
 
-Source: Hu et al. 2021 (arXiv:2106.09685) section 4.1; the sites, every
-attention projection, are those of arXiv:2403.10704 section 2.
+Source: Hu et al. 2021 (arXiv:2106.09685) section 4.1. By default every
+attention projection is adapted, as in arXiv:2403.10704 section 2.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,12 +39,12 @@ class LoraConfig:
   Attributes:
     rank: inner width of every adapter.
     alpha: numerator of the scale; `rank` if None, for a scale of 1.
-    dropout_rate: on the adapter's input; off wherever `deterministic` is.
-    rs_lora: divide by sqrt(rank) and not rank (arXiv:2312.03732), which keeps
-      updates of high ranks from shrinking.
-    target_modules: regular expressions over module paths such as
-      'encoder/layers_0/attention/query'; each must match a whole path of at
-      least one dense layer. By default every attention projection.
+    dropout_rate: dropout of the adapter's input; off if `deterministic`.
+    rs_lora: divide by sqrt(rank) instead of rank (arXiv:2312.03732), so that
+      updates of high ranks do not shrink.
+    target_modules: regular expressions; each must match the whole path of at
+      least one dense layer, such as 'encoder/layers_0/attention/query'. By
+      default every attention projection.
   """
 
   rank: Annotated[int, _RANK] = 8
@@ -73,11 +73,11 @@ class Adapters:
 
 
 def resolve(config: LoraConfig, module_paths: Iterable[str]) -> Adapters:
-  """Resolves `target_modules` against a model's dense layers, once.
+  """Resolves `target_modules` against a model's dense layers.
 
   Args:
     config: the configuration.
-    module_paths: paths of every dense layer of the model.
+    module_paths: paths of all dense layers of the model.
 
   Raises:
     ConfigError: a pattern matches no layer.
@@ -89,15 +89,15 @@ def resolve(config: LoraConfig, module_paths: Iterable[str]) -> Adapters:
 
 
 class LowRankUpdate(nn.Module):
-  """Computes `(x·A)·B·scale`; called from inside a dense layer, in its scope.
+  """Computes `(x·A)·B·scale`; a submodule of the dense layer it adapts.
 
-  The update is in float32, to be added before the layer's output is rounded.
+  The update is in float32: the dense layer adds it before it rounds its output.
 
   Attributes:
     config: rank, scale and dropout.
     features: output width.
     kernel_axes: logical axes of the adapted kernel.
-    dtype: of what is multiplied.
+    dtype: dtype of the factors of the products.
   """
 
   config: LoraConfig
@@ -149,7 +149,7 @@ def _adapted_kernels(
     b = adapters[path.removesuffix('a') + 'b']
     kernel_path = path.removesuffix('lora/lora_a') + 'kernel'
     kernel = flat[kernel_path]
-    # A leading `layers` axis, where there is one, is a batch axis here.
+    # The leading `layers` axis of scanned layers is a batch axis here.
     update = jnp.matmul(
       jnp.asarray(a, jnp.float32),
       jnp.asarray(b, jnp.float32),
@@ -165,7 +165,7 @@ def merge_lora(
 ) -> dict[str, Any]:
   """Returns `params` with `W + A·B·scale` for every adapter.
 
-  The sum is taken in float32 and then cast to the kernel's dtype. The result
+  The sum is computed in float32, then cast to the kernel's dtype. The result
   is a plain backbone: apply it without the `lora` collection.
   """
   return _adapted_kernels(params, lora, config, 1.0)
@@ -174,14 +174,14 @@ def merge_lora(
 def unmerge_lora(
   params: typing.Params, lora: typing.Params, config: LoraConfig
 ) -> dict[str, Any]:
-  """Returns merged `params` with the same adapters taken out again."""
+  """Returns merged `params` with the same adapters subtracted."""
   return _adapted_kernels(params, lora, config, -1.0)
 
 
 def describe(
   adapters: Adapters, lora: Mapping[str, Any], params: Mapping[str, Any]
 ) -> str:
-  """One line for the log: how many adapters and parameters were made."""
+  """Returns a log line with the numbers of adapters and parameters."""
   added = tree_paths.count_parameters(lora)
   base = tree_paths.count_parameters(params)
   return (

@@ -1,4 +1,4 @@
-"""Merging adapters into their backbone, with the difference it makes."""
+"""Merges adapters into their backbone and measures the difference."""
 
 from typing import NamedTuple
 
@@ -18,9 +18,8 @@ class MergeReport(NamedTuple):
 
   Attributes:
     max_logit_difference: largest |Δlogit| between merged and unmerged model.
-    lost_updates: share of adapted kernel entries that the merge left as they
-      were although A·B is not zero there, because the kernel's dtype is too
-      coarse to hold the sum.
+    lost_updates: share of kernel entries with nonzero A·B that the merge left
+      unchanged, because the kernel's dtype is too coarse for the sum.
   """
 
   max_logit_difference: float
@@ -40,11 +39,11 @@ def merge_and_check(
 
   Args:
     model: the adapted model.
-    params: its backbone.
+    params: parameters of its backbone.
     lora: its adapters.
     tolerance: the largest |Δlogit| to accept.
-    rng: draws the random tokens that the logits are compared on.
-    shardings: of the merged `params`; of the compiler's choice if None.
+    rng: draws the random tokens on which the logits are compared.
+    shardings: shardings of the merged `params`; None lets XLA choose.
 
   Returns:
     The merged `params`, to be applied without adapters, and the report.
@@ -66,7 +65,7 @@ def merge_and_check(
     difference = jnp.abs(
       unmerged - bare.apply({'params': merged}, prompt, response)
     )
-    # The maximum of NaN, which is refused, is no NaN by XLA on a CPU.
+    # NaN must be refused, but XLA's maximum on a CPU may drop it.
     return jnp.where(
       jnp.all(jnp.isfinite(difference)), jnp.max(difference), jnp.nan
     )
@@ -82,7 +81,7 @@ def merge_and_check(
 
 
 def _random_inputs(config, rng):
-  """Draws prompts, with an image where the model reads them, and responses."""
+  """Draws prompts, with an image if the model reads images, and responses."""
   tokens, response = jax.random.randint(rng, (2, 4, 32), 2, config.vocab_size)
   prompt = prompts.of_tokens(tokens)
   if (side := config.image_size) is not None:
@@ -92,7 +91,7 @@ def _random_inputs(config, rng):
 
 
 def _lost_updates(params, merged, lora) -> float:
-  """Share of entries with an update that rounding swallowed."""
+  """Returns the share of updated entries whose update rounding removed."""
   lost = total = 0
 
   def visit(params, merged, lora):

@@ -1,15 +1,15 @@
-"""Reads the output layer for some of the tokens at a time.
+"""Computes one number per token from logits, in chunks of positions.
 
-Logits, `[tokens, vocabulary]` in float32, are the largest array of a step that
-has responses of some length or a vocabulary of some size. Whoever needs a
-number per token, and not the logits, gets it here: of a batch whose logits are
-large they are made, read and forgotten in chunks of positions.
+Logits, `[tokens, vocabulary]` in float32, are the largest array of a step with
+long responses or a large vocabulary. Losses need one number per token, not the
+logits. If the logits of a batch are large, this module computes them for one
+chunk of positions at a time and does not keep them.
 
-The backward pass depends on what is trained. Below a frozen output layer the
-forward pass computes the gradient of each token's number with respect to its
-hidden state, `[tokens, embed]`, while the logits are there; the backward pass
-scales it, and nothing is computed twice. Of a trained output layer, or trained
-adapters on it, the backward pass computes the logits again.
+The backward pass depends on what is trained. With a frozen output layer, the
+forward pass also computes the gradient of each token's number with respect to
+its hidden state, `[tokens, embed]`, while it has the logits; the backward pass
+only scales it. With a trained output layer, or trained adapters on it, the
+backward pass computes the logits again.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,12 +28,12 @@ from perlhf_jax.models import device_share
 from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
 
-# Of a chunk of logits on one device. Small beside any model, and enough that
-# each matrix product is a large one.
+# Size of the logits of one chunk on one device: small compared with any model,
+# and large enough for efficient matrix products.
 CHUNK_BYTES = 128 * 2**20
 _FLOAT32 = 4
 
-# (logits, *tokens) -> (a float32 number per token, more arrays of each token)
+# (logits, *tokens) -> (one float32 number per token, other arrays per token)
 Read = Callable[..., tuple[jax.Array, Any]]
 
 _AXES = {
@@ -58,11 +58,11 @@ def per_token(
     variables: its `params`, and `lora` if it is adapted.
     hidden: final hidden states of the decoder.
     read: `(logits, *tokens) -> (number, rest)` for any number of positions,
-      each on its own: `number` is float32 `[rows, positions]`, and `rest` a
-      tree of such arrays that nothing is differentiated through. It closes
-      over no arrays.
-    *tokens: `[rows, length]`, cut as the hidden states are; no gradient
-      reaches them.
+      each independent of the others: `number` is float32 `[rows, positions]`,
+      `rest` a tree of such arrays, which get no gradient. It must not close
+      over arrays.
+    *tokens: `[rows, length]`, split like the hidden states; they get no
+      gradient.
 
   Returns:
     `number` and `rest` of all positions.
@@ -91,8 +91,8 @@ def per_token(
     return jnp.moveaxis(x, 0, 1).reshape(rows, -1, *x.shape[3:])[:, :length]
 
   chunks = jax.tree.map(split, (hidden, tokens))
-  # Split as activations split it, and in the dtype of the product: before the
-  # loop, or every turn would gather it, in float32.
+  # Gather the layer but for the vocabulary, and cast it, before the loop:
+  # otherwise every iteration would gather it in float32.
   layer = {
     path: _constrain(path, x.astype(model.config.compute_dtype), whole=True)
     for path, x in layer.items()
@@ -101,18 +101,18 @@ def per_token(
 
 
 def chunk_length(length: int, position_bytes: int) -> int:
-  """Returns how many positions are read at a time; at most `length`.
+  """Returns the number of positions per chunk, at most `length`.
 
   Args:
-    length: positions.
-    position_bytes: of the logits of one position, on one device.
+    length: number of positions.
+    position_bytes: bytes of the logits of one position on one device.
   """
   count = math.ceil(length * position_bytes / CHUNK_BYTES)
   return math.ceil(length / min(max(count, 1), length))
 
 
 def position_bytes(config: t5_config.T5Config, rows: int) -> int:
-  """Returns what the logits of one position of all rows take of a device."""
+  """Returns the bytes per device of the logits of one position of all rows."""
   shape = rows, config.vocab_size
   return _FLOAT32 * math.prod(
     device_share.device_share(shape, ('batch', 'vocab'))
@@ -120,7 +120,7 @@ def position_bytes(config: t5_config.T5Config, rows: int) -> int:
 
 
 def _in_chunks(compute):
-  """Returns `compute` for stacks of chunks, one after another."""
+  """Returns a `compute` that loops over stacked chunks."""
 
   def whole(layer, hidden, tokens):
     return jax.lax.map(lambda chunk: compute(layer, *chunk), (hidden, tokens))
@@ -138,7 +138,7 @@ def _in_chunks(compute):
       number, pull, rest = jax.vjp(
         lambda hidden: compute(frozen, hidden, tokens), hidden, has_aux=True
       )
-      # A token's number depends on no other hidden state than its own.
+      # A token's number depends only on its own hidden state.
       return (number, rest), pull(jnp.ones_like(number))[0]
 
     result, gradient = jax.lax.map(with_gradient, (hidden, tokens))
@@ -150,7 +150,7 @@ def _in_chunks(compute):
       cotangent = jnp.zeros(cotangent.shape, cotangent.dtype)
     if not isinstance(residuals, tuple):
       scaled = residuals * cotangent[..., None]
-      # A token that does not count may have an infinite gradient.
+      # A masked token may have an infinite gradient.
       scaled = jnp.where(cotangent[..., None] == 0, 0, scaled)
       return None, scaled.astype(residuals.dtype), None
     trained, frozen, *chunks = residuals
@@ -190,7 +190,7 @@ def _variables(model, variables) -> dict[str, Any]:
 
 
 def _constrain(path, x, *, whole=False):
-  """Splits a variable as parameters are, or whole but for the vocabulary."""
+  """Shards a variable like parameters; if `whole`, by vocabulary only."""
   axes = _AXES[path.split('/')[-1]]
   if whole:
     axes = tuple(axis if axis == 'vocab' else None for axis in axes)

@@ -1,10 +1,10 @@
-"""PaLI: a T5 whose encoder reads images, as tokens of a ViT, before the text.
+"""PaLI: a T5 whose encoder reads image tokens of a ViT before the text.
 
 The tokens of the ViT's last layer, before any pooling, are projected to the
-T5's width and stand before the embedded text; the encoder attends over both
-with one relative position bias over the joint sequence (Chen et al. 2022,
+T5's width and put before the embedded text. The encoder attends to both, with
+one relative position bias over the joint sequence (Chen et al. 2022,
 arXiv:2209.06794, section 3.1; PaLI-3, arXiv:2310.09199, section 3.1). Several
-images of a prompt stand one after the other (PaLI-X, arXiv:2305.18565).
+images of a prompt follow one another (PaLI-X, arXiv:2305.18565).
 """
 
 import flax.linen as nn
@@ -21,10 +21,10 @@ from perlhf_jax.models import vit
 
 
 class Pali(t5.T5):
-  """An encoder-decoder of images and text.
+  """An encoder-decoder that reads images and text.
 
-  Its parameters are those of the T5, `vit` and `image_projection`. Prompts
-  without images are those of the T5.
+  It adds `vit` and `image_projection` to the parameters of the T5. It treats
+  prompts without images as the T5 does.
 
   Attributes:
     config: architecture and numerics.
@@ -38,7 +38,7 @@ class Pali(t5.T5):
     self.vit = vit.ViT(self.config, self.adapters)
     self.image_projection = layers.Dense(
       features=self.config.emb_dim,
-      # Image tokens are as wide as the ViT, which `embed` splits already.
+      # `embed` already shards the input axis, which has the ViT's width.
       kernel_axes=('embed', None),
       dtype=self.config.compute_dtype,
       bias_init=nn.initializers.zeros,

@@ -1,4 +1,4 @@
-"""The shape of a PaLI-style model: a ViT in front of a T5."""
+"""The configuration of a PaLI-style model: a ViT in front of a T5."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -12,18 +12,18 @@ from perlhf_jax.models import vit_config
 
 @dataclasses.dataclass(frozen=True)
 class PaliConfig(t5_config.T5Config):
-  """A T5 whose encoder reads the tokens of images before those of the text.
+  """A T5 whose encoder reads image tokens before text tokens.
 
-  The fields of `T5Config` are those of the T5; `dtype`, `scan_layers`,
-  `remat_policy` and `attention_block` hold for the ViT too. PaLI (Chen et al.
+  The fields of `T5Config` describe the T5; `dtype`, `scan_layers`,
+  `remat_policy` and `attention_block` apply to the ViT too. PaLI (Chen et al.
   2022, arXiv:2209.06794), PaLI-3 (arXiv:2310.09199).
 
   Attributes:
     vit: the ViT.
-    train_vit: whether the ViT is trained in full, beside adapters too. PaLI
-      leaves it frozen in fine-tuning.
+    train_vit: whether the ViT is trained in full, also in a LoRA run. PaLI
+      keeps it frozen in fine-tuning.
     train_projection: whether the projection of image tokens to text
-      embeddings is trained in full, beside adapters too.
+      embeddings is trained in full, also in a LoRA run.
   """
 
   RUN_FIELDS: ClassVar = t5_config.T5Config.RUN_FIELDS | {
@@ -45,7 +45,7 @@ class PaliConfig(t5_config.T5Config):
 
   @property
   def image_size(self) -> int:
-    """Pixels of a side of an image."""
+    """Side length of an image in pixels."""
     return self.vit.image_size
 
   def with_image_size(self, image_size: int) -> 'PaliConfig':
@@ -54,7 +54,7 @@ class PaliConfig(t5_config.T5Config):
     return dataclasses.replace(self, vit=vit)
 
   def architecture(self) -> dict[str, Any]:
-    """As of `T5Config`; position embeddings are resized, and do not count."""
+    """As in `T5Config`, without the image size: positions can be resized."""
     fields = super().architecture()
     vit = {k: v for k, v in fields.pop('vit').items() if k != 'image_size'}
     return {**fields, **{f'vit.{name}': value for name, value in vit.items()}}
@@ -63,12 +63,12 @@ class PaliConfig(t5_config.T5Config):
 def in_front_of(
   config: t5_config.T5Config, vit: vit_config.ViTConfig, path: str
 ) -> PaliConfig:
-  """Returns a T5 with a ViT in front of it.
+  """Returns the configuration of a T5 with a ViT in front of it.
 
   Args:
-    config: the T5.
-    vit: the ViT.
-    path: where the T5 comes from, for the message.
+    config: configuration of the T5.
+    vit: configuration of the ViT.
+    path: checkpoint of the T5, for the message.
 
   Raises:
     CheckpointError: the T5 has a ViT already.
@@ -86,10 +86,10 @@ def in_front_of(
 
 
 def from_fields(fields: Any) -> t5_config.T5Config:
-  """Makes the configuration of which `dataclasses.asdict` gave `fields`.
+  """Makes a configuration from its `dataclasses.asdict`.
 
   Raises:
-    ConfigError: they are something else, or out of bounds.
+    ConfigError: `fields` is something else, or has a value out of bounds.
   """
 
   def make(config_class, raw, name):

@@ -1,7 +1,7 @@
-"""The models of reinforcement learning: a policy's log-probabilities, values.
+"""Models of reinforcement learning: a policy's log-probabilities, and values.
 
-A policy is a T5 as it is; a value model is a T5 with a scalar at each position
-of the response. Several responses of a prompt share one pass of the encoder.
+A policy is a plain T5; a value model is a T5 with a scalar head that is read at
+each position of the response. The responses of a prompt share one encoder pass.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def _hidden_states(
   prompts: prompts_lib.MaybeEncoded,
   response_tokens: Int[typing.Array, 'batch responses length'],
 ) -> Float[jax.Array, 'rows length embed']:
-  """Returns the state before each token; a response is a row."""
+  """Returns the hidden state before each token, one row per response."""
   inputs = masking.shift_right(
     response_tokens.reshape(-1, response_tokens.shape[-1])
   )
@@ -46,15 +46,15 @@ def response_logprobs(
   *,
   temperature: float = 1.0,
 ) -> Float[jax.Array, 'batch responses length']:
-  """Gives log π of each response token, without dropout.
+  """Returns log π of each response token, without dropout.
 
   Args:
     model: the policy, or the bare backbone for the reference.
     variables: its `params`, and `lora` if it is adapted.
     prompts: the prompts, or their encoding.
     response_tokens: int32 `[batch, responses, length]`.
-    temperature: of the distribution that responses are sampled from; the
-      policy that is trained is the one that acts.
+    temperature: the sampling temperature, so that the trained policy is the
+      one that responses are sampled from.
 
   Returns:
     float32 `[batch, responses, length]`, in nats; unmasked.
@@ -70,9 +70,9 @@ def response_logprobs(
 
 
 def init_value_heads(config: t5_config.T5Config) -> dict[str, Any]:
-  """Returns boxed heads of a value model, which begins at zero everywhere.
+  """Returns boxed heads of a value model, initialized to predict zero.
 
-  The baseline is then none at first, rather than a random one.
+  Training then starts without a baseline, not with a random one.
   """
   head = heads.ScalarHead(kernel_init=nn.initializers.zeros)
   hidden = jnp.zeros((1, config.emb_dim))
@@ -81,10 +81,10 @@ def init_value_heads(config: t5_config.T5Config) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class ValueModel:
-  """Predicts, before each response token, the return from there on.
+  """Predicts, before each response token, the return from that token on.
 
-  Variables are `{'params': …, 'heads': {'value': …}}`, and `'lora'` where the
-  backbone is adapted (paper section 2.2: of the policy's size and rank).
+  Variables are `{'params': …, 'heads': {'value': …}}`, and `'lora'` if the
+  backbone is adapted (paper section 2.2: with the policy's size and rank).
 
   Attributes:
     backbone: the encoder-decoder, adapted or bare.
@@ -98,7 +98,7 @@ class ValueModel:
     prompts: prompts_lib.MaybeEncoded,
     response_tokens: Int[typing.Array, 'batch responses length'],
   ) -> Float[jax.Array, 'batch responses length']:
-    """Gives V(X_t), where X_t is the prompt and the response before token t.
+    """Returns V(X_t), where X_t is the prompt and the response before token t.
 
     Args:
       variables: as in the class docstring.

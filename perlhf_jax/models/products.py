@@ -1,21 +1,20 @@
 """Matrix products that stay in float32 until everything is added to them.
 
-A product in bfloat16 is rounded to 8 bits. What is added to it afterwards is
-lost where it is smaller than half a step of that rounding: of an adapter's
-update of 1e-4 of the output 6% arrived. Dense layers therefore add up in
-float32, in which the hardware accumulates products anyway, and round once, in
-`rounded`.
+A bfloat16 product is rounded to 8 bits. A later addition is lost if it is
+smaller than half a rounding step: of an adapter's update of 1e-4 of the output,
+6% arrived. Dense layers therefore add in float32, in which the hardware
+accumulates products anyway, and round once, in `rounded`.
 
-What it costs: the float32 sum of one layer at a time. A LoRA reward step of
-T5 1.1 base in bfloat16, compiled for v5e-4 (16 pairs of 512 and 64 tokens),
-has a peak of 2,975 MiB a device, against 2,970 if each product is rounded; with
-remat_policy='minimal' 762 against 1,038, because one array is kept where
-there were the product and the update. The operations are the same, and on two
-CPU cores a step took 0.81 times as long (median of 15 pairs of steps, four
-layers of T5 1.1 small's width). With a `tensor` axis the devices' parts
-of an adapted `out` projection are summed in float32, twice bfloat16's traffic.
-XLA sums those of an unadapted one in bfloat16 still, so that there adapters of
-zero can change an output by a rounding.
+The cost is the float32 sum of one layer at a time. A LoRA reward step of T5 1.1
+base in bfloat16, compiled for v5e-4 (16 pairs of 512 and 64 tokens), has a peak
+of 2,975 MiB per device, against 2,970 MiB if each product is rounded. With
+remat_policy='minimal' it is 762 against 1,038 MiB, because one array is kept
+instead of the product and the update. The operations are the same; on two CPU
+cores a step took 0.81 times as long (median of 15 pairs of steps, four layers
+of T5 1.1 small's width). With a `tensor` mesh axis, the partial sums of an
+adapted `out` projection are added across devices in float32, which doubles the
+traffic. XLA still adds the partial sums of an unadapted one in bfloat16, so
+adapters of zero can change its output by a rounding.
 """
 
 from typing import Any
@@ -28,7 +27,7 @@ from jaxtyping import Float
 
 from perlhf_jax.core import typing
 
-# Names by which a remat policy keeps arrays for the backward pass.
+# Checkpoint names of arrays that a remat policy can keep.
 ROUNDED = 'rounded_product'
 MLP_HIDDEN = 'mlp_hidden'
 
@@ -37,10 +36,10 @@ def product(
   x: Float[typing.Array, '*shape inputs'],
   kernel: Float[typing.Array, 'inputs outputs'],
 ) -> Float[jax.Array, '*shape outputs']:
-  """Returns `x · kernel`, of two arrays of one dtype, in float32.
+  """Returns `x · kernel` in float32; both factors have the same dtype.
 
-  The backward pass is that of a product in the dtype of `x` and `kernel`: its
-  products read and return that dtype. What arrives was rounded to it already.
+  The products of the backward pass read and return the dtype of the factors.
+  The incoming gradient was already rounded to that dtype.
   """
   if x.dtype == jnp.float32:
     return jnp.dot(x, kernel)
@@ -50,12 +49,12 @@ def product(
 def rounded(
   y: Float[jax.Array, '*shape outputs'], dtype: Any, name: str = ROUNDED
 ) -> Float[jax.Array, '*shape outputs']:
-  """Returns a sum of products in the dtype of activations.
+  """Rounds a sum of products to the dtype of activations.
 
   Args:
     y: the sum, in float32.
-    dtype: of activations.
-    name: by which a remat policy keeps the result.
+    dtype: dtype of activations.
+    name: checkpoint name of the result, for remat policies.
   """
   return ad_checkpoint.checkpoint_name(y.astype(dtype), name)
 

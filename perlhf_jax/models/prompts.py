@@ -1,4 +1,4 @@
-"""What goes into an encoder and what comes out of it."""
+"""The inputs and outputs of an encoder."""
 
 from collections.abc import Mapping
 
@@ -9,12 +9,12 @@ from perlhf_jax.core import typing
 
 @struct.dataclass
 class Prompts:
-  """Prompts of a batch: text, and perhaps images before it.
+  """Prompts of a batch: text, optionally with images before it.
 
   Attributes:
     tokens: int32 `[batch, prompt_length]`.
     mask: bool `[batch, prompt_length]`, True on real tokens.
-    images: uint8 `[batch, images, height, width, 3]`, RGB; None without.
+    images: uint8 `[batch, images, height, width, 3]`, RGB; None for no images.
     image_mask: bool `[batch, images]`, False where there is no image.
   """
 
@@ -33,7 +33,7 @@ class Encoded:
 
   Attributes:
     states: `[batch, memory_length, embed]`; image tokens come first.
-    mask: bool `[batch, memory_length]`; what is masked means nothing.
+    mask: bool `[batch, memory_length]`, True on states of real tokens.
   """
 
   states: typing.PyTree
@@ -43,21 +43,21 @@ class Encoded:
     return self.states.shape[0]
 
 
-# What every model reads: an encoder leaves alone what is encoded already.
+# What every model accepts; encoded prompts skip the encoder.
 MaybeEncoded = Prompts | Encoded
 
 
 def of_tokens(tokens: typing.Array) -> Prompts:
-  """Makes prompts of text alone, `[batch, prompt_length]`, padded with 0."""
+  """Makes prompts from tokens `[batch, prompt_length]`, padded with 0."""
   return Prompts(tokens, tokens != 0)
 
 
 def of_batch(batch: Mapping[str, typing.PyTree]) -> Prompts:
-  """Makes prompts of the features of a batch.
+  """Makes prompts from the features of a batch.
 
   Args:
-    batch: `prompt_tokens` and `prompt_mask`, or, of supervised tuning,
-      `encoder_input_tokens`; with images, `images` and `image_mask`.
+    batch: has `prompt_tokens` and `prompt_mask`, or `encoder_input_tokens` in
+      supervised tuning; with images also `images` and `image_mask`.
   """
   images = batch.get('images'), batch.get('image_mask')
   if 'encoder_input_tokens' in batch:

@@ -1,4 +1,4 @@
-"""A layer, many times: unrolled, or stacked and run by `nn.scan`."""
+"""Repeats a layer: unrolled, or stacked and run by `nn.scan`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +13,8 @@ from perlhf_jax.models import t5_config
 def _remat_policy(config: t5_config.T5Config, with_adapters: bool):
   if config.remat_policy == 'full':
     return None
-  # The widest activations, at 15 to 18% of a LoRA step's FLOPs. A LoRA step
-  # takes no gradients of weights, so it is shorter than full tuning's still.
+  # With LoRA, the widest activations are recomputed, for 15 to 18% of the
+  # step's FLOPs. Without weight gradients it is still shorter than full tuning.
   kept = [] if with_adapters else [products.MLP_HIDDEN]
   return jax.checkpoint_policies.save_only_these_names(products.ROUNDED, *kept)
 
@@ -29,7 +29,7 @@ def make_layers(
   arguments: Mapping[str, Any],
   name: str | None = None,
 ) -> list[nn.Module]:
-  """Makes the layers of a stack, for `x, _ = layer(x, *inputs)` in turn.
+  """Makes the layers of a stack, each called as `x, _ = layer(x, *inputs)`.
 
   Args:
     layer: takes `x` and inputs that are the same for all layers, and returns
@@ -37,21 +37,21 @@ def make_layers(
     config: says whether layers are scanned, and what the backward pass
       recomputes.
     length: number of layers.
-    num_inputs: of the inputs beside `x`.
-    static_input: the place among them of the one that is no array.
+    num_inputs: number of inputs without `x`.
+    static_input: index in `inputs` of the static (non-array) input.
     arguments: the layer's fields.
-    name: of the scanned layer; `{name}_{index}` of unrolled ones. None in
-      `setup`, where attributes give names.
+    name: name of the scanned layer, or prefix in `{name}_{index}` of unrolled
+      layers; None in `setup`, where attributes give names.
 
   Returns:
-    `length` layers, or one that stands for all of them.
+    `length` layers, or a list of one scanned layer.
   """
   if config.remat_policy != 'none':
     layer = nn.remat(
       layer,
       policy=_remat_policy(config, arguments['adapters'] is not None),
       prevent_cse=not config.scan_layers,
-      # Of `__call__`'s arguments, self and x are the first two.
+      # `self` and `x` come before the inputs in `__call__`.
       static_argnums=(static_input + 2,),
     )
   if not config.scan_layers:

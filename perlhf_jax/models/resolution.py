@@ -1,4 +1,4 @@
-"""A ViT at another resolution: its position embeddings, resized."""
+"""Resizes a ViT's position embeddings to another resolution."""
 
 import math
 
@@ -9,12 +9,12 @@ from scipy import ndimage
 def resize_positions(positions: np.ndarray, num_tokens: int) -> np.ndarray:
   """Resizes position embeddings to another number of patches.
 
-  Bilinearly between the corners, as big_vision does (`scipy.ndimage.zoom` of
-  order 1); Hugging Face's bicubic interpolation gives others.
+  Interpolates bilinearly with aligned corners, as big_vision does
+  (`scipy.ndimage.zoom` with order 1); Hugging Face interpolates bicubically.
 
   Args:
-    positions: float32 `[1, tokens, embed]` of a square of patches.
-    num_tokens: those of the wanted square.
+    positions: float32 `[1, tokens, embed]` of a square grid of patches.
+    num_tokens: number of patches of the new square grid.
 
   Returns:
     float32 `[1, num_tokens, embed]`.

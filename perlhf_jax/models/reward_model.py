@@ -1,9 +1,9 @@
 """A reward model: a T5 backbone and a scalar head.
 
-The prompt goes to the encoder and the response to the decoder; the score is
-read from the decoder's last hidden state at the last response token, EOS. All
-responses of a prompt share one pass of the encoder, and in the decoder one
-set of cross-attention keys and values.
+The encoder reads the prompt and the decoder the response. The head reads the
+score from the decoder's final hidden state at the last response token, EOS. The
+responses of a prompt share one encoder pass, and in the decoder one set of
+cross-attention keys and values.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def init_heads(config: t5_config.T5Config, rng: jax.Array) -> dict[str, Any]:
 class RewardModel:
   """Scores responses.
 
-  Variables are `{'params': …, 'heads': {'score': …}}`, and `'lora'` where the
+  Variables are `{'params': …, 'heads': {'score': …}}`, and `'lora'` if the
   backbone is adapted.
 
   Attributes:
@@ -52,10 +52,10 @@ class RewardModel:
     *,
     dropout_rng: jax.Array | None = None,
   ) -> Float[jax.Array, 'batch responses']:
-    """Scores several responses a prompt.
+    """Scores several responses per prompt.
 
-    A score does not depend on the other rows of the batch, on the lengths to
-    which the arrays are padded, or on what the padding holds.
+    A score does not depend on the other rows of the batch, on the padded
+    lengths of the arrays, or on the content of the padding.
 
     Args:
       variables: as in the class docstring.
@@ -75,14 +75,14 @@ class RewardModel:
 
     def hidden_states(model):
       encoded = model.encode(prompts, deterministic=deterministic)
-      # The start token goes in front, so that EOS too is an input and the
-      # state at its position has seen the whole response.
+      # Prepend the start token without dropping EOS, so that the state at EOS
+      # has seen the whole response.
       tokens = jnp.pad(response_tokens.reshape(-1, length), ((0, 0), (1, 0)))
       return model.decode(encoded, tokens, deterministic=deterministic)
 
     hidden = self.backbone.apply(backbone, rngs=rngs, method=hidden_states)
     mask = response_mask.reshape(-1, length)
-    # A row of padding has no token; it is read at the start token.
+    # Padding rows have no token; their score is read at the start token.
     mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
     last = masking.gather_last_valid(hidden, mask)
     head = {'params': variables['heads']['score']}
@@ -97,7 +97,7 @@ class RewardModel:
     *,
     dropout_rng: jax.Array | None = None,
   ) -> Float[jax.Array, ' batch']:
-    """Scores one response a prompt, `[batch, response_length]` to `[batch]`."""
+    """Scores one response per prompt, `[batch, length]` to `[batch]`."""
     return self.scores(
       variables,
       prompts,

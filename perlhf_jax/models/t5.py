@@ -1,8 +1,8 @@
 """T5 encoder-decoders with T5X's parameter names.
 
 One module serves T5 v1.0, v1.1 (Flan, LM-adapted), mT5 and ByT5; UMT5 differs
-by one flag. Parameters are those of T5X's minimal T5: 2-D attention kernels,
-one relative position bias a stack. Dimension names are in `core.typing`.
+by one flag. Parameters follow T5X's minimal T5: 2-D attention kernels, one
+relative position bias per stack. Dimension names are in `core.typing`.
 """
 
 import flax.linen as nn
@@ -201,14 +201,14 @@ class T5(nn.Module):
     """Encodes prompts, unless they are encoded already.
 
     Args:
-      prompts: the prompts; what is encoded is returned as it is.
+      prompts: the prompts; encoded ones are returned unchanged.
       deterministic: whether dropout is off.
 
     Returns:
       States `[batch, memory_length, embed]` and their mask.
 
     Raises:
-      ValueError: there are images, and this is a T5.
+      ValueError: there are images, and the model is a T5.
     """
     if isinstance(prompts, prompts_lib.Encoded):
       return prompts
@@ -226,7 +226,7 @@ class T5(nn.Module):
     Float[jax.Array, 'batch memory_length embed'],
     Bool[typing.Array, 'batch memory_length'],
   ]:
-    """Returns what the encoder reads, and which of it is real."""
+    """Returns the encoder's input embeddings and their mask."""
     del deterministic
     if prompts.images is not None:
       raise ValueError('A T5 reads no images; a PaLI does.')
@@ -241,11 +241,11 @@ class T5(nn.Module):
   ) -> Float[jax.Array, 'rows response_length embed']:
     """Runs the decoder with teacher forcing.
 
-    The causal mask alone keeps padding at the end of a response from any real
-    position, so the decoder takes no mask of its own.
+    The decoder needs no mask of the response: padding comes last, and the
+    causal mask hides it from real tokens.
 
     Args:
-      encoded: of `encode`.
+      encoded: output of `encode`.
       decoder_input_tokens: int32 `[batch * responses, response_length]`; the
         responses of a prompt are consecutive.
       deterministic: whether dropout is off.
@@ -271,16 +271,16 @@ class T5(nn.Module):
   ) -> Float[jax.Array, 'rows 1 embed']:
     """Runs the decoder on the next input token of each response.
 
-    Equals one position of `decode` without dropout, given that every earlier
-    position was decoded before. Apply it with `mutable=['cache']`: the first
-    call makes that collection, later calls are given what the last returned.
-    They read nothing of `encoded.states` but the shape, because keys and values
-    of the prompt are in the cache.
+    Equals one position of `decode` without dropout, if every earlier position
+    was decoded before. Apply it with `mutable=['cache']`: the first call makes
+    that collection, and each later call takes the one that the previous call
+    returned. Later calls read only the shape of `encoded.states`, because the
+    cache holds the prompt's keys and values.
 
     Args:
-      encoded: of `encode`.
+      encoded: output of `encode`.
       tokens: int32 `[batch * responses, 1]`, the input at `position`.
-      position: where the tokens are, and for how many there is room.
+      position: position of the tokens, and length of the cache.
 
     Returns:
       Final hidden states `[batch * responses, 1, embed]`.
@@ -299,7 +299,7 @@ class T5(nn.Module):
   ) -> Float[jax.Array, '*shape vocab']:
     """Maps hidden states `[..., embed]` to float32 logits `[..., vocab]`.
 
-    Losses read them through `output_layer`, which holds few of them at a time.
+    Losses call it through `output_layer`, which holds few logits at a time.
     """
     if self.config.logits_via_embedding:
       return self.token_embedder.attend(hidden)
@@ -312,7 +312,7 @@ class T5(nn.Module):
     *,
     deterministic: bool = True,
   ) -> Float[jax.Array, 'rows response_length embed']:
-    """Returns final hidden states, of what `__call__` takes."""
+    """Returns final hidden states for the arguments of `__call__`."""
     encoded = self.encode(prompts, deterministic=deterministic)
     return self.decode(
       encoded, decoder_input_tokens, deterministic=deterministic

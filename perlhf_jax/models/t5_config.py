@@ -1,4 +1,4 @@
-"""The shape of a T5 model."""
+"""The configuration of a T5 model."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -10,8 +10,8 @@ from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 
 Activation = Annotated[str, checks.OneOf('relu', 'gelu', 'silu', 'linear')]
-# Several times what the largest model has, so that a damaged or hostile file
-# cannot ask for more than a machine holds.
+# Bounds are several times the largest model's values; they stop a damaged or
+# hostile file from requesting more memory than a machine has.
 Width = Annotated[int, checks.Range(least=1, most=1_000_000)]
 Layers = Annotated[int, checks.Range(least=1, most=256)]
 _Rows = Annotated[int, checks.Range(least=1, most=10_000_000)]
@@ -21,8 +21,9 @@ _Rows = Annotated[int, checks.Range(least=1, most=10_000_000)]
 class T5Config:
   """Architecture and numerics of a T5 encoder-decoder.
 
-  Defaults are T5X's `T5Config`. v1.0 models use `mlp_activations=('relu',)`
-  and `logits_via_embedding=True`; v1.1 ones `('gelu', 'linear')` and False.
+  Defaults are the same as in T5X's `T5Config`. v1.0 models use
+  `mlp_activations=('relu',)` and `logits_via_embedding=True`; v1.1 models use
+  `('gelu', 'linear')` and False.
 
   Attributes:
     vocab_size: rows of the embedding; may exceed the tokenizer's vocabulary.
@@ -34,28 +35,28 @@ class T5Config:
     mlp_dim: hidden width of the feed-forward blocks.
     mlp_activations: one name, or two for a gated block; the first of two is
       applied to `wi_0`, the second to `wi_1`.
-    dropout_rate: of embeddings, attention weights, and block outputs.
+    dropout_rate: rate for embeddings, attention weights and block outputs.
     logits_via_embedding: whether the output layer is the embedding matrix
       (its logits are divided by sqrt(emb_dim)).
-    relative_attention_num_buckets: relative position buckets.
+    relative_attention_num_buckets: number of relative position buckets.
     relative_attention_max_distance: distance from which all positions share
       the last bucket.
-    relpos_bias_per_layer: whether each layer has a position bias of its own
-      (UMT5), not one per stack.
-    dtype: of activations and of what is multiplied; products are added up,
-      and norms, softmax, logits and losses computed, in float32 whatever it is.
+    relpos_bias_per_layer: whether each layer has its own position bias
+      (UMT5), instead of one per stack.
+    dtype: dtype of activations and of the factors of products; sums of
+      products, norms, softmax, logits and losses are always float32.
     scan_layers: whether layers are stacked and run by `nn.scan` (one layer
       compiled, for deep models). Outputs are the same either way.
     remat_policy: what the backward pass recomputes: `none`, `minimal` (all
-      but the outputs of dense layers; with LoRA those of `wi` in the MLPs
-      too) or `full`.
-    attention_block: queries whose attention weights, of all keys and heads,
-      are held at a time at most; the backward pass recomputes them. None to
-      choose it from the shape: all of them where they are small. Outputs are
-      the same.
+      but the outputs of dense layers; with LoRA it recomputes the outputs of
+      `wi` in the MLPs too) or `full`.
+    attention_block: maximum number of queries whose attention weights, for all
+      keys and heads, are held at a time; the backward pass recomputes them.
+      None chooses it from the shapes: all queries if the weights are small.
+      Outputs are the same.
   """
 
-  # What may differ between two runs of one model without changing its weights.
+  # Fields that may differ between two runs that use the same weights.
   RUN_FIELDS: ClassVar = frozenset(
     ('dropout_rate', 'dtype', 'scan_layers', 'remat_policy', 'attention_block')
   )
@@ -96,10 +97,10 @@ class T5Config:
 
   @property
   def image_size(self) -> int | None:
-    """Pixels of a side of an image; None of a model that reads text alone."""
+    """Side length of an image in pixels; None for a text-only model."""
     return None
 
   def architecture(self) -> dict[str, Any]:
-    """Returns the fields that decide parameter shapes and the function."""
+    """Returns the fields that determine parameter shapes and the function."""
     fields = dataclasses.asdict(self)
     return {k: v for k, v in fields.items() if k not in self.RUN_FIELDS}

@@ -1,8 +1,7 @@
-"""Which parameters of a backbone are trained, beside adapters and heads.
+"""Which backbone parameters are trained, besides adapters and heads.
 
-Of a T5, all in full tuning and none beside adapters. A PaLI's ViT is frozen
-in both and its projection trained in both, unless the configuration says
-otherwise.
+Full tuning trains all parameters of a T5, and LoRA none. Both freeze a PaLI's
+ViT and train its image projection, unless the configuration says otherwise.
 """
 
 from collections.abc import Mapping
@@ -16,10 +15,10 @@ _PROJECTION = 'params/image_projection/'
 
 
 def is_tuned(path: str, config: t5_config.T5Config, *, lora: bool) -> bool:
-  """Says whether a parameter is trained in full.
+  """Returns whether a backbone parameter is trained.
 
   Args:
-    path: such as 'encoder/layers_0/mlp/wo/kernel'.
+    path: path such as 'encoder/layers_0/mlp/wo/kernel'.
     config: the model's configuration.
     lora: whether adapters are trained.
   """
@@ -32,19 +31,20 @@ def is_tuned(path: str, config: t5_config.T5Config, *, lora: bool) -> bool:
 
 
 def is_added(path: str) -> bool:
-  """Whether tuning adds a weight to what was pre-trained.
+  """Returns whether a weight is new in tuning, not pre-trained.
 
-  Such weights are adapters, heads, and a PaLI's projection between its two
-  parts. Matrices that begin at zero, and biases that do, are among them.
+  New weights are adapters, heads, and a PaLI's image projection. Some of these
+  matrices and biases begin at zero.
 
   Args:
-    path: with its collection, such as 'params/encoder/encoder_norm/scale'.
+    path: path with its collection, such as
+      'params/encoder/encoder_norm/scale'.
   """
   return not path.startswith('params/') or path.startswith(_PROJECTION)
 
 
 def keeps_any(config: t5_config.T5Config, *, lora: bool) -> bool:
-  """Says whether a part of the backbone is frozen."""
+  """Returns whether any part of the backbone is frozen."""
   parts = ('vit/', 'image_projection/', 'encoder/')
   return not all(is_tuned(part, config, lora=lora) for part in parts)
 
@@ -52,7 +52,7 @@ def keeps_any(config: t5_config.T5Config, *, lora: bool) -> bool:
 def split(
   params: Mapping[str, Any], config: t5_config.T5Config, *, lora: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Splits a tree of parameters into what is trained in full and the rest.
+  """Splits backbone parameters into trained and frozen ones.
 
   Args:
     params: arrays, shapes or shardings.

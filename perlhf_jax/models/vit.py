@@ -1,8 +1,8 @@
 """A vision transformer with the names and numerics of big_vision and SigLIP.
 
-Patches, learned position embeddings, pre-norm blocks, and all tokens of the
-last layer: no class token, no pooling. Attention kernels are 2-D, as
-everywhere here, where big_vision's have an axis of heads.
+It has patches, learned position embeddings and pre-norm blocks, and returns all
+tokens of the last layer: no class token, no pooling. Attention kernels are 2-D,
+as in the T5; big_vision's have a heads axis.
 """
 
 import flax.linen as nn
@@ -30,7 +30,7 @@ def pixels_to_floats(
 
 
 class PatchEmbedding(nn.Module):
-  """A linear map of each patch: a convolution whose stride is its size.
+  """A linear map of each patch: a convolution whose stride is its kernel size.
 
   Attributes:
     config: the model's configuration.
@@ -129,7 +129,7 @@ class Mlp(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-  """One layer.
+  """One encoder layer.
 
   Attributes:
     config: the model's configuration.
@@ -156,7 +156,7 @@ class EncoderBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-  """All layers, and the norm behind them.
+  """All layers, and the final norm.
 
   Attributes:
     config: the model's configuration.
@@ -187,7 +187,7 @@ class Transformer(nn.Module):
 
 
 class ViT(nn.Module):
-  """Images to tokens.
+  """Maps images to tokens.
 
   Attributes:
     config: the model's configuration.
@@ -227,7 +227,7 @@ class ViT(nn.Module):
 
 
 def _dense(module, name, features, axes, bias_init) -> layers.Dense:
-  """A dense layer of a module that has `config` and `adapters`."""
+  """Makes a dense layer for a module that has `config` and `adapters`."""
   return layers.Dense(
     features=features,
     kernel_axes=axes,
@@ -240,7 +240,7 @@ def _dense(module, name, features, axes, bias_init) -> layers.Dense:
 
 
 def _layer_norm(config: pali_config.PaliConfig, name: str) -> nn.LayerNorm:
-  """Statistics are in float32 whatever the dtype."""
+  """Makes a layer norm; its statistics are always float32."""
   return nn.LayerNorm(
     epsilon=1e-6,
     dtype=config.compute_dtype,

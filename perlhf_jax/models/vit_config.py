@@ -1,4 +1,4 @@
-"""The shape of a vision transformer."""
+"""The configuration of a vision transformer."""
 
 import dataclasses
 from typing import Annotated
@@ -13,12 +13,12 @@ class ViTConfig:
   """Architecture of a ViT without a class token and without pooling.
 
   Attributes:
-    image_size: pixels of a side of the square images that it reads. It decides
-      the number of position embeddings, which are resized where weights of
-      another image size are read, and nothing else.
-    patch_size: pixels of a side of a patch.
-    width: of the residual stream.
-    depth: layers.
+    image_size: side length in pixels of the square input images. It determines
+      only the number of position embeddings, which are resized when weights of
+      another image size are loaded.
+    patch_size: side length of a patch in pixels.
+    width: width of the residual stream.
+    depth: number of layers.
     mlp_dim: hidden width of the feed-forward blocks.
     num_heads: attention heads.
   """
@@ -48,5 +48,5 @@ class ViTConfig:
 
   @property
   def num_tokens(self) -> int:
-    """Tokens of an image: its patches."""
+    """Number of tokens per image: its patches."""
     return (self.image_size // self.patch_size) ** 2

@@ -1,1 +1,1 @@
-"""Floor 1: the mathematics of learning. Arrays in, arrays out."""
+"""Losses, KL estimates, returns and metrics. Arrays in, arrays out."""

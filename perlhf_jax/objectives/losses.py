@@ -1,8 +1,8 @@
 """Losses of supervised tuning and of reward modelling.
 
-Everything is computed in float32 and is stable for scores and logits of any
-finite size. Losses are given as sums or per example, never as means: the caller
-knows what to divide by when a batch is padded, accumulated or sharded.
+All losses are computed in float32 and are stable for scores and logits of any
+finite size. Functions return sums or losses per example, never means: only the
+caller knows the divisor when a batch is padded, accumulated or sharded.
 """
 
 import math
@@ -16,7 +16,7 @@ from perlhf_jax.core.typing import Array
 
 
 class TokenLosses(NamedTuple):
-  """What each token of a batch loses, unweighted; [batch, length].
+  """Unweighted losses of each token of a batch; [batch, length].
 
   Attributes:
     loss: float32, cross-entropy in nats, smoothing and z-loss included.
@@ -38,7 +38,7 @@ class TokenLoss(NamedTuple):
   Attributes:
     loss_sum: the sum of `TokenLosses.loss`.
     z_loss_sum: the z-loss part of `loss_sum`.
-    correct_sum: tokens whose target has the highest logit.
+    correct_sum: weighted count of tokens whose target has the highest logit.
     weight_sum: the sum of the weights.
   """
 
@@ -52,7 +52,7 @@ def token_logprobs(
   logits: Float[Array, 'batch length vocab'],
   targets: Int[Array, 'batch length'],
 ) -> Float[jax.Array, 'batch length']:
-  """Gives the log-probability of each target token.
+  """Returns the log-probability of each target token.
 
   Args:
     logits: [batch, length, vocab].
@@ -74,10 +74,10 @@ def token_losses(
 ) -> TokenLosses:
   """Computes T5X's cross-entropy of each token.
 
-  Of label smoothing `a`, the target token keeps 1 - a and the others share a
-  evenly; the entropy of that distribution is subtracted, so that a perfect
-  prediction has loss 0. The z-loss adds `z_loss * log(Z)^2`, where Z is the
-  softmax's normaliser, which keeps logits from drifting.
+  With label smoothing `a`, the target token has probability 1 - a and the other
+  tokens share a evenly. The entropy of that distribution is subtracted, so that
+  a perfect prediction has loss 0. The z-loss adds `z_loss * log(Z)^2`, where Z
+  is the softmax's normalizer; it keeps logits from drifting.
 
   Args:
     logits: [batch, length, vocab].
@@ -86,7 +86,7 @@ def token_losses(
     z_loss: coefficient of the z-loss; T5X pre-trains with 1e-4.
 
   Returns:
-    The losses of all tokens, of padding too.
+    The losses of all tokens, padding included.
   """
   logits = jnp.asarray(logits, jnp.float32)
   vocab_size = logits.shape[-1]
@@ -112,16 +112,16 @@ def token_losses(
 def weighted_sums(
   losses: TokenLosses, weights: Float[Array, 'batch length']
 ) -> TokenLoss:
-  """Adds up the losses of a batch.
+  """Sums the losses of a batch.
 
   Args:
-    losses: of `token_losses`.
+    losses: output of `token_losses`.
     weights: [batch, length] weight of each token's loss; 0 on padding.
 
   Returns:
     The sums over all tokens.
   """
-  # A weight of 0 must silence even an infinite loss on padding.
+  # A weight of 0 must hide even an infinite loss on padding.
   counts = weights != 0
   return TokenLoss(
     loss_sum=jnp.sum(jnp.where(counts, losses.loss, 0.0) * weights),
@@ -141,14 +141,14 @@ def pairwise_loss(
 
   -log σ(s_chosen - s_rejected - margin) + centering · (s_chosen + s_rejected)²
 
-  The loss proper ignores an offset common to all scores; the centring term
-  pins it near zero.
+  The first term does not change if all scores shift by the same offset; the
+  centering term keeps that offset near zero.
 
   Args:
     chosen_scores: [batch] scores of the preferred responses.
-    rejected_scores: [batch] scores of the others.
+    rejected_scores: [batch] scores of the other responses.
     margins: [batch] by how much the chosen score should lead; 0 by default.
-    centering: coefficient of the centring term; 0 leaves it out.
+    centering: coefficient of the centering term; 0 omits it.
 
   Returns:
     float32 [batch], in nats.
@@ -171,9 +171,9 @@ def pointwise_loss(
 
   -(p · log σ(s) + (1 - p) · log(1 - σ(s))), where 1 - σ(s) = σ(-s)
 
-  The paper (appendix A.1.2) prints the second term as log σ(1 - s). That is no
-  likelihood, the two terms not adding up to a probability of 1, and is taken
-  for a misprint.
+  The paper (appendix A.1.2) prints the second term as log σ(1 - s). We take
+  that for a misprint: σ(s) and σ(1 - s) do not sum to 1, so it is not a
+  likelihood.
 
   Args:
     scores: [batch] logits of "this response is good".

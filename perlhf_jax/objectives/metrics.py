@@ -1,19 +1,19 @@
 """Metrics of reward models over whole evaluation sets.
 
-Plain numpy in float64: an evaluation set is small and its figures are compared
-to the last digit. Each metric takes an optional mask, which is false at the
+They use numpy in float64: evaluation sets are small, and results are compared
+to the last digit. Each metric takes an optional mask, which is false at
 examples that only pad the last batch.
 
-A metric that the examples do not define is NaN: any metric of no examples,
-balanced accuracy and ROC-AUC of a single class, a correlation with a constant.
-A NaN score makes the metric NaN too, instead of counting as a wrong answer.
+An undefined metric is NaN: any metric of no examples, balanced accuracy and
+ROC-AUC of a single class, a correlation with a constant. A NaN score makes the
+metric NaN too; it does not count as a wrong answer.
 """
 
 import jax
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
-# Evaluation collects numpy arrays; device arrays are copied over.
+# Evaluation collects numpy arrays; device arrays are copied to the host.
 Array = jax.Array | np.ndarray
 Values = Float[Array, ' examples']
 Labels = Float[Array, ' examples']
@@ -22,14 +22,14 @@ Mask = Bool[Array, ' examples'] | None
 
 
 def mean(values: Values, mask: Mask = None) -> float:
-  """Averages one number an example, for example a loss.
+  """Averages one number per example, such as a loss.
 
   Args:
     values: [examples].
     mask: [examples] true where an example counts; all by default.
 
   Returns:
-    The mean; NaN of no examples.
+    The mean; NaN for no examples.
   """
   (values,) = _select(mask, values)
   return float(np.mean(values)) if values.size else float('nan')
@@ -40,15 +40,15 @@ def pairwise_accuracy(
 ) -> float:
   """Computes the share of pairs whose chosen response scores higher.
 
-  A tie counts one half, so that a constant score is worth a coin's 0.5.
+  A tie counts one half, so a constant score has accuracy 0.5.
 
   Args:
     chosen_scores: [examples] scores of the preferred responses.
-    rejected_scores: [examples] scores of the others.
+    rejected_scores: [examples] scores of the other responses.
     mask: [examples] true where an example counts; all by default.
 
   Returns:
-    The accuracy in [0, 1]; NaN of no examples.
+    The accuracy in [0, 1]; NaN for no examples.
   """
   chosen, rejected = _select(mask, chosen_scores, rejected_scores)
   return mean(np.heaviside(chosen - rejected, 0.5))
@@ -63,19 +63,19 @@ def pairwise_accuracy_by_length(
 ) -> dict[str, float]:
   """Splits the pairwise accuracy by which response is longer.
 
-  A reward model that mostly counts tokens shows here: it is good where the
-  chosen response is the longer one and bad where it is the shorter.
+  This exposes a reward model that mostly counts tokens: it is accurate where
+  the chosen response is longer and inaccurate where it is shorter.
 
   Args:
     chosen_scores: [examples] scores of the preferred responses.
-    rejected_scores: [examples] scores of the others.
+    rejected_scores: [examples] scores of the other responses.
     chosen_lengths: [examples] tokens of the preferred responses.
-    rejected_lengths: [examples] tokens of the others.
+    rejected_lengths: [examples] tokens of the other responses.
     mask: [examples] true where an example counts; all by default.
 
   Returns:
     The accuracies `chosen_longer`, `chosen_shorter` and `equal_length`; NaN
-    where there is no such pair.
+    for a group without pairs.
   """
   chosen, rejected, chosen_lengths, rejected_lengths = _select(
     mask, chosen_scores, rejected_scores, chosen_lengths, rejected_lengths
@@ -94,8 +94,8 @@ def pairwise_accuracy_by_length(
 def accuracy(scores: Values, labels: Labels, mask: Mask = None) -> float:
   """Computes the share of responses on the right side of probability 0.5.
 
-  A response is called good if its score (a logit) is above 0; a score of
-  exactly 0 calls it bad.
+  A response is predicted good if its score (a logit) is above 0, and bad if the
+  score is exactly 0.
 
   Args:
     scores: [examples] logits of "this response is good".
@@ -103,7 +103,7 @@ def accuracy(scores: Values, labels: Labels, mask: Mask = None) -> float:
     mask: [examples] true where an example counts; all by default.
 
   Returns:
-    The accuracy in [0, 1]; NaN of no examples.
+    The accuracy in [0, 1]; NaN for no examples.
   """
   scores, labels = _select(mask, scores, labels)
   return mean(_is_right(scores, labels))
@@ -114,8 +114,8 @@ def balanced_accuracy(
 ) -> float:
   """Averages the accuracy on good and on bad responses.
 
-  Unlike plain accuracy it gives a model that calls everything good, or
-  everything bad, 0.5 whatever the classes' sizes.
+  A model that predicts the same class for all responses has balanced accuracy
+  0.5, whatever the class sizes.
 
   Args:
     scores: [examples] logits of "this response is good".
@@ -134,8 +134,8 @@ def balanced_accuracy(
 def roc_auc(scores: Values, labels: Labels, mask: Mask = None) -> float:
   """Computes the area under the receiver operating characteristic.
 
-  That is the probability that a good response drawn at random scores higher
-  than a bad one, ties counting one half; it is computed from ranks.
+  It is the probability that a random good response scores higher than a random
+  bad one, with ties counting one half; it is computed from ranks.
 
   Args:
     scores: [examples] scores; only their order matters.
@@ -151,8 +151,8 @@ def roc_auc(scores: Values, labels: Labels, mask: Mask = None) -> float:
   num_bad = is_good.size - num_good
   if not num_good or not num_bad or np.isnan(scores).any():
     return float('nan')
-  # The ranks of the good responses among themselves add up to n(n+1)/2; every
-  # rank above that is a bad response beaten.
+  # If only good responses were ranked, their ranks would sum to n(n+1)/2; each
+  # bad response that a good one beats adds 1.
   beaten = _ranks(scores)[is_good].sum() - num_good * (num_good + 1) / 2
   return float(beaten / (num_good * num_bad))
 
@@ -162,8 +162,8 @@ def expected_calibration_error(
 ) -> float:
   """Measures how far predicted probabilities are from observed frequencies.
 
-  The probabilities σ(score) are sorted into bins of equal width; the error is
-  the mean over examples of |mean probability - mean label| of their bin.
+  The probabilities σ(score) are put into bins of equal width; the error is the
+  mean over examples of |mean probability - mean label| in the example's bin.
 
   Args:
     scores: [examples] logits of "this response is good".
@@ -172,7 +172,7 @@ def expected_calibration_error(
     num_bins: number of bins between 0 and 1.
 
   Returns:
-    The error in [0, 1]; NaN of no examples.
+    The error in [0, 1]; NaN for no examples.
   """
   scores, labels = _select(mask, scores, labels)
   if not scores.size or np.isnan(scores).any():
@@ -184,7 +184,7 @@ def expected_calibration_error(
 
 
 def pearson_correlation(x: Array, y: Array, mask: Mask = None) -> float:
-  """Computes the linear correlation, for example of score and length.
+  """Computes the linear correlation, such as between score and length.
 
   Args:
     x: [examples] numbers.
@@ -195,7 +195,7 @@ def pearson_correlation(x: Array, y: Array, mask: Mask = None) -> float:
     The correlation in [-1, 1]; NaN where `x` or `y` does not vary.
   """
   x, y = _select(mask, x, y)
-  # Compared exactly: rounding can give a constant a tiny variance.
+  # Compare exactly: rounding can give a constant a tiny variance.
   if not x.size or np.all(x == x[0]) or np.all(y == y[0]):
     return float('nan')
   x = (x - x.mean()) / np.abs(x - x.mean()).max()
@@ -204,7 +204,7 @@ def pearson_correlation(x: Array, y: Array, mask: Mask = None) -> float:
 
 
 def spearman_correlation(x: Array, y: Array, mask: Mask = None) -> float:
-  """Computes the correlation of ranks, tied values sharing their mean rank.
+  """Computes the correlation of ranks; tied values share their mean rank.
 
   Args:
     x: [examples] numbers.
@@ -221,7 +221,7 @@ def spearman_correlation(x: Array, y: Array, mask: Mask = None) -> float:
 
 
 def _select(mask: Mask, *arrays: Array) -> list[np.ndarray]:
-  """Copies the examples that count to float64."""
+  """Returns the unmasked examples in float64."""
   arrays = [np.asarray(array, np.float64) for array in arrays]
   if mask is None:
     return arrays
@@ -230,13 +230,13 @@ def _select(mask: Mask, *arrays: Array) -> list[np.ndarray]:
 
 
 def _is_right(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Gives 1 for a right call, 0 for a wrong one, NaN for a NaN score."""
+  """Returns 1 for a correct prediction, 0 for a wrong one, NaN for NaN."""
   is_right = ((scores > 0) == (labels > 0.5)).astype(np.float64)
   return np.where(np.isnan(scores), np.nan, is_right)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-  """Ranks from 1 upwards; tied values share the mean of their ranks."""
+  """Returns ranks from 1; tied values share the mean of their ranks."""
   _, inverse, counts = np.unique(
     values, return_inverse=True, return_counts=True
   )

@@ -1,9 +1,9 @@
-"""From scores to returns and advantages, with discount 1 unless said.
+"""Computes returns and advantages from scores, by default with discount 1.
 
-Arrays are `[batch, responses, length]`, or `[batch, responses]` for one number
-a response. A mask is true from the first token of a response to its last, EOS
-included. Masked positions may hold anything, NaN and infinity included: neither
-results nor gradients see them, and results are 0 there.
+Arrays are `[batch, responses, length]`, or `[batch, responses]` with one number
+per response. A mask is true from the first to the last token of a response, EOS
+included. Masked positions may hold anything, NaN and infinity included: they do
+not affect results or gradients, and results are 0 there.
 """
 
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from perlhf_jax.core import masking
 from perlhf_jax.core.typing import Array
 
-# A variance is held above this, for the square root has no gradient at 0.
+# Lower bound of variances, because the square root has no gradient at 0.
 _LEAST_VARIANCE = 1e-20
 
 
@@ -23,10 +23,11 @@ def token_rewards(
   mask: Bool[Array, 'batch responses length'],
   kl_beta: Float[Array, ''] | float,
 ) -> Float[jax.Array, 'batch responses length']:
-  """Spreads the paper's objective over the tokens (section 2.2).
+  """Distributes the paper's objective over the tokens (section 2.2).
 
-  J = E[(1 - β) · score - β · KL]: every token pays -β · kl, and the last one
-  also earns (1 - β) · score. The rewards of a response add up to its part in J.
+  J = E[(1 - β) · score - β · KL]: every token gets the reward -β · kl, and the
+  last token also gets (1 - β) · score. The rewards of a response sum to its
+  term in J.
 
   Args:
     scores: [batch, responses].
@@ -50,7 +51,7 @@ def returns_to_go(
   rewards: Float[Array, 'batch responses length'],
   mask: Bool[Array, 'batch responses length'],
 ) -> Float[jax.Array, 'batch responses length']:
-  """Sums the rewards from each token on: the paper's Z_t."""
+  """Sums the rewards from each token to the last: the paper's Z_t."""
   rewards = jnp.where(mask, rewards, 0.0)
   sums = jax.lax.cumsum(rewards, axis=rewards.ndim - 1, reverse=True)
   return jnp.where(mask, sums, 0.0)
@@ -65,15 +66,15 @@ def gae(
 ) -> Float[jax.Array, 'batch responses length']:
   """Computes generalized advantage estimates (arXiv:1506.02438).
 
-  A_t = δ_t + γ·λ·A_{t+1}, δ_t = r_t + γ·V_{t+1} - V_t. Nothing follows the last
-  token, also where a response was cut off at the length limit.
+  A_t = δ_t + γ·λ·A_{t+1}, δ_t = r_t + γ·V_{t+1} - V_t. V and A are 0 after the
+  last token, also if the response was cut off at the length limit.
 
   Args:
     rewards: [batch, responses, length].
-    values: [batch, responses, length], each before its token is chosen.
+    values: [batch, responses, length], each predicted before its token.
     mask: true on the response.
     gamma: discount γ.
-    gae_lambda: λ; 1 gives returns less values, 0 the one-step differences.
+    gae_lambda: λ; 1 gives returns minus values, 0 the one-step differences δ_t.
   """
   rewards = jnp.where(mask, rewards, 0.0)
   values = jnp.where(mask, values, 0.0)
@@ -95,7 +96,7 @@ def leave_one_out(
   returns: Float[Array, 'batch responses'],
   valid: Bool[Array, 'batch responses'],
 ) -> Float[jax.Array, 'batch responses']:
-  """Subtracts from each return the mean of the prompt's other responses.
+  """Subtracts from each return the mean return of the prompt's other responses.
 
   Args:
     returns: [batch, responses].
@@ -103,7 +104,7 @@ def leave_one_out(
 
   Returns:
     float32 [batch, responses]; exactly 0 if all returns of a prompt are equal,
-    and 0 for a response that has no others to compare with.
+    and 0 if the prompt has no other response.
   """
   returns = _from_largest(returns, valid, axis=-1)
   count = jnp.sum(valid, axis=-1, keepdims=True)
@@ -118,15 +119,15 @@ def group_normalize(
   epsilon: float = 1e-4,
   scale_by_std: bool = True,
 ) -> Float[jax.Array, 'batch responses']:
-  """Centres the scores of each prompt's responses, and scales their spread.
+  """Normalizes the scores of each prompt's responses.
 
-  (s - mean) / (std + ε), with the standard deviation of the population.
+  (s - mean) / (std + ε), with the population standard deviation.
 
   Args:
     scores: [batch, responses].
     valid: true where there is a response.
-    epsilon: ε; keeps groups of nearly equal scores from being blown up.
-    scale_by_std: whether to divide at all.
+    epsilon: ε; limits the scale of groups with nearly equal scores.
+    scale_by_std: whether to divide by std + ε.
 
   Returns:
     float32 [batch, responses]; exactly 0 if all scores of a prompt are equal.
@@ -139,15 +140,15 @@ def whiten(
   mask: Bool[Array, 'batch responses length'],
   epsilon: float = 1e-8,
 ) -> Float[jax.Array, 'batch responses length']:
-  """Gives the unmasked elements of the whole batch mean 0 and variance 1.
+  """Normalizes all unmasked elements of the batch to mean 0 and variance 1.
 
-  Elements that are all equal become 0.
+  If all elements are equal, they become 0.
   """
   return _normalize(x, mask, None, epsilon, True)
 
 
 def _normalize(x, mask, axis, epsilon, scale_by_std):
-  """Centres `x` along `axis`, all axes by default, and maybe scales it."""
+  """Centers `x` along `axis` (None for all axes), and optionally scales it."""
   x = _from_largest(x, mask, axis)
   count = jnp.maximum(jnp.sum(mask, axis=axis, keepdims=True), 1)
   mean = jnp.sum(x, axis=axis, keepdims=True) / count
@@ -160,15 +161,15 @@ def _normalize(x, mask, axis, epsilon, scale_by_std):
 
 
 def _from_largest(x, mask, axis):
-  """Shifts the counted elements so that the largest is 0; 0 elsewhere.
+  """Shifts the unmasked elements so that the largest is 0; 0 elsewhere.
 
-  The mean of equal numbers may differ from them in the last digit, and a
-  division by their spread would make that digit a large advantage.
+  The mean of equal numbers may differ from them in the last digit, and
+  dividing by their spread would turn that digit into a large advantage.
   """
   x = jnp.where(mask, x, 0.0)
   largest = jnp.max(
     x, axis=axis, keepdims=True, initial=-jnp.inf, where=jnp.asarray(mask)
   )
-  # Where nothing counts there is no largest; NaN stays in x to be seen.
+  # -inf if all elements are masked. NaN stays in x, so that it is not hidden.
   largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
   return jnp.where(mask, x - jax.lax.stop_gradient(largest), 0.0)

@@ -1,4 +1,4 @@
-"""Metrics of generated text, and of one model against another.
+"""Metrics of generated text, and the win rate of one model over another.
 
 Plain Python and numpy. A metric of no examples is NaN.
 """
@@ -13,15 +13,15 @@ _ROUGE = ('rouge1', 'rouge2', 'rougeL')
 
 
 class WinRate(NamedTuple):
-  """How often scores beat those of a baseline.
+  """How often a model's scores beat a baseline's scores.
 
   Attributes:
-    wins: examples with the higher score.
-    ties: examples with equal scores.
-    losses: examples with the lower score.
+    wins: number of examples with a higher score than the baseline's.
+    ties: number of examples with equal scores.
+    losses: number of examples with a lower score.
     win_rate: (wins + ties/2) / examples, in [0, 1].
-    standard_error: of `win_rate`, from the sample variance of the outcomes
-      0, 1/2 and 1; NaN of fewer than two examples.
+    standard_error: standard error of `win_rate`, from the sample variance of
+      the outcomes 0, 1/2 and 1; NaN for fewer than two examples.
   """
 
   wins: int
@@ -34,18 +34,18 @@ class WinRate(NamedTuple):
 def exact_match(predictions: Sequence[str], targets: Sequence[str]) -> float:
   """Computes the share of predictions that equal their targets.
 
-  Runs of white space count as one space, and none at the ends, because a
-  SentencePiece vocabulary cannot write any other.
+  Runs of white space count as one space, and white space at the ends is
+  ignored, because a SentencePiece vocabulary does not preserve it.
 
   Args:
     predictions: texts.
-    targets: what each of them should be.
+    targets: the expected text of each prediction.
 
   Returns:
     The share in [0, 1].
 
   Raises:
-    ValueError: there are more of one than of the other.
+    ValueError: `predictions` and `targets` differ in length.
   """
   return _mean(
     [
@@ -60,18 +60,18 @@ def rouge(
 ) -> dict[str, float]:
   """Computes the mean F-measures of ROUGE-1, ROUGE-2 and ROUGE-L.
 
-  As the package `rouge_score` does without stemming: words are runs of a-z
-  and 0-9 in lower case; ROUGE-L takes a text as one sentence.
+  Uses the package `rouge_score` without stemming: words are runs of a-z and
+  0-9 in lower case; ROUGE-L treats a text as one sentence.
 
   Args:
     predictions: texts.
-    targets: the reference of each of them.
+    targets: the reference text of each prediction.
 
   Returns:
     `rouge1`, `rouge2` and `rougeL`, in [0, 1].
 
   Raises:
-    ValueError: there are more of one than of the other.
+    ValueError: `predictions` and `targets` differ in length.
   """
   # Imports nltk, which takes seconds.
   from rouge_score import rouge_scorer
@@ -88,14 +88,14 @@ def win_rate(
   scores: Float[np.ndarray, ' examples'],
   baseline_scores: Float[np.ndarray, ' examples'],
 ) -> WinRate:
-  """Compares scores of responses with those of a baseline's responses.
+  """Compares a model's scores with a baseline's scores on the same prompts.
 
-  A tie counts one half, so that a model against itself has win rate 1/2. A
-  NaN score makes the rate NaN, and is no win, tie or loss.
+  A tie counts one half, so a model has win rate 1/2 against itself. A NaN score
+  makes the rate NaN, and counts as neither win, tie nor loss.
 
   Args:
-    scores: [examples] of the model, on the same prompts as the baseline.
-    baseline_scores: [examples] of the baseline.
+    scores: [examples] scores of the model's responses.
+    baseline_scores: [examples] scores of the baseline's responses.
   """
   scores = np.asarray(scores, np.float64)
   baseline_scores = np.asarray(baseline_scores, np.float64)

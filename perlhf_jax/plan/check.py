@@ -1,9 +1,9 @@
 """Checks a command without starting it: `perlhf COMMAND --check`.
 
-Looked at are the arguments, the mesh and what it divides, checkpoints (without
-their weights), the first rows of the data, the files that are read and written,
-and what a device must hold at least. Launchers run it before they rent
-anything. What lies in a bucket that does not answer is skipped, and said.
+Checks the arguments, the mesh and the dimensions that it divides, checkpoints
+(without their weights), the first rows of the data, the files that the command
+reads and writes, and the least memory per device. Launchers run it before they
+rent machines. It skips paths in a bucket that does not answer, and says so.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +36,7 @@ from perlhf_jax.training import topologies
 
 _ROWS = 100
 _SPLITS = ('dataset', 'eval_dataset')
-# Arguments of `evaluate` that say what to read.
+# Arguments of `evaluate` that select the data.
 _DATASET_ARGUMENTS = (
   'mixture_or_task_name',
   'split',
@@ -56,18 +56,17 @@ def check(
   topology: str | None = None,
   num_devices: Annotated[int, checks.AtLeastOne] | None = None,
 ) -> None:
-  """Checks a call of a command's function, and prints what it finds.
+  """Checks a call of a command's function, and prints the results.
 
   Args:
-    function: of a stage, such as `train_sft.train_sft`.
+    function: the function of a stage, such as `train_sft.train_sft`.
     arguments: its keyword arguments.
-    topology: with --check: the slice of Cloud TPU that it is for, such as
-      v5e-16.
-    num_devices: with --check: the devices that it is for; by default those of
-      the slice, or of this machine.
+    topology: with --check: the Cloud TPU slice of the run, such as v5e-16.
+    num_devices: with --check: the number of devices of the run; by default that
+      of the slice, or of this machine.
 
   Raises:
-    UserError: something is wrong; all mistakes are listed.
+    UserError: something is wrong; lists all mistakes.
   """
   defaults = {
     name: parameter.default
@@ -76,7 +75,7 @@ def check(
   }
   values = {**defaults, **arguments}
   if topology is not None or num_devices is not None:
-    # An accelerator of this machine is not what is asked about.
+    # The check is not about an accelerator of this machine.
     jax.config.update('jax_platforms', 'cpu')
   report = check_report.Report()
   with report.part(), _quiet():
@@ -88,7 +87,7 @@ def check(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Hides what the parts of a run log as if it had begun."""
+  """Hides log messages of the parts of a run, since no run starts."""
   logger = logging.get_absl_logger()
   level = logger.level
   logger.setLevel('WARNING')
@@ -99,7 +98,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Check:
-  """One check: what it looks at, and what it has found out."""
+  """One check of a command: its inputs and its results."""
 
   def __init__(self, report, values, topology, num_devices):
     self._report = report
@@ -114,7 +113,7 @@ class _Check:
     self._config = self._vocabulary = None
 
   def run(self) -> None:
-    """Looks at everything; mistakes are collected."""
+    """Checks everything, and collects the mistakes."""
     for part in (
       self._check_mesh,
       self._check_outputs,
@@ -129,7 +128,7 @@ class _Check:
         part()
 
   def _get(self, *names: str) -> Any:
-    """Returns the value of the first argument that the command has."""
+    """Returns the value of the first of some arguments that the command has."""
     for name in names:
       if self._values.get(name) is not None:
         return self._values[name]
@@ -232,7 +231,7 @@ class _Check:
     return config, vocabulary
 
   def _check_checkpoints(self) -> None:
-    """Looks at checkpoints that are used as they are."""
+    """Checks checkpoints that are not trained further."""
     rewards, policy = self._get('rewards'), self._get('policy')
     if rewards is None and policy is not None:
       rewards = policy.rewards
@@ -279,7 +278,7 @@ class _Check:
           self._read_rows(dataset)
 
   def _check_evaluation(self) -> None:
-    """Looks at the data of `evaluate`, which the checkpoint may name."""
+    """Checks the data of `evaluate`, which the checkpoint may name."""
     path = self._values.get('checkpoint')
     if 'split' not in self._values or check_report.unreachable(path):
       return
@@ -313,7 +312,7 @@ class _Check:
     self._report.ok(what, f'{examples.kind}, first {len(examples)} rows read')
 
   def _check_lines(self) -> None:
-    """Looks at the lines that `score` and `generate` read."""
+    """Checks the lines that `score` and `generate` read."""
     path = self._get('input_path')
     if path is None or self._skips('input', path, reads=True):
       return
@@ -324,7 +323,7 @@ class _Check:
     self._report.ok('input', f'{path} has {len(rows)} lines')
 
   def _check_memory(self) -> None:
-    """Holds weights and optimizer states against what a device has."""
+    """Compares weights and optimizer states with the memory of a device."""
     if self._config is None or self._mesh is None:
       return
     needed = check_memory.held_bytes(self._config, self._values, self._mesh)
@@ -342,7 +341,7 @@ class _Check:
     self._report.ok('memory', f'{text}; activations come on top')
 
   def _skips(self, what: str, path: str | None, *, reads: bool = False) -> bool:
-    """Says that something cannot be looked at from here, if it cannot."""
+    """Returns whether a path cannot be checked from here, and reports it."""
     if reads:
       self._report.reads(path)
     reason = check_report.unreachable(path)
@@ -352,7 +351,7 @@ class _Check:
 
 
 def _check_writable(path: str) -> None:
-  """Refuses a folder that cannot be made or written to; makes none.
+  """Checks that a folder can be made or written, without making it.
 
   Raises:
     CheckpointError: it cannot.

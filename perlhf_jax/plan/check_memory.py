@@ -1,4 +1,4 @@
-"""What a device must hold at least, from shapes alone."""
+"""The least memory that a device needs, from shapes alone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,14 +25,13 @@ def held_bytes(
   arguments: Mapping[str, Any],
   mesh: partitioning.LogicalMesh,
 ) -> int:
-  """Returns the bytes of weights and optimizer states of a device.
+  """Returns the bytes per device of weights and optimizer states.
 
-  Reward models of reinforcement learning are left out: with LoRA they are
-  adapters, and small.
+  Omits the reward models of reinforcement learning, which are small with LoRA.
 
   Args:
     config: the model.
-    arguments: of a stage.
+    arguments: the arguments of a stage.
     mesh: the mesh, of devices or abstract.
   """
   start = loaded_model.LoadedModel(config)
@@ -84,11 +83,12 @@ def _optimizer_bytes(tree, shardings, config, mesh) -> int:
 def free_bytes(
   topology: topologies.Topology | None, num_devices: int
 ) -> tuple[int | None, str]:
-  """Returns what a device has free, and of what machine that is said.
+  """Returns the free bytes of a device, and the name of its machine.
 
   Args:
     topology: the slice; None for this machine.
-    num_devices: of the run; this machine answers only for its own.
+    num_devices: number of devices of the run; for another number than this
+      machine's, the bytes are unknown.
   """
   if topology is not None:
     return topology.memory_bytes, f'of {topology.name}'

@@ -1,4 +1,4 @@
-"""What a check has found, line by line."""
+"""The report of a check, line by line."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -9,23 +9,23 @@ from etils import epath
 
 from perlhf_jax.core import errors
 
-# Clients of buckets try again for minutes where there is no network.
+# Without a network, clients of buckets retry for minutes.
 _REMOTE_SECONDS = 20
 
 
 class Report:
-  """Prints what was checked, and collects what is wrong."""
+  """Prints results of checks, and collects mistakes."""
 
   def __init__(self, say: Callable[[str], None] = print):
     self._say = say
     self._problems: list[str] = []
 
   def ok(self, what: str, text: str) -> None:
-    """Prints something that is as it should be."""
+    """Prints a check that passed."""
     self._say(f'ok       {what}: {text}')
 
   def skipped(self, what: str, reason: str) -> None:
-    """Prints something that could not be checked here."""
+    """Prints a check that is not possible here."""
     self._say(f'skipped  {what}: {reason}')
 
   def writes(self, path: str) -> None:
@@ -38,7 +38,7 @@ class Report:
 
   @contextlib.contextmanager
   def part(self) -> Iterator[None]:
-    """Collects the mistake that ends a block, so that others are found too."""
+    """Collects an error that ends the block, so that later checks still run."""
     try:
       yield
     except errors.UserError as error:
@@ -50,7 +50,7 @@ class Report:
     """Ends the check.
 
     Raises:
-      ConfigError: lists all that is wrong.
+      ConfigError: there are mistakes; the message lists all.
     """
     if len(self._problems) == 1:
       raise errors.ConfigError(self._problems[0])
@@ -61,7 +61,7 @@ class Report:
 
 
 def unreachable(path: str | None) -> str | None:
-  """Says why a path cannot be looked at from here; None if it can.
+  """Returns why a path cannot be reached from here; None if it can.
 
   Args:
     path: local, or an address such as `gs://bucket/folder`, or None.
@@ -73,11 +73,11 @@ def unreachable(path: str | None) -> str | None:
   def ask():
     try:
       answer.append(epath.Path(path).exists())
-    # Every file system has exception classes of its own.
+    # Every file system has its own exception classes.
     except Exception as error:
       answer.append(f'{type(error).__name__}: {error}')
 
-  # A daemon: a client that still waits does not keep the process.
+  # A daemon thread: a client that still waits does not keep the process alive.
   thread = threading.Thread(target=ask, daemon=True)
   thread.start()
   thread.join(_REMOTE_SECONDS)

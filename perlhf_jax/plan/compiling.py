@@ -1,4 +1,4 @@
-"""Compiles a program for devices that are not here; says what it needs."""
+"""Compiles a program for devices that are not here, and returns its memory."""
 
 from collections.abc import Mapping
 import re
@@ -9,9 +9,9 @@ import jax
 
 from perlhf_jax.plan import programs as programs_lib
 
-# What may be given to `compile_program`. libtpu's O0, which it takes by number,
-# leaves out passes that make programs fast, and says much the same about memory
-# in a fifth of the time.
+# Compiler options by level. libtpu's O0, which it takes by number, skips passes
+# that make programs fast. It gives nearly the same memory in a fifth of the
+# time.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
   'cheap': {'optimization_level': 9},
   'default': {},
@@ -32,24 +32,24 @@ def compile_program(
   limit_bytes: int,
   options: Mapping[str, Any],
 ) -> Row:
-  """Compiles a program and reads the compiler's account of memory.
+  """Compiles a program and reads the compiler's memory analysis.
 
-  A device has to hold `peak_bytes`, arguments included, and `held_bytes`
-  beside. `temp_bytes` can be more than the temporaries of one moment, so that
-  with the arguments they may exceed the limit where the peak does not: such a
-  row is `doubtful`, since nothing here has run on a TPU.
+  A device must hold `peak_bytes`, which include arguments, plus `held_bytes`.
+  `temp_bytes` can exceed the temporaries of any one moment. So arguments,
+  temporaries and held bytes may exceed the limit although the peak does not.
+  Such a row is `doubtful`, since nothing here has run on a TPU.
 
   Args:
     program: the program.
-    limit_bytes: what it may use of a device.
-    options: the compiler's, of `OPTIONS`.
+    limit_bytes: memory of a device that it may use.
+    options: compiler options from `OPTIONS`.
 
   Returns:
-    `program`, `argument_bytes`, `expected_argument_bytes` (added up from
-    shapes), `temp_bytes`, `peak_bytes`, `held_bytes` (weights and optimizer
-    states that wait for other programs), `limit_bytes`, `fits`, `doubtful`
-    and `compile_seconds`. Of a program that the compiler refused, the peak is
-    what it says of it, and temporaries are None.
+    `program`, `argument_bytes`, `expected_argument_bytes` (summed from shapes),
+    `temp_bytes`, `peak_bytes`, `held_bytes` (weights and optimizer states that
+    wait for other programs), `limit_bytes`, `fits`, `doubtful` and
+    `compile_seconds`. If the compiler refused the program, the peak is from its
+    error message, and `temp_bytes` is None.
   """
   start = time.perf_counter()
   lowered = program.lower()
@@ -84,10 +84,10 @@ def compile_program(
 
 
 def bytes_needed(message: str) -> int | None:
-  """Reads from an error how much memory a program asked for.
+  """Reads the memory that a program needs from a compiler error.
 
   Args:
-    message: of the compiler.
+    message: message of the error.
 
   Returns:
     Bytes, or None if it is another error.

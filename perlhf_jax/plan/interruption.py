@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM in the middle of a compilation, which may take minutes.
+"""Handles Ctrl-C and SIGTERM during a compilation, which may take minutes.
 
-Python hears of a signal when the compiler returns, and libtpu answers SIGTERM
-by printing its stack. A thread of ours hears at once instead.
+Python handles a signal only when the compiler returns, and libtpu answers
+SIGTERM by printing its stack. A thread of this module reacts at once.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,12 +20,12 @@ _STDERR = 2
 def ends_quietly(found: Callable[[], str]) -> Iterator[None]:
   """Ends the process at a signal, with one line on stderr.
 
-  The exit code is 130 after Ctrl-C and 143 after SIGTERM. Whatever is to
-  outlive the process must have been written before: nothing is cleaned up.
-  Outside of the main thread, which alone may listen, it does nothing.
+  The exit code is 130 after Ctrl-C and 143 after SIGTERM. There is no clean-up,
+  so results must be on disk already. Outside the main thread, where Python
+  allows no signal handlers, it does nothing.
 
   Args:
-    found: says, when it is asked, what is there already.
+    found: returns a text about the results so far.
   """
   if not sigterm.is_main_thread():
     yield
@@ -33,7 +33,7 @@ def ends_quietly(found: Callable[[], str]) -> Iterator[None]:
   reading, writing = os.pipe()
   os.set_blocking(writing, False)
   wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-  # The byte that a signal writes here is read by the thread, at once.
+  # A signal writes a byte here, which the thread reads at once.
   handlers = {each: signal.signal(each, lambda *_: None) for each in _SIGNALS}
   threading.Thread(
     target=_listen, args=[reading, found], name='signals', daemon=True
@@ -48,10 +48,10 @@ def ends_quietly(found: Callable[[], str]) -> Iterator[None]:
 
 
 def _listen(reading: int, found: Callable[[], str]) -> None:
-  """Waits for a signal; ends when the other end is closed."""
+  """Waits for a signal; ends when the other end of the pipe is closed."""
   with os.fdopen(reading, 'rb', buffering=0) as signals:
     while received := signals.read(1):
       if received[0] in _SIGNALS:
-        # Not by print: the main thread may hold the lock of a stream.
+        # Not with print: the main thread may hold the stream's lock.
         os.write(_STDERR, f'perlhf: interrupted; {found()}\n'.encode())
         os._exit(128 + received[0])

@@ -1,8 +1,8 @@
-"""Says which TPU slice a run fits, before one is rented.
+"""Finds the TPU slice that a run fits, before one is rented.
 
-Compiles every program of a run for slices that are not here and tabulates
-what a device needs, for LoRA and for full tuning. Needs libtpu, and neither
-data nor weights: only shapes are computed.
+Compiles every program of a run for slices that are not here, and tabulates the
+memory per device, for LoRA and full tuning. Needs libtpu, but neither data nor
+weights, because it works with shapes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,43 +52,43 @@ def plan(
 ) -> list[compiling.Row]:
   """Compiles the programs of a run for TPU slices, and prints a table.
 
-  A row is printed, and kept in `output`, as soon as its program is compiled:
-  what is interrupted goes on from there when it is started again. Of each
-  program full tuning comes first, so that the row of LoRA says how the two
-  compare.
+  A row is printed, and kept in `output`, as soon as its program is compiled. An
+  interrupted plan resumes from there when it is started again. For each program
+  full tuning comes first, so that the row of LoRA can compare the two.
 
   Args:
-    topology: slices of Cloud TPU, with commas between; 2xv5e-16 is two in one
-      run. To search for a slice, generations such as v5e too.
+    topology: slices of Cloud TPU, separated by commas; 2xv5e-16 is two in one
+      run; to search for a slice, also generations such as v5e.
     algorithm: Reinforce, Rloo, Grpo or Ppo.
-    lora: the adapters that are held against full tuning.
-    optimizer: of every model that is trained.
-    task_feature_lengths: tokens of `inputs` and `targets` at most.
-    batch_size: prompts of an iteration, and pairs of a reward step.
-    num_samples: responses of each prompt.
-    accumulation_steps: parts in which an update is differentiated.
-    rollout_parts: parts in which a batch is sampled.
-    temperature: of the sampling, above 0.
+    lora: the adapters to compare with full tuning.
+    optimizer: optimizer of every trained model.
+    task_feature_lengths: maximum tokens of `inputs` and `targets`.
+    batch_size: prompts per iteration, and pairs per reward step.
+    num_samples: responses per prompt.
+    accumulation_steps: number of parts of an update that are differentiated one
+      after the other.
+    rollout_parts: number of parts of a batch that are sampled one after the
+      other.
+    temperature: temperature of the sampling, above 0.
     model: architecture.
-    partitioner: how the model and batches are split among devices.
+    partitioner: how to shard the model and batches over devices.
     tunings: `lora`, `full`, or a tuple of them.
     search: batch_size: the largest batch that fits; topology: the smallest
       slice of each generation; by default neither.
     level: how much the compiler optimizes, `cheap` or `default`.
-    output: a JSON file, kept after every row; the same command goes on from it,
-      if the setting and the libraries are the same. While this runs it has the
-      rows of a search too.
+    output: a JSON file, written after every row; the same command resumes from
+      it, if the setting and the libraries are the same; during a search it also
+      has the rows of the search.
 
   Returns:
-    What the file holds at the end: a row a program, of
-    `compiling.compile_program`, with `tuning`, `topology`, `batch_size`
-    and `fingerprint`.
+    The content of the file at the end: one row per program, from
+    `compiling.compile_program`, with `tuning`, `topology`, `batch_size` and
+    `fingerprint`.
 
   Raises:
-    UserError: any input that cannot be used; raised before anything is
-      compiled.
+    UserError: an input cannot be used; raised before anything is compiled.
   """
-  # A TPU of this machine, if it has one, is not what is asked about.
+  # The plan is not about a TPU of this machine.
   jax.config.update('jax_platforms', 'cpu')
   if model is None:
     raise errors.ConfigError('No model: give a gin/models/*.gin file.')
@@ -144,9 +144,9 @@ def _place(
   settings: Sequence[programs_lib.Setting],
   search: str | None,
 ) -> Iterator[Sequence[slices_lib.Placed]]:
-  """Checks names and batch sizes, and gives what is to be compiled together.
+  """Checks names and batch sizes, and yields settings to compile together.
 
-  A search compiles too, when its result is asked for.
+  A search also compiles, when the iterator reaches its result.
   """
   if search == TOPOLOGY:
     families = list(dict.fromkeys(map(topologies.family, names)))

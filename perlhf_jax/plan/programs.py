@@ -34,7 +34,7 @@ SCORING = 'rl_scoring'
 UPDATE = 'rl_update'
 PROGRAMS = (REWARD_STEP, ROLLOUT, SCORING, UPDATE)
 
-# Memory depends on none of these.
+# Memory does not depend on these.
 _SEED = 0
 _TRAIN_STEPS = 1_000_000
 _KL_BETA = 0.05
@@ -44,19 +44,21 @@ _OUTPUT_LAYER = 'logits_dense/kernel'
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What is to be run.
+  """The setting of a run.
 
   Attributes:
     model: the architecture.
     lora: adapters; None for full tuning.
-    optimizer: of every model that is trained.
-    algorithm: of reinforcement learning.
+    optimizer: optimizer of every trained model.
+    algorithm: the RL algorithm.
     task_feature_lengths: tokens of `inputs` and `targets`.
-    batch_size: pairs of a reward step, and prompts of an iteration.
-    num_samples: responses of each prompt.
-    accumulation_steps: parts in which an update is differentiated.
-    rollout_parts: parts in which a batch is sampled.
-    temperature: of the sampling.
+    batch_size: pairs per reward step, and prompts per iteration.
+    num_samples: responses per prompt.
+    accumulation_steps: number of parts of an update that are differentiated one
+      after the other.
+    rollout_parts: number of parts of a batch that are sampled one after the
+      other.
+    temperature: temperature of the sampling.
   """
 
   model: t5_config.T5Config
@@ -83,7 +85,7 @@ class Setting:
     partitioning.check_parts(self.batch_size, mesh, self.rollout_parts)
 
   def batch_multiple(self, mesh: partitioning.LogicalMesh) -> int:
-    """Returns the number of which every batch size is a multiple."""
+    """Returns the number that must divide every batch size."""
     shards = math.prod(mesh.shape[axis] for axis in partitioning.BATCH_AXES)
     updates = self.accumulation_steps * self.algorithm.minibatches
     return shards * math.lcm(updates, self.rollout_parts)
@@ -91,14 +93,14 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A program, and what a device holds while it runs.
+  """A program, and the bytes that a device holds while it runs.
 
   Attributes:
     name: one of `PROGRAMS`.
     lower: lowers it.
-    argument_bytes: of a device, added up from the shapes of what it reads.
-    resident_bytes: of a device, its arguments and the weights and optimizer
-      states that wait for the other programs.
+    argument_bytes: bytes per device, summed from the shapes that it reads.
+    resident_bytes: bytes per device of its arguments, and of the weights and
+      optimizer states that wait for the other programs.
   """
 
   name: str
@@ -113,8 +115,8 @@ def make_programs(
   """Yields the programs of a reward model's training and of RL.
 
   Args:
-    setting: what is run.
-    mesh: of devices that need not be here.
+    setting: the setting.
+    mesh: a mesh whose devices need not be here.
 
   Raises:
     ConfigError: the mesh does not divide a dimension of the model.
@@ -124,7 +126,7 @@ def make_programs(
 
 
 def device_bytes(tree: Any) -> int:
-  """Adds up what a device holds of a tree of sharded shapes."""
+  """Returns the bytes per device of a tree of sharded shapes."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)
@@ -234,7 +236,7 @@ def _policy_programs(setting, mesh) -> Iterator[Program]:
     value = None
   assessment = step.rollout.assessment.lower(value, roles.frozen, samples)
   read, read_samples = backbone, samples
-  if samples.encoding is not None:  # All roles share it, tuned alike.
+  if samples.encoding is not None:  # All roles are tuned alike and share it.
     read_backbone, read = map(_decoder_alone, (read_backbone, read))
     read_samples = samples.replace(prompts=None)
   yield Program(
@@ -277,7 +279,7 @@ def _created(steps, trainable) -> Any:
 
 
 def _with_reward_model(roles, setting, mesh) -> roles_lib.Roles:
-  """Adds a reward model that is tuned as the policy is."""
+  """Adds a reward model with the same tuning as the policy."""
   model = roles.models.policy
 
   def init():
@@ -301,21 +303,21 @@ def _with_reward_model(roles, setting, mesh) -> roles_lib.Roles:
 
 
 def _rest(backbone: Mapping[str, Any], role: Mapping[str, Any]) -> Any:
-  """Returns what a role reads of a backbone, for it has not its own."""
+  """Returns the backbone parameters that a role shares."""
   own = tree_paths.flatten(role)
   flat = tree_paths.flatten(backbone)
   return {path: leaf for path, leaf in flat.items() if path not in own}
 
 
 def _decoder_alone(backbone: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what of a backbone is read once prompts are encoded."""
+  """Returns the backbone parameters that are read after encoding prompts."""
   flat = tree_paths.flatten(backbone)
   parts = 'params/decoder/', 'params/token_embedder/'
   return {path: leaf for path, leaf in flat.items() if path.startswith(parts)}
 
 
 def _abstract_batch(setting, batch, mesh) -> dict[str, Any]:
-  """Returns the shapes of a batch like a given one, images included."""
+  """Returns the shapes of a full batch from a one-row batch, plus images."""
   sharding, rows = partitioning.batch_sharding(mesh), setting.batch_size
   if (side := setting.model.image_size) is not None:
     count = setting.task_feature_lengths.get('images', 1)
@@ -333,7 +335,7 @@ def _abstract_batch(setting, batch, mesh) -> dict[str, Any]:
 
 
 def _split_by_rows(shapes: Any, mesh) -> Any:
-  """Returns shapes of samples as they lie on the mesh."""
+  """Returns the shapes of samples, with rows sharded over the mesh."""
   rows = partitioning.batch_sharding(mesh)
   return partitioning.abstract_arrays(
     shapes, jax.tree.map(lambda _: rows, shapes)
@@ -341,7 +343,7 @@ def _split_by_rows(shapes: Any, mesh) -> Any:
 
 
 def _without_output_layer(tree: Any) -> Any:
-  """Leaves out what models with a scalar head do not read."""
+  """Drops the output layer, which models with a scalar head do not read."""
   if isinstance(tree, tuple):
     return tuple(map(_without_output_layer, tree))
   flat = tree_paths.flatten(tree or {})

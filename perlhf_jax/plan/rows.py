@@ -1,4 +1,4 @@
-"""The rows of a plan, kept in a file as they come, and taken from it again."""
+"""The rows of a plan, written to a file at once and read again later."""
 
 from collections.abc import Mapping, Sequence
 import hashlib
@@ -16,11 +16,11 @@ from perlhf_jax.plan import programs as programs_lib
 from perlhf_jax.stages import line_files
 from perlhf_jax.training import partitioning
 
-# What a row is of: topology, tuning, batch size and program.
+# The key of a row: topology, tuning, batch size and program.
 Key = tuple[str, str, int, str]
 _KEY_FIELDS = ('topology', 'tuning', 'batch_size', 'program')
 _FINGERPRINT = 'fingerprint'
-# What else the compiler reads.
+# Environment variables that the compiler reads.
 _ENVIRONMENT = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')
 
 
@@ -29,15 +29,15 @@ def fingerprint(
   partitioner: partitioning.Partitioner,
   options: Mapping[str, Any],
 ) -> str:
-  """Identifies all that a row depends on beside its key.
+  """Returns a digest of everything that a row depends on, except its key.
 
   Args:
-    setting: its batch size does not count.
-    partitioner: how models and batches are split.
-    options: the compiler's.
+    setting: the setting; its batch size does not count.
+    partitioner: how to shard models and batches.
+    options: the compiler options.
 
   Returns:
-    16 hexadecimal digits, other ones for other versions of the libraries too.
+    16 hexadecimal digits, which also depend on the versions of the libraries.
   """
   fields = {**vars(setting), 'batch_size': None}
   parts = [
@@ -49,19 +49,19 @@ def fingerprint(
 
 
 class Rows:
-  """Rows by what they are of; a file has all of them after each."""
+  """Rows by key; a file is rewritten with all rows after each new one."""
 
   def __init__(
     self, path: str | None = None, fingerprints: Mapping[str, str] | None = None
   ):
-    """Takes over the rows of a file that are of the same setting.
+    """Reads the rows of a file that have the same setting.
 
     Args:
-      path: the JSON file; None for none.
-      fingerprints: of the settings, by their tuning.
+      path: the JSON file; None for no file.
+      fingerprints: fingerprints of the settings, by tuning.
 
     Raises:
-      ConfigError: the file cannot be written, or holds something else.
+      ConfigError: the file cannot be written, or holds other content.
     """
     self._path = path
     self._fingerprints = fingerprints or {}
@@ -71,7 +71,7 @@ class Rows:
       self._take_over(path)
 
   def get(self, key: Key) -> compiling.Row | None:
-    """Returns the row if it is there."""
+    """Returns a row, or None if it is missing."""
     return self._rows.get(key)
 
   def add(self, row: compiling.Row) -> compiling.Row:
@@ -82,11 +82,11 @@ class Rows:
     return row
 
   def finish(self, rows: Sequence[compiling.Row]) -> None:
-    """Leaves in the file the rows of the answer, without those of a search."""
+    """Writes only the final rows to the file, without the rows of a search."""
     self._write(rows)
 
   def summary(self) -> str:
-    """Says what an interruption leaves."""
+    """Returns a text about the rows that remain after an interruption."""
     if not self._rows:
       return 'no program was compiled yet.'
     rows = f'{len(self._rows)} rows are there'

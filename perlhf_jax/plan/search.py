@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 
-# Beyond it nobody trains, and the compiler may never say no to a tiny model.
+# An upper bound of the search, since a tiny model may fit at every size.
 _MOST_STEPS = 2**14
 
 
 def largest(fits: Callable[[int], bool], step: int) -> int | None:
   """Finds the largest multiple of `step` that fits.
 
-  Sizes are doubled until one does not fit, and the gap is then halved.
+  Doubles the size until it does not fit, then halves the gap.
 
   Args:
-    fits: says of a size whether it fits, given that larger ones do not where
-      smaller ones do not.
+    fits: returns whether a size fits; above a size that does not fit, none may
+      fit.
     step: the smallest size.
 
   Returns:

@@ -1,4 +1,4 @@
-"""Settings on slices: what each needs, and the most or least that fits."""
+"""Plans settings on slices, and finds the largest batch or smallest slice."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
@@ -15,7 +15,7 @@ from perlhf_jax.plan import search as search_lib
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import topologies
 
-# Where a setting is to run.
+# A slice, and the setting to run on it.
 Placed = tuple[topologies.Topology, programs_lib.Setting]
 
 
@@ -31,9 +31,9 @@ class Planner:
     """Makes a planner.
 
     Args:
-      partitioner: how models and batches are split.
-      options: the compiler's.
-      rows: those that are there already, and where new ones go.
+      partitioner: how to shard models and batches.
+      options: the compiler options.
+      rows: existing rows; new rows are added to them.
     """
     self._partitioner = partitioner
     self._options = options
@@ -44,8 +44,8 @@ class Planner:
     """Returns the mesh of a slice.
 
     Raises:
-      ConfigError: it has another number of devices than the mesh, or there is
-        no libtpu.
+      ConfigError: the slice does not have as many devices as the mesh, or
+        libtpu is missing.
     """
     if topology not in self._meshes:
       with sigterm.kept():
@@ -54,10 +54,11 @@ class Planner:
     return self._meshes[topology]
 
   def rows(self, several: Sequence[Placed]) -> Iterator[compiling.Row]:
-    """Yields the rows of settings as they are compiled.
+    """Yields the rows of settings as soon as they are compiled.
 
     Args:
-      several: the settings, whose rows of each program follow each other.
+      several: the settings; the rows of one program for all settings come
+        together.
     """
     programs = [
       programs_lib.make_programs(setting, self.mesh(topology))
@@ -68,13 +69,13 @@ class Planner:
         yield self._row(placed, program)
 
   def fits(self, placed: Placed) -> bool:
-    """Says whether all programs fit; compiles up to the first that does not."""
+    """Returns whether all programs fit; stops at the first that does not."""
     topology, setting = placed
     programs = programs_lib.make_programs(setting, self.mesh(topology))
-    # From the last: where one does not fit, it is most often the update.
+    # Starts with the last program, the update, which most often does not fit.
     for program in reversed(list(programs)):
       if (
-        # Not even what lies there before it starts.
+        # Not even the arguments and waiting weights fit.
         program.resident_bytes > topology.memory_bytes
         or not self._row(placed, program)['fits']
       ):
@@ -84,9 +85,9 @@ class Planner:
     return True
 
   def with_largest_batch(self, placed: Placed) -> Placed:
-    """Returns a setting with the largest batch of which all programs fit.
+    """Returns a setting with the largest batch for which all programs fit.
 
-    Where not even the smallest does, that is the one.
+    If no batch fits, returns the setting with the smallest batch.
     """
     topology, setting = placed
 
@@ -102,14 +103,14 @@ class Planner:
   ) -> Placed:
     """Returns a setting on the first slice on which all programs fit.
 
-    Where they do on none, it is the largest that divides the batch.
+    If none fits, returns the largest slice that divides the batch.
 
     Args:
       family: slices of a generation, the smallest first.
       setting: the setting.
 
     Raises:
-      ConfigError: none of them divides the batch.
+      ConfigError: no slice divides the batch.
     """
     possible = [each for each in family if self._takes(each, setting)]
     if not possible:

@@ -1,4 +1,4 @@
-"""What programs need of a device, as a table for people, line by line."""
+"""The memory per device of programs as a table, line by line."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ _COLUMNS = (
   *('held', 'limit', 'fits', 'of full', 'compile s'),
 )
 _WIDTHS = (12, 7, 6, 10, 12, 9, 9, 9, 6, 8, 10)
-_LEFT = 2  # Columns of words.
+_LEFT = 2  # Left-aligned columns, which hold words.
 
 _NOTE = """\
 MiB a device. peak: of the program, its arguments included. held: weights and
@@ -22,16 +22,16 @@ compiler lets pass because they do not all live at once. Untried on a TPU."""
 
 
 class Table:
-  """Turns rows into lines, in the order in which they come."""
+  """Formats rows as lines, in the order of the calls."""
 
   def __init__(self):
     self._rows: list[compiling.Row] = []
 
   def head(self, setting: programs_lib.Setting) -> str:
-    """Returns what stands above all rows.
+    """Returns the text above all rows.
 
     Args:
-      setting: what is common to all of them.
+      setting: the common setting of all rows.
     """
     lengths = setting.task_feature_lengths
     return (
@@ -42,9 +42,9 @@ class Table:
     )
 
   def add(self, row: compiling.Row) -> str:
-    """Returns the line of a row, below a heading if its slice is a new one.
+    """Returns the line of a row, below a heading if its slice is new.
 
-    A row of LoRA is compared with full tuning if that has come before it.
+    A row of LoRA is compared with full tuning if that row came before.
     """
     lines = []
     if not self._rows or self._rows[-1]['topology'] != row['topology']:
@@ -54,12 +54,12 @@ class Table:
     return '\n'.join(lines)
 
   def foot(self) -> str | None:
-    """Returns what stands below all rows, if anything."""
+    """Returns the text below all rows, if any."""
     return _DOUBTFUL if any(row['doubtful'] for row in self._rows) else None
 
 
 def needed_bytes(row: compiling.Row) -> int:
-  """Returns what a device must have while a program runs."""
+  """Returns the memory per device while a program runs."""
   return row['peak_bytes'] + row['held_bytes']
 
 

@@ -9,27 +9,27 @@ from absl import logging
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 
-# How many standard errors below zero a KL is no longer noise, and how many
-# nats are rounding whatever the standard error says.
+# A KL below -(_NOISE standard errors + _ROUNDING nats) raises an alarm.
 _NOISE = 3.0
 _ROUNDING = 1e-3
 
 
 @dataclasses.dataclass
 class Alarms:
-  """Looks at the metrics of a run once a log period.
+  """Checks the metrics of a run once per log period.
 
-  An alarm that goes off is logged, and then kept quiet for some checks. It
-  changes nothing in the run; only updates skipped one after the other end it.
+  An alarm logs a warning, and then stays quiet for some checks. Alarms do not
+  change the run, except that too many skipped updates in a row end it.
 
   Attributes:
-    ratio_tolerance: by how much the ratio may differ from 1 in the first
-      minibatch of a rollout; bfloat16 needs about 0.05.
-    least_entropy: nats a token below which a policy counts as collapsed.
-    most_truncated: share of responses cut off at the length limit from which
-      on the policy counts as unable to stop.
-    max_skipped_in_a_row: skipped updates after which the run stops.
-    repeat_after: checks from one warning to the next of the same kind.
+    ratio_tolerance: how much the ratio may differ from 1 in the first minibatch
+      of a rollout; bfloat16 needs about 0.05.
+    least_entropy: a policy below this entropy, in nats per token, counts as
+      collapsed.
+    most_truncated: share of responses cut off at the length limit at which the
+      policy counts as unable to stop.
+    max_skipped_in_a_row: consecutive skipped updates after which the run stops.
+    repeat_after: checks between two warnings of the same kind.
   """
 
   ratio_tolerance: Annotated[float, checks.NotNegative] = 1e-3
@@ -48,19 +48,19 @@ class Alarms:
     checks.check_fields(self)
 
   def check(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-    """Warns of whatever is wrong.
+    """Logs a warning for each problem that the metrics show.
 
     Args:
-      step: for the messages.
-      metrics: `kl`, nats a response, and `kl_standard_error`;
+      step: the step, for the messages.
+      metrics: `kl`, nats per response, and `kl_standard_error`;
         `ratio_deviation`, mean |ratio - 1| in the first minibatch; `entropy`,
-        nats a token; `truncated`, share of responses without EOS; `skipped`,
+        nats per token; `truncated`, share of responses without EOS; `skipped`,
         updates skipped since the run began, and `skipped_in_a_row`; where
         scores are normalised, `outliers`, scores of this step that were cut.
         A metric that is NaN raises no alarm.
 
     Returns:
-      The alarms that went off, warned of or kept quiet, by name.
+      The names of the alarms that went off, including the quiet ones.
 
     Raises:
       UserError: too many updates were skipped in a row.

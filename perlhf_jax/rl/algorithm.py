@@ -1,7 +1,7 @@
-"""What an algorithm of reinforcement learning is: two functions of arrays.
+"""The interface of RL algorithms: two functions of arrays.
 
 All arrays are `[batch, responses, length]`, or `[batch, responses]` for one
-number a response. An algorithm never sees a model.
+number per response. An algorithm never sees a model.
 """
 
 from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
@@ -17,23 +17,22 @@ from perlhf_jax.core import typing
 from perlhf_jax.objectives import kl as kl_lib
 from perlhf_jax.training import train_step
 
-# β, the weight of the KL against the score, as the user gives it.
+# β, the weight of the KL against the score.
 KlBeta = Annotated[float, checks.Fraction]
 
 
 class Episodes(NamedTuple):
-  """What a rollout has seen; constant during the updates made from it.
+  """The data of a rollout; constant during the updates made from it.
 
-  Responses whose mask is false throughout fill up the batch and count for
-  nothing.
+  A response whose mask is all false is padding of the batch and is ignored.
 
   Attributes:
     mask: bool `[batch, responses, length]`, true up to and including EOS.
-    logprobs: float32, of the policy that sampled, in nats.
-    ref_logprobs: the same of the reference.
-    values: float32, the value before each token is chosen, when the rollout
-      was made; None without a value model.
-    scores: float32 `[batch, responses]`, shaped already (`rl/rewards.py`).
+    logprobs: float32, log-probabilities under the policy that sampled, in nats.
+    ref_logprobs: float32, log-probabilities under the reference.
+    values: float32, the value before each token is chosen, computed by the
+      value model of the rollout; None without a value model.
+    scores: float32 `[batch, responses]`, already shaped (`rl/rewards.py`).
   """
 
   mask: Bool[typing.Array, 'batch responses length']
@@ -44,11 +43,11 @@ class Episodes(NamedTuple):
 
 
 class Targets(NamedTuple):
-  """What the updates from a rollout aim at; 0 at masked positions.
+  """The targets of the updates from a rollout; 0 at masked positions.
 
   Attributes:
     advantages: float32 `[batch, responses, length]`.
-    returns: what the value should have been; None without a value model.
+    returns: the targets of the value model; None without a value model.
   """
 
   advantages: Float[typing.Array, 'batch responses length']
@@ -56,11 +55,11 @@ class Targets(NamedTuple):
 
 
 class Outputs(NamedTuple):
-  """What the models being trained say of the sampled tokens.
+  """The outputs of the trained models for the sampled tokens.
 
   Attributes:
-    logprobs: float32 `[batch, responses, length]` of the current policy.
-    values: the same of the current value model, None without one.
+    logprobs: float32 `[batch, responses, length]`, from the current policy.
+    values: likewise, from the current value model; None without one.
   """
 
   logprobs: Float[typing.Array, 'batch responses length']
@@ -78,28 +77,28 @@ class Algorithm(Protocol):
 
   @property
   def min_samples(self) -> int:
-    """Responses that each prompt needs."""
+    """The smallest number of responses per prompt."""
     ...
 
   @property
   def epochs(self) -> int:
-    """Passes over each rollout."""
+    """The number of passes over each rollout."""
     ...
 
   @property
   def minibatches(self) -> int:
-    """Updates in a pass; whole prompts are kept together."""
+    """The number of updates per pass; a prompt's responses stay together."""
     ...
 
   @property
   def kl_estimator(self) -> str:
-    """'k1' or 'k3': the estimate that is trained on, hence to be logged."""
+    """'k1' or 'k3': the KL estimate in the loss, which is also logged."""
     ...
 
   def targets(
     self, episodes: Episodes, kl_beta: Float[typing.Array, ''] | float
   ) -> Targets:
-    """Computes what to aim at, once a rollout and over its whole batch."""
+    """Computes the targets, once per rollout and over its whole batch."""
     ...
 
   def loss(
@@ -111,14 +110,14 @@ class Algorithm(Protocol):
   ) -> train_step.LossOutput:
     """Computes the loss of a minibatch, as sums.
 
-    The models are differentiated one after the other (`rl/gradients.py`), so
-    its gradient by `outputs.values` must not depend on `outputs.logprobs`: a
-    loss of the policy and a loss of the values, added up.
+    The loss must be a policy loss plus a value loss: the models are
+    differentiated one after the other (`rl/gradients.py`), so its gradient with
+    respect to `outputs.values` must not depend on `outputs.logprobs`.
     """
     ...
 
 
-# What `Algorithm` declares, for messages.
+# The members of `Algorithm`, for messages.
 _MEMBERS = {
   'needs_value': 'True or False',
   'min_samples': 'a whole number',
@@ -142,27 +141,27 @@ def token_kl(
 def has_tokens(
   mask: Bool[typing.Array, 'batch responses length'],
 ) -> Bool[jax.Array, 'batch responses']:
-  """Marks the responses that are no padding of the batch."""
+  """Marks the responses that are not padding of the batch."""
   return jnp.any(mask, axis=-1)
 
 
 def num_responses(
   mask: Bool[typing.Array, 'batch responses length'],
 ) -> Float[jax.Array, '']:
-  """Counts the responses that are no padding of the batch."""
+  """Counts the responses that are not padding of the batch."""
   return jnp.sum(has_tokens(mask), dtype=jnp.float32)
 
 
 def without_padding(
   tree: Any, mask: Bool[typing.Array, 'batch responses length']
 ) -> Any:
-  """Puts 0 wherever `mask` is false.
+  """Sets arrays to 0 wherever `mask` is false.
 
-  To be done before anything is computed of the arrays: what stands at masked
-  positions, NaN included, then reaches neither the loss nor its gradient.
+  Call it before any computation with the arrays. Then values at masked
+  positions, NaN included, reach neither the loss nor its gradient.
 
   Args:
-    tree: arrays of the shape of `mask`, or `[batch, responses]`.
+    tree: arrays with the shape of `mask`, or `[batch, responses]`.
     mask: `[batch, responses, length]`.
   """
 
@@ -176,10 +175,10 @@ def without_padding(
 def ratio_deviation(
   outputs: Outputs, episodes: Episodes
 ) -> Float[jax.Array, 'batch responses length']:
-  """Computes |ratio - 1| of current and rollout policy, for reporting.
+  """Computes |ratio - 1| of the current and the rollout policy, for metrics.
 
-  It is 0 in the first update of a rollout; anything else means that the two
-  were not computed alike.
+  It must be 0 in the first update of a rollout. Otherwise the two passes
+  compute the log-probabilities differently.
   """
   ratio = kl_lib.probability_ratio(outputs.logprobs, episodes.logprobs)
   return jax.lax.stop_gradient(jnp.abs(ratio - 1.0))
@@ -189,7 +188,7 @@ def sum_of_token_means(
   x: Float[typing.Array, 'batch responses length'],
   mask: Bool[typing.Array, 'batch responses length'],
 ) -> Float[jax.Array, '']:
-  """Averages over the tokens of each response, and sums over responses."""
+  """Averages over the tokens of each response, then sums over responses."""
   return jnp.sum(masking.masked_mean(x, mask, axis=-1))
 
 
@@ -197,11 +196,11 @@ def check_kl_beta(kl_beta: Any, is_adaptive: bool = False) -> None:
   """Checks β, the weight of the KL against the score.
 
   Args:
-    kl_beta: what the user gave.
-    is_adaptive: whether a controller is going to multiply it.
+    kl_beta: the user's value.
+    is_adaptive: whether a controller adapts β by multiplying it.
 
   Raises:
-    ConfigError: it is outside [0, 1], or 0 where it is to be adapted.
+    ConfigError: β is outside [0, 1], or it is 0 and adaptive.
   """
   checks.check('KL_BETA', kl_beta, KlBeta)
   if is_adaptive and kl_beta == 0:
@@ -212,15 +211,15 @@ def check_kl_beta(kl_beta: Any, is_adaptive: bool = False) -> None:
 
 
 def check_algorithm(algorithm: Any, num_samples: Any) -> None:
-  """Checks that an algorithm is whole, and has the responses it compares.
+  """Checks that an algorithm is complete and gets enough responses.
 
   Args:
-    algorithm: what the user gave.
-    num_samples: responses sampled a prompt, as the user gave it.
+    algorithm: the user's value of ALGORITHM.
+    num_samples: the user's value of NUM_SAMPLES, responses per prompt.
 
   Raises:
-    ConfigError: it is no algorithm, something is missing of it or is of
-      another type, or the samples are too few for it.
+    ConfigError: `algorithm` is not an algorithm, a member is missing or has the
+      wrong type, or the algorithm needs more responses per prompt.
   """
   what = _name_of(algorithm)
   missing = [name for name in _MEMBERS if not hasattr(algorithm, name)]
@@ -258,7 +257,7 @@ def check_algorithm(algorithm: Any, num_samples: Any) -> None:
 
 
 def _name_of(algorithm: Any) -> str:
-  """How a message calls an algorithm, or what stands in its place."""
+  """Returns the name of an algorithm, or of another value, for messages."""
   if isinstance(algorithm, type):
     return f'the class {algorithm.__name__}'
   if isinstance(algorithm, str | int | float | None):

@@ -1,4 +1,4 @@
-"""PPO's clipped losses, token by token."""
+"""PPO's clipped losses, per token."""
 
 from typing import NamedTuple
 
@@ -11,12 +11,12 @@ from perlhf_jax.objectives import kl
 
 
 class ClippedLoss(NamedTuple):
-  """A loss of each token.
+  """A loss per token.
 
   Attributes:
     loss: float32 `[batch, responses, length]`.
-    is_clipped: float32, 1 where the clip holds the token, which then has no
-      gradient, 0 elsewhere.
+    is_clipped: float32, 1 where the token is clipped and has no gradient, 0
+      elsewhere.
   """
 
   loss: Float[jax.Array, 'batch responses length']
@@ -34,8 +34,8 @@ def policy_loss(
   arXiv:1707.06347, equation 7.
 
   Args:
-    logprobs: `[batch, responses, length]` of the current policy.
-    old_logprobs: of the policy that sampled.
+    logprobs: `[batch, responses, length]`, from the current policy.
+    old_logprobs: from the policy that sampled.
     advantages: A.
     clip_ratio: how far the ratio may move.
   """
@@ -53,13 +53,13 @@ def value_loss(
   returns: Float[Array, 'batch responses length'],
   value_clip: float | None,
 ) -> Float[jax.Array, 'batch responses length']:
-  """Computes (Z - V)², or the same of V held near the old value if larger.
+  """Computes (Z - V)², or (Z - clipped V)² if that is larger.
 
   Args:
-    values: `[batch, responses, length]` of the current value model.
-    old_values: when the rollout was made.
+    values: V, `[batch, responses, length]`, from the current value model.
+    old_values: the values of the rollout.
     returns: Z.
-    value_clip: how far the value may move; None for any distance.
+    value_clip: how far V may move from the old value; None does not clip.
   """
   free = jnp.square(returns - values)
   if value_clip is None:

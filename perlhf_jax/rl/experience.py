@@ -1,4 +1,4 @@
-"""What a step of reinforcement learning sees: prompts, responses, opinions."""
+"""The data of an RL step: prompts, responses and model outputs for them."""
 
 from typing import NamedTuple
 
@@ -14,22 +14,22 @@ from perlhf_jax.sampling import decoding
 
 @struct.dataclass
 class Experience:
-  """A batch of a step; its fields are filled in this order.
+  """The batch of a step; its fields are filled in this order.
 
-  What is None is not known yet, or nobody of this run says it.
+  A field is None if it is not computed yet, or not used in this run.
 
   Attributes:
     prompts: `Prompts` of the batch.
-    example_mask: bool `[batch]`, False where a row only fills up the batch.
+    example_mask: bool `[batch]`, False where a row is padding of the batch.
     response_tokens: int32 `[batch, responses, length]`.
-    response_mask: bool, of that shape, true up to and including EOS.
-    logprobs: float32, of that shape, of the policy that sampled, in nats.
-    encoding: `Encoded` prompts, of the bare backbone, if the policy shares it.
-    ref_logprobs: the same of the reference.
-    values: float32, of that shape, before each token is chosen.
-    model_scores: float32 `[batch, responses, models]`, of each reward model.
-    scores: float32 `[batch, responses]`, of all that rewards.
-    targets: `algorithm.Targets`, what the updates aim at.
+    response_mask: bool, same shape, true up to and including EOS.
+    logprobs: float32, same shape, from the policy that sampled, in nats.
+    encoding: prompts `Encoded` by the bare backbone, if the policy shares it.
+    ref_logprobs: float32, same shape, from the reference, in nats.
+    values: float32, same shape, the value before each token is chosen.
+    model_scores: float32 `[batch, responses, models]`, from each reward model.
+    scores: float32 `[batch, responses]`, combined from all reward sources.
+    targets: `algorithm.Targets` of the updates.
   """
 
   prompts: typing.PyTree
@@ -45,12 +45,12 @@ class Experience:
   targets: typing.PyTree = None
 
   def trimmed(self, length: int) -> 'Experience':
-    """Cuts responses to `length`, which must hold every token of them."""
+    """Cuts responses to `length`; no response may have more tokens."""
     names = 'response_tokens', 'response_mask', 'logprobs'
     return self.replace(**{n: getattr(self, n)[..., :length] for n in names})
 
   def episodes(self) -> algorithm.Episodes:
-    """Returns what an algorithm is given of it."""
+    """Returns the fields that an algorithm gets."""
     return algorithm.Episodes(
       mask=self.response_mask,
       logprobs=self.logprobs,
@@ -61,7 +61,7 @@ class Experience:
 
 
 class Assessment(NamedTuple):
-  """What the roles beside the policy add to an `Experience`."""
+  """The fields of an `Experience` that the roles other than the policy add."""
 
   ref_logprobs: typing.PyTree
   values: typing.PyTree
@@ -72,7 +72,7 @@ def has_eos(
   tokens: Int[typing.Array, 'batch responses length'],
   mask: Bool[typing.Array, 'batch responses length'],
 ) -> Bool[jax.Array, 'batch responses']:
-  """Tells which responses ended by themselves: `[batch, responses]`."""
+  """Returns which responses end with EOS: bool `[batch, responses]`."""
   return jnp.any((tokens == decoding.EOS_ID) & mask, axis=-1)
 
 
@@ -83,10 +83,10 @@ def end_with_eos(
   Int[jax.Array, 'batch responses longer'],
   Bool[jax.Array, 'batch responses longer'],
 ]:
-  """Gives every response the EOS at which reward models read their score.
+  """Adds EOS, where reward models read the score, to responses without it.
 
-  They were trained on responses that end with it, cut ones included, so one
-  that ran out of room gets it in an additional place.
+  Reward models are trained on responses that end with EOS, even if cut. So the
+  responses get one more position, which holds EOS where it was missing.
 
   Returns:
     Tokens and mask, `[batch, responses, length + 1]`.

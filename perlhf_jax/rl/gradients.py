@@ -1,7 +1,7 @@
-"""Gradients of policy and value model, of one model after the other.
+"""Gradients of the policy and the value model, one model after the other.
 
-Differentiated together, both models' activations would be kept for the backward
-passes at the same time.
+Differentiating both together would keep the activations of both models in
+memory at the same time.
 """
 
 from collections.abc import Mapping
@@ -29,20 +29,20 @@ def differentiate(
   experience: experience_lib.Experience,
   rng: jax.Array,
 ) -> tuple[dict[str, Any], train_step.LossOutput]:
-  """Computes the gradients of the loss of a part of a rollout.
+  """Computes the gradients of the loss on a part of a rollout.
 
   Args:
     models: the modules.
     settings: how to learn.
     kl_beta: β.
-    trainable: weights of `policy`, and of `value` where there is one.
+    trainable: weights of `policy`, and of `value` if there is one.
     frozen: `params`, the backbone.
-    experience: assessed and scored. It has no targets where a rollout has one
-      update: then the values of the rollout are those that are differentiated.
-    rng: not used. There is no dropout, so that the first ratio is 1.
+    experience: assessed and scored. It has no targets if
+      `Settings.has_one_update`; then this pass computes the values for them.
+    rng: not used. There is no dropout, so the first ratio is 1.
 
   Returns:
-    Gradients of the sum of losses, as `trainable`, and the loss.
+    Gradients of the sum of losses, structured as `trainable`, and the loss.
   """
   del rng
   algorithm, tokens = settings.algorithm, experience.response_tokens
@@ -78,13 +78,13 @@ def differentiate(
     if targets is None:
       episodes = episodes._replace(values=jax.lax.stop_gradient(values))
       targets = algorithm.targets(episodes, kl_beta)
-    # By the contract of `Algorithm.loss` any log-probabilities will do, and the
-    # rollout's are there before the policy has been asked.
+    # By the contract of `Algorithm.loss` this gradient does not depend on the
+    # log-probabilities, so the rollout's serve.
     by_values, _ = jax.grad(loss, argnums=1, has_aux=True)(
       episodes.logprobs, values
     )
     (by_weights,) = pull_back(by_values)
-    # The policy's pass waits until nothing of the value model's is kept.
+    # The policy's pass starts only when the value model's activations are free.
     policy, gradients['value'] = jax.lax.optimization_barrier(
       (policy, by_weights)
     )
@@ -94,7 +94,7 @@ def differentiate(
     lambda variables: loss(logprobs_of(variables), values), has_aux=True
   )(policy)
   if experience.targets is None and 'value' in trainable:
-    # To be divided by the weight again.
+    # The caller divides metric sums by the weight.
     described = {
       name: value * output.weight_sum
       for name, value in rollout_metrics.of_values(episodes, targets).items()
@@ -105,11 +105,11 @@ def differentiate(
 
 
 def check_separable(algorithm: algorithm_lib.Algorithm) -> None:
-  """Checks that the models of an algorithm can be differentiated one by one.
+  """Checks that an algorithm's models can be differentiated one by one.
 
   Raises:
-    ConfigError: the gradient of its loss by values depends on the policy's
-      log-probabilities.
+    ConfigError: the gradient of the loss with respect to the values depends on
+      the policy's log-probabilities.
   """
   if not algorithm.needs_value:
     return

@@ -20,32 +20,31 @@ from perlhf_jax.training import train_step
 class Grpo:
   """Group relative policy optimization (arXiv:2402.03300, equation 3).
 
-  The advantage of a response is its score's distance to the mean score of the
-  prompt's responses, in standard deviations of theirs. The loss is the mean
-  over the tokens of a response, then over responses, of
+  The advantage A of a response is its score less the mean score of the prompt's
+  responses, divided by the standard deviation of their scores. The loss is the
+  mean over the tokens of a response, then over responses, of
 
     (1 - β) · -min(ratio · A, clip(ratio, 1 ± clip_ratio) · A) + β · k3
 
-  where k3 is between the current policy and the reference and is
-  differentiated. The factor 1 - β is the paper's and not GRPO's.
+  where k3 is the KL estimate between the current policy and the reference, and
+  is differentiated. The factor 1 - β is from the paper, not from GRPO.
 
-  What β weighs depends on `scale_by_std`. With it, as GRPO has it, scores count
-  in standard deviations of their group: they may be ten times as large, and
-  the policy is held as near to the reference as before. In the other
-  algorithms, and here without it, scores count as they are, so that with ten
-  times as large ones the same β holds ten times less. So a β that was found
-  with one of them is not one for the other. Without it, too, the score's part
-  is smaller by (n - 1) / n, because the mean of n responses holds the
+  The effect of β depends on `scale_by_std`. With it, as in GRPO, the scale of
+  the scores does not matter: with scores ten times as large, the same β keeps
+  the policy equally near to the reference. Without it, and in the other
+  algorithms, the same β then holds the policy ten times less. So a β tuned with
+  one setting does not fit the other. Without `scale_by_std`, the score's part
+  is also smaller by (n - 1) / n, because the mean of n responses includes the
   response's own score.
 
   Attributes:
-    clip_ratio: how far the ratio may move before a token stops to count.
-    scale_by_std: whether to divide by the standard deviation; without it
-      prompts on which responses differ more weigh more, and β weighs scores as
-      it does in the other algorithms.
+    clip_ratio: how far the ratio may move before a token has no gradient.
+    scale_by_std: whether to divide by the standard deviation; without it,
+      prompts whose responses differ more weigh more, and β weighs scores as in
+      the other algorithms.
     epsilon: added to the standard deviation.
     epochs: passes over each rollout.
-    minibatches: updates in a pass.
+    minibatches: updates per pass.
   """
 
   clip_ratio: Annotated[float, checks.Positive] = 0.2
@@ -85,7 +84,7 @@ class Grpo:
     targets: algorithm.Targets,
     kl_beta: Float[typing.Array, ''] | float,
   ) -> train_step.LossOutput:
-    """Computes the sum over responses of the loss.
+    """Computes the sum of the loss over responses.
 
     The metric `policy_loss` is the clipped part before the factor 1 - β, and
     `kl_loss` is k3 before the factor β.

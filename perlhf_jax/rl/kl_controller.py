@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from perlhf_jax.core import checks
 from perlhf_jax.core import typing
 
-# Ziegler et al.: one bad estimate of the KL must not throw β about.
+# Ziegler et al.: one bad estimate of the KL must not change β much.
 _MAX_ERROR = 0.2
 
 
@@ -20,19 +20,19 @@ class AdaptiveKl:
 
     β ← β · (1 + clip(KL / target - 1, ±0.2) · min(responses / horizon, 1))
 
-  So no rollout changes β by more than a fifth, however short the horizon is:
-  the paper's formula would take β to 0 in one rollout of 5 horizons, and no
-  factor leads back from there. β stays in [least_beta, 1]; the paper's
-  (1 - β) · score - β · KL asks for the upper bound, and the lower one lets β
-  return when the KL does, however long it was too small. A KL_BETA below
-  `least_beta` does not fall further; a β of 0, in checkpoints of versions
-  without this bound, is raised to it. β is part of what a checkpoint holds.
+  No rollout changes β by more than a fifth, however short the horizon is. The
+  formula of Ziegler et al., without the min, would take β to 0 in one rollout
+  of 5 horizons, and no factor leads back from 0. β stays in [least_beta, 1].
+  The objective (1 - β) · score - β · KL requires the upper bound. The lower
+  bound lets β rise again after the KL was too small for long. A KL_BETA below
+  `least_beta` does not fall further. A β of 0, from checkpoints of versions
+  without this bound, is raised to it. Checkpoints hold β.
 
   Attributes:
-    target: KL to hold, in nats a response.
-    horizon: responses in which β follows the KL; smaller is quicker, down to
-      the responses of a rollout.
-    least_beta: below it β does not fall.
+    target: KL to hold, in nats per response.
+    horizon: number of responses over which β follows the KL; a smaller one is
+      quicker, down to the number of responses per rollout.
+    least_beta: the smallest β.
   """
 
   target: Annotated[float, checks.Positive]
@@ -48,12 +48,12 @@ class AdaptiveKl:
     kl: Float[typing.Array, ''],
     num_responses: Float[typing.Array, ''] | Int[typing.Array, ''] | int,
   ) -> Float[jax.Array, '']:
-    """Returns the next β; pure, to be jitted.
+    """Returns the next β; a pure function that can be jitted.
 
     Args:
       kl_beta: β of this rollout.
       kl: mean KL of its responses, in nats; β is kept if it is not finite.
-      num_responses: how many there were.
+      num_responses: the number of responses.
     """
     error = jnp.clip(kl / self.target - 1.0, -_MAX_ERROR, _MAX_ERROR)
     error = jnp.where(jnp.isfinite(kl), error, 0.0)

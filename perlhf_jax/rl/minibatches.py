@@ -1,4 +1,4 @@
-"""Several updates from one rollout, each of a part of it in random order."""
+"""Several updates from one rollout, over minibatches in random order."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +11,8 @@ from perlhf_jax.core import typing
 from perlhf_jax.training import train_state
 from perlhf_jax.training import train_step
 
-# The order has a stream of random numbers of its own: this is folded into the
-# seed before the step is. Sampling folds in the step alone.
+# Folded into the seed before the step, so that the order has random numbers of
+# its own. Sampling folds in only the step.
 _ORDER_STREAM = 0x6F726465
 
 
@@ -22,7 +22,7 @@ def orders(
   """Draws the order in which each epoch of a step visits a rollout's rows.
 
   Args:
-    seed: of the run.
+    seed: the run's seed.
     step: int32 scalar.
     epochs: passes over the rollout.
     batch: rows.
@@ -39,19 +39,19 @@ def make_updates(
   experience: typing.PyTree,
   rows: Int[jax.Array, 'updates minibatch'],
 ) -> tuple[train_state.TrainState, dict[str, jax.Array]]:
-  """Makes an update of each minibatch in turn.
+  """Makes one update per minibatch, in order.
 
   Args:
-    update: one update.
-    trained: before.
-    frozen: of `update`.
+    update: makes one update.
+    trained: the state before.
+    frozen: the frozen weights for `update`.
     experience: pytree of arrays `[batch, …]`.
-    rows: of `experience`, those of each minibatch.
+    rows: the rows of `experience` in each minibatch.
 
   Returns:
-    The state after, and the means of the metrics; but of `ratio_deviation` the
-    first, since only the first update sees the policy that sampled, and of
-    `skipped` the largest.
+    The state after, and the mean of each metric over the updates, except:
+    `ratio_deviation` is that of the first update, the only one that sees the
+    policy that sampled, and `skipped` is the maximum.
   """
 
   def body(trained, rows):

@@ -21,18 +21,19 @@ class Ppo:
   """Proximal policy optimization (arXiv:1707.06347), a mean over tokens.
 
   Rewards are (1 - β) · score at the last token less β · k1 at every token.
-  Advantages are generalized advantage estimates, which get mean 0 and variance
-  1 over the batch of a rollout; value targets are estimates plus values.
+  Advantages are generalized advantage estimates, normalised to mean 0 and
+  variance 1 over the batch of a rollout. Value targets are estimates plus
+  values.
 
   Attributes:
     clip_ratio: how far the ratio of a token may move.
-    value_clip: how far a value may move from the rollout's; None for any
-      distance.
+    value_clip: how far a value may move from the rollout's value; None does not
+      clip.
     value_coefficient: weight of the value loss.
     gamma: discount of rewards.
     gae_lambda: λ of the advantage estimates.
     epochs: passes over each rollout.
-    minibatches: updates in a pass.
+    minibatches: updates per pass.
   """
 
   clip_ratio: Annotated[float, checks.Positive] = 0.2
@@ -72,7 +73,7 @@ class Ppo:
     targets: algorithm.Targets,
     kl_beta: Float[typing.Array, ''] | float,
   ) -> train_step.LossOutput:
-    """Computes the sums over tokens of both losses."""
+    """Computes the sums of both losses over tokens."""
     del kl_beta  # In the targets already.
     mask = episodes.mask
     outputs, episodes, targets = algorithm.without_padding(

@@ -18,19 +18,19 @@ from perlhf_jax.training import train_step
 class Reinforce:
   """REINFORCE for language models (paper section 2.2, arXiv:2309.00267 F).
 
-  With Z_t the rewards from token t on, (1 - β) · score at the last token less
-  β · k1 at every token, discount 1, and V_t the value in the rollout:
+  Z_t is the undiscounted sum of the rewards from token t on: (1 - β) · score at
+  the last token, less β · k1 at every token. V_t is the value in the rollout.
 
     policy loss  Σ_t -log π(a_t) · (Z_t - V_t)
     value loss   Σ_t (Z_t - V_t)²
 
-  Both are means over responses. Nothing is clipped, and each rollout makes one
+  Both are means over responses. Nothing is clipped. Each rollout gives one
   update.
 
   Attributes:
     value_coefficient: weight of the value loss.
-    normalize_advantages: whether advantages get mean 0 and variance 1 over the
-      batch, which the paper does not do.
+    normalize_advantages: whether to normalise advantages to mean 0 and variance
+      1 over the batch; the paper does not.
   """
 
   value_coefficient: Annotated[float, checks.NotNegative] = 1.0
@@ -50,7 +50,7 @@ class Reinforce:
     episodes: algorithm.Episodes,
     kl_beta: Float[typing.Array, ''] | float,
   ) -> algorithm.Targets:
-    """Computes Z_t, and Z_t less the value."""
+    """Computes the returns Z_t and the advantages Z_t - V_t."""
     mask = episodes.mask
     kl = algorithm.token_kl(self.kl_estimator, episodes)
     rewards = returns.token_rewards(episodes.scores, kl, mask, kl_beta)
@@ -67,7 +67,7 @@ class Reinforce:
     targets: algorithm.Targets,
     kl_beta: Float[typing.Array, ''] | float,
   ) -> train_step.LossOutput:
-    """Computes the sums over responses of both losses."""
+    """Computes the sums of both losses over responses."""
     del kl_beta  # In the targets already.
     mask = episodes.mask
     outputs, episodes, targets = algorithm.without_padding(

@@ -12,7 +12,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import user_code
 from perlhf_jax.training import preemption
 
-# (prompts, responses[, references]) -> one score a response
+# (prompts, responses[, references]) -> one score per response
 RewardFunction = Callable[..., Any]
 REFERENCES = 'references'
 
@@ -32,10 +32,10 @@ def check_signature(function: RewardFunction, given: Set[str] = frozenset()):
 
   Args:
     function: a reward function.
-    given: further arguments that it gets from elsewhere, such as gin.
+    given: names of arguments that come from elsewhere, such as gin.
 
   Raises:
-    ConfigError: it takes fewer arguments than two, or needs others.
+    ConfigError: it takes fewer than two arguments, or requires others.
   """
   try:
     signature = inspect.signature(function)
@@ -61,24 +61,25 @@ def call(
   *,
   time_limit: float | None = None,
 ) -> np.ndarray:
-  """Calls a reward function and checks what it gives.
+  """Calls a reward function and checks the scores that it returns.
 
   Args:
-    function: `(prompts, responses) -> scores`, given two lists of the same
-      length, the prompt repeated for each of its responses. If it has a
-      parameter `references`, a third list: the right answers to each prompt.
-    prompts: of each response.
-    responses: to score.
+    function: `(prompts, responses) -> scores`. It gets two lists of the same
+      length, with a prompt repeated for each of its responses. A function with
+      a parameter `references` also gets the right answers to each prompt.
+    prompts: the prompt of each response.
+    responses: the responses to score.
     references: right answers, None where there are none; empty if unknown.
-    time_limit: seconds that the call may take; None for any time.
+    time_limit: seconds that the call may take; None for no limit.
 
   Returns:
-    float32, one score a response.
+    float32, one score per response.
 
   Raises:
-    DataError: the function raised, was not done in time, or gave anything but
-      one finite number a response; names the function.
-    PreemptedError: SIGTERM came meanwhile, see `preemption.interruptible`.
+    DataError: the function raised, took too long, or returned anything but one
+      finite number per response. The message names the function.
+    PreemptedError: SIGTERM came during the call, see
+      `preemption.interruptible`.
   """
   name = user_code.name_of(function)
   further = {}
@@ -100,7 +101,7 @@ def call(
         f'was called with {len(responses)} responses, the first of them '
         f'{first}.'
       ) from error
-    # A generator runs the user's code here.
+    # If `result` is a generator, the user's code runs here.
     scores = _scores(name, result, len(responses))
   for i in np.flatnonzero(~np.isfinite(scores)):
     raise errors.DataError(
@@ -111,11 +112,11 @@ def call(
 
 
 def _scores(name: str, result: Any, num_responses: int) -> np.ndarray:
-  """Turns what a function returned into float32 `[num_responses]`."""
+  """Converts the result of a function to float32 `[num_responses]`."""
   what = f'must give {num_responses} numbers, one a response'
   is_unordered = isinstance(result, Mapping | Set)
   try:
-    # An array of torch or JAX becomes NumPy's at once, not number by number.
+    # Converts an array of torch or JAX as a whole, not number by number.
     values = np.asarray(result) if hasattr(result, 'shape') else result
     values = None if is_unordered else list(values)
   except (Exception, SystemExit) as error:
@@ -133,13 +134,13 @@ def _scores(name: str, result: Any, num_responses: int) -> np.ndarray:
       f'The reward function {name} gave {len(values)} scores; it {what}.'
     )
   scores = [_number(name, value, what) for value in values]
-  with np.errstate(over='ignore'):  # What overflows is infinite, hence found.
+  with np.errstate(over='ignore'):  # Overflow gives inf, which `call` refuses.
     return np.array(scores, np.float64).astype(np.float32)
 
 
 def _number(name: str, value: Any, what: str) -> float:
-  """Turns a number, True and False included, to float."""
-  # Only Python's and NumPy's wider floats call themselves real numbers.
+  """Converts a number, True and False included, to float."""
+  # Not all floating types of NumPy and JAX are registered as `numbers.Real`.
   is_number = isinstance(value, numbers.Real | np.bool_)
   if isinstance(value, np.generic):
     is_number = is_number or value.dtype.kind in 'fV'  # V: bfloat16.
@@ -148,7 +149,7 @@ def _number(name: str, value: Any, what: str) -> float:
     if is_number:
       return float(value)
   except (TypeError, ValueError, OverflowError):
-    pass  # Complex numbers of JAX, and integers beyond any float.
+    pass  # Complex numbers of JAX, and integers too large for a float.
   raise errors.DataError(
     f'The reward function {name} gave {_shown(value)}, of type '
     f'{type(value).__name__}, as a score; it {what}.'
@@ -156,7 +157,7 @@ def _number(name: str, value: Any, what: str) -> float:
 
 
 def _shown(value: Any) -> str:
-  """Returns a value as one line that is not too long."""
+  """Returns a value as one line of limited length."""
   text = repr(value)
   if len(text) <= _SHOWN_CHARACTERS:
     return text

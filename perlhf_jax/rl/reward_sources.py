@@ -14,25 +14,25 @@ from perlhf_jax.rl import rewards
 from perlhf_jax.rl import scoring as scoring_lib
 from perlhf_jax.training import partitioning
 
-# (prompts, responses), two lists of strings -> one number for each. A judge may
-# have a third parameter, `references`: a list of right answers to each prompt.
+# (prompts, responses), two lists of strings -> one number per response. A judge
+# may have a third parameter, `references`: a list of right answers per prompt.
 RewardFunction = Callable[..., Sequence[float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardSources:
-  """What scores responses: model_weight · reduce(models) + Σ weight · function.
+  """The reward: model_weight · reduce(models) + Σ weight · function.
 
   Attributes:
-    checkpoints: reward models; one path, or several for an ensemble, which
-      costs no more than adapters where they share the policy's backbone.
+    checkpoints: path of a reward model, or several paths for an ensemble. A
+      reward model that shares the policy's backbone only adds its adapters.
     reduce: `mean` of the models, or `min`, which is harder to exploit.
-    model_weight: factor on it.
+    model_weight: factor on the reduced score of the models.
     functions: `RewardFunction`s of the lists `prompts` and `responses`, in gin
-      `(@my_module.my_reward,)`; one needs no tuple.
+      `(@my_module.my_reward,)`; a single function needs no tuple.
     function_weights: a factor for each function; 1 if empty.
     time_limit: seconds that a call of a function, or of a judge, may take; None
-      for any time.
+      for no limit.
   """
 
   checkpoints: str | Sequence[str] | None = ()
@@ -74,7 +74,7 @@ class RewardSources:
       _check_signature(function)
 
   def check_any(self) -> None:
-    """Raises a ConfigError if there is nothing to be rewarded by."""
+    """Raises a ConfigError if there is neither a model nor a function."""
     if not self.checkpoints and not self.functions:
       raise errors.ConfigError(
         'Nothing rewards the policy: set REWARD_CHECKPOINT to a MODEL_DIR of '
@@ -84,7 +84,7 @@ class RewardSources:
   def scoring(
     self, vocabulary: Any, mesh: partitioning.LogicalMesh
   ) -> scoring_lib.Scoring:
-    """Returns what combines the scores of samples that lie on a mesh."""
+    """Returns the `Scoring` for samples on a mesh."""
     return scoring_lib.Scoring(
       reduce=self.reduce,
       model_weight=self.model_weight,
@@ -96,7 +96,7 @@ class RewardSources:
 
 
 def check_judge(judge: Any) -> None:
-  """Raises a ConfigError if there is a judge that cannot judge."""
+  """Raises a ConfigError if the judge is given but cannot be called."""
   if judge is None:
     return
   if not callable(judge):
@@ -114,7 +114,7 @@ def _check_signature(function: RewardFunction) -> None:
 
 
 def decoder(vocabulary: Any) -> scoring_lib.Decode:
-  """Returns a function from tokens, EOS at their end or not, to text."""
+  """Returns a function from tokens, with or without EOS at the end, to text."""
 
   def decode(tokens):
     return vocabulary.decode(feature_converters.strip_eos(tokens).tolist())

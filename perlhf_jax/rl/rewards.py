@@ -1,4 +1,4 @@
-"""What happens to scores before they are learned from."""
+"""Combines the scores of rewards, and shapes them before learning."""
 
 import dataclasses
 from typing import Annotated
@@ -15,25 +15,25 @@ Ensemble = Annotated[str, checks.OneOf('mean', 'min')]
 
 # Scores that are all equal are left at 0 instead of being divided by 0.
 _LEAST_STD = 1e-6
-# Farther than so many spreads from the median of its rollout a score is cut.
+# A score farther than this many spreads from its rollout's median is cut.
 _MOST_SPREADS = 30.0
-# Of a normal distribution, over its median absolute deviation.
+# Standard deviation over median absolute deviation of a normal distribution.
 _STD_OF_DEVIATION = 1.4826
-# The squares of many larger ones add up to infinity in float32.
+# The squares of many larger scores sum to infinity in float32.
 _LARGEST_SCORE = 1e15
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardShaping:
-  """How scores are shaped, in this order; by default not at all.
+  """How to shape scores, in this order; the defaults change nothing.
 
   Attributes:
     normalize: whether to subtract the mean of all scores of the run so far and
       to divide by their standard deviation. One huge score would make all
-      others 0 from then on, so a score that is far from those of its rollout
-      is cut first, see `outlier_bounds`; the metric `outliers` counts them, and
+      later scores 0, so a score far from the others of its rollout is cut
+      first, see `outlier_bounds`. The metric `outliers` counts cut scores, and
       an alarm goes off.
-    clip: scores are then cut to ±clip; None to leave them.
+    clip: scores are then cut to ±clip; None does not cut.
     length_penalty: subtracted for each token of the response, EOS included.
     missing_eos_penalty: subtracted from a response without EOS, which the
       length limit cut off.
@@ -52,10 +52,10 @@ class RewardShaping:
 class Moments:
   """Count, mean and spread of a stream of numbers; float32 scalars.
 
-  Part of what a checkpoint holds.
+  Checkpoints hold them.
 
   Attributes:
-    count: numbers seen.
+    count: how many numbers were seen.
     mean: their mean.
     m2: the sum of their squared distances to the mean.
   """
@@ -66,12 +66,12 @@ class Moments:
 
   @property
   def std(self) -> Float[jax.Array, '']:
-    """The standard deviation of the population; 0 before anything is seen."""
+    """The population standard deviation; 0 before any number is seen."""
     return jnp.sqrt(self.m2 / jnp.maximum(self.count, 1.0))
 
 
 def initial_moments() -> Moments:
-  """Returns the moments of nothing."""
+  """Returns the moments before any number is seen."""
   return Moments(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
 
@@ -83,15 +83,15 @@ def update_moments(
   """Adds a batch to the moments (Chan, Golub and LeVeque, 1983).
 
   Args:
-    moments: of everything before.
-    x: `[batch, responses]` numbers.
-    valid: true where a number counts; others may be anything.
+    moments: the moments of all numbers before.
+    x: numbers `[batch, responses]`.
+    valid: true where a number counts; other entries may be anything.
 
   Returns:
-    The moments of all numbers, however they were cut into batches.
+    The moments of all numbers; the division into batches does not matter.
   """
   count = jnp.sum(valid, dtype=jnp.float32)
-  # Around any of the numbers, so that equal ones have no spread whatever.
+  # Shifted by one of the numbers, so that equal numbers have spread 0 exactly.
   first = x.reshape(-1)[jnp.argmax(valid.reshape(-1))]
   shifted = jnp.where(valid, x - first, 0.0)
   mean = jnp.sum(shifted) / jnp.maximum(count, 1.0)
@@ -111,18 +111,18 @@ def outlier_bounds(
   valid: Bool[typing.Array, 'batch responses'],
   moments: Moments,
 ) -> tuple[Float[jax.Array, ''], Float[jax.Array, '']]:
-  """Returns the least and the largest score that normalisation takes as it is.
+  """Returns the least and the largest score that normalisation does not cut.
 
   They are 30 spreads from the median of the rollout's scores. The spread is the
-  median absolute deviation in the rollout, as a standard deviation (Leys et
-  al., 2013), or the standard deviation of all scores before if that is larger.
-  Where both are 0, as of rewards that are still all the same, it is 1 or the
-  size of the median. No score beyond ±1e15 is taken.
+  median absolute deviation of the rollout, scaled to a standard deviation (Leys
+  et al., 2013), or the standard deviation of all scores before if larger. If
+  both are 0, as for rewards that are all equal so far, the spread is 1 or the
+  absolute median, whichever is larger. The bounds are within ±1e15.
 
   Args:
     scores: float32 `[batch, responses]`.
-    valid: true where a score counts; others may be anything.
-    moments: of all scores before.
+    valid: true where a score counts; other entries may be anything.
+    moments: the moments of all scores before.
   """
   x = jnp.clip(scores, -_LARGEST_SCORE, _LARGEST_SCORE)
   x = jnp.where(valid, x, jnp.nan)
@@ -130,7 +130,7 @@ def outlier_bounds(
   deviation = jnp.nanmedian(jnp.abs(x - median))
   spread = jnp.maximum(_STD_OF_DEVIATION * deviation, moments.std)
   spread = jnp.where(spread > 0, spread, jnp.maximum(jnp.abs(median), 1.0))
-  # A rollout without any score has no median.
+  # The median of a rollout without scores is NaN.
   reach = jnp.nan_to_num(_MOST_SPREADS * spread, nan=_LARGEST_SCORE)
   median = jnp.nan_to_num(median)
   return (
@@ -147,9 +147,9 @@ def count_outliers(
   """Counts the scores of a rollout that normalisation cuts.
 
   Args:
-    scores: as of `shape_scores`, as are the others.
-    mask: likewise.
-    moments: before the rollout.
+    scores: see `shape_scores`.
+    mask: see `shape_scores`.
+    moments: the moments before the rollout.
   """
   valid = jnp.any(mask, axis=-1) & jnp.isfinite(scores)
   least, most = outlier_bounds(scores, valid, moments)
@@ -164,21 +164,22 @@ def shape_scores(
   has_eos: Bool[typing.Array, 'batch responses'],
   moments: Moments,
 ) -> tuple[Float[jax.Array, 'batch responses'], Moments]:
-  """Shapes the scores of a rollout; pure, to be jitted.
+  """Shapes the scores of a rollout; a pure function that can be jitted.
 
-  A score that is NaN or infinite stays so, for the update to be skipped, and
-  does not enter the moments.
+  A score that is NaN or infinite stays so, which makes the step skip the
+  update. It does not enter the moments.
 
   Args:
-    config: what to do.
-    scores: float32 `[batch, responses]`, of the reward.
-    mask: true on each response; responses without a token fill up the batch.
-    has_eos: whether each response ended by itself.
-    moments: of all scores before; unchanged without `normalize`.
+    config: how to shape.
+    scores: float32 `[batch, responses]`, the combined rewards.
+    mask: true on the tokens of each response; a response without tokens is
+      padding of the batch.
+    has_eos: whether each response ends with EOS.
+    moments: the moments of all scores before; unchanged without `normalize`.
 
   Returns:
-    The shaped scores, 0 for responses without a token, and the moments with
-    the scores of this rollout, which are normalised by them already.
+    The shaped scores, 0 for responses without tokens, and the new moments. The
+    moments include the scores of this rollout, and normalise them.
   """
   valid = jnp.any(mask, axis=-1)
   scores = jnp.where(valid, scores, 0.0)
@@ -200,17 +201,18 @@ def shape_scores(
 def combine(
   scores: Float[typing.Array, 'batch responses members'], how: str
 ) -> Float[jax.Array, 'batch responses']:
-  """Makes one score of those of several rewards.
+  """Combines the scores of several rewards into one.
 
   Args:
     scores: `[batch, responses, members]`.
-    how: 'mean', or 'min', which is hard to fool but sees only the strictest.
+    how: 'mean', or 'min', which is hard to exploit but uses only the strictest
+      reward.
 
   Returns:
     float32 `[batch, responses]`.
 
   Raises:
-    ConfigError: there is no such `how`.
+    ConfigError: `how` is unknown.
   """
   checks.check('how', how, Ensemble)
   reduce = jnp.mean if how == 'mean' else jnp.min

@@ -18,10 +18,10 @@ from perlhf_jax.training import train_step
 class Rloo:
   """REINFORCE leave-one-out (arXiv:2402.14740).
 
-  A response is one action. Its return is R = (1 - β) · score - β · Σ_t k1, its
-  advantage A is R less the mean R of the prompt's other responses, and the
-  loss is the mean over responses of -A · Σ_t log π(a_t). There is no value
-  model and nothing to set.
+  A response is one action. Its return is R = (1 - β) · score - β · Σ_t k1. Its
+  advantage A is R less the mean R of the prompt's other responses. The loss is
+  the mean over responses of -A · Σ_t log π(a_t). There is no value model and no
+  setting.
   """
 
   needs_value: ClassVar[bool] = False

@@ -1,8 +1,8 @@
 """The four roles on the mesh: policy, reference, value, reward.
 
-With LoRA there is one backbone, frozen, which is the reference; the others
-are adapters on it, and heads. Under full tuning policy and value are copies
-of it. A reward model with another backbone brings its own.
+With LoRA there is one frozen backbone, which is the reference. The other roles
+are adapters on it, and heads. Under full tuning, policy and value are copies of
+the backbone. A reward model with another backbone has its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,9 +36,9 @@ class Roles:
     models: the modules.
     trainable: `{'policy': …, 'value': …}`.
     frozen: `{'params': …, 'rewards': (…,)}`.
-    trainable_shardings: of `trainable`.
-    trainable_fraction: trainable parameters over all that are held.
-    reward_models: what was loaded of them, without weights.
+    trainable_shardings: the shardings of `trainable`.
+    trainable_fraction: trainable parameters over all parameters in memory.
+    reward_models: the loaded reward models, without weights.
   """
 
   models: shared_backbone.Models
@@ -55,17 +55,18 @@ def load_reward_model(
   mesh: partitioning.LogicalMesh,
   response_length: int,
 ) -> loaded_model.LoadedModel:
-  """Loads a reward model and holds it against a policy.
+  """Loads a reward model and checks that it fits the policy.
 
   Args:
-    path: its checkpoint.
-    shared: the policy's reference, which their adapters may be trained on;
-      with its weights or without.
+    path: checkpoint of the reward model.
+    shared: the policy's reference, with or without weights; the reward model's
+      adapters may be trained on it.
     mesh: where to put weights.
-    response_length: most tokens of a response.
+    response_length: the most tokens of a response.
 
   Raises:
-    CheckpointError: it is no reward model, or reads another vocabulary.
+    CheckpointError: the checkpoint is not a reward model, or has another
+      vocabulary.
   """
   checkpoint = placed.require_reward_model(
     loading.load(path, mesh, shared=shared), path
@@ -89,7 +90,7 @@ def load_reward_model(
 
 
 def _check_image_size(checkpoint, path, image_size) -> None:
-  """Refuses a reward model that cannot read the policy's images."""
+  """Raises an error if a reward model cannot read the policy's images."""
   theirs = checkpoint.config.image_size
   if image_size in (None, theirs):
     return
@@ -110,12 +111,12 @@ def init_roles(
 ) -> tuple[shared_backbone.Models, dict[str, Any]]:
   """Initialises policy, reference and value.
 
-  To be traced: `jax.eval_shape` gives the shapes of everything that is held.
+  Can be traced: `jax.eval_shape` gives the shapes of all weights.
 
   Args:
-    start: the model.
+    start: the initial model.
     adapters: None for full tuning.
-    seed: of adapters.
+    seed: seed of the adapters.
     needs_value: whether there is a value model.
 
   Returns:
@@ -156,16 +157,16 @@ def make_roles(
   """Puts all roles on the mesh.
 
   Args:
-    start: what policy, reference and value begin as.
+    start: the initial model of policy, reference and value.
     lora: None for full tuning.
     mesh: the mesh.
-    seed: of adapters.
+    seed: seed of the adapters.
     needs_value: whether there is a value model.
-    rewards: of `load_reward_model`.
-    only_shapes: whether to make `jax.ShapeDtypeStruct`s instead of arrays,
-      for compiling; `start` then needs no weights, and no `rewards` are given.
+    rewards: reward models from `load_reward_model`.
+    only_shapes: whether to make `jax.ShapeDtypeStruct`s instead of arrays, for
+      compiling; then `start` needs no weights, and `rewards` must be empty.
   """
-  # The programs below must not remember the weights.
+  # The programs below must not keep a reference to the weights.
   params, start = start.params, start.without_weights()
   adapters = None
   if lora is not None:
@@ -227,16 +228,16 @@ def place_reward_models(
   shared: loaded_model.LoadedModel,
   mesh: partitioning.LogicalMesh,
 ) -> tuple[tuple[reward_model.RewardModel, ...], tuple[Mapping[str, Any], ...]]:
-  """Puts on the mesh what reward models have beside a shared backbone.
+  """Puts the weights of reward models on the mesh, without a shared backbone.
 
   Args:
-    checkpoints: of `load_reward_model`.
-    shared: the model whose backbone is on the mesh, in that layout.
+    checkpoints: reward models from `load_reward_model`.
+    shared: the model whose backbone is on the mesh already.
     mesh: the mesh.
 
   Returns:
-    The modules, and the variables of each without `params` if they are the
-    shared ones.
+    The modules, and the variables of each. A reward model that uses the shared
+    backbone has no `params`.
   """
   modules, variables = [], []
   for checkpoint in checkpoints:

@@ -1,4 +1,4 @@
-"""What is reported of a rollout, beside its losses."""
+"""Metrics of a rollout, other than the losses."""
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,10 @@ def describe(
   """Returns scalar metrics.
 
   Args:
-    episodes: with shaped scores.
-    scores: before they were shaped.
-    has_eos: which responses ended by themselves.
-    kl_estimator: the one that is trained on.
+    episodes: the rollout, with shaped scores.
+    scores: the scores before shaping.
+    has_eos: which responses end with EOS.
+    kl_estimator: the KL estimator of the objective.
     kl_beta: β of the objective.
   """
   mask = episodes.mask
@@ -48,7 +48,8 @@ def of_values(
 ) -> dict[str, jax.Array]:
   """Returns the share of the returns' variance that the values explain.
 
-  It is the metric `explained_variance`; there is none without a value model.
+  The metric is named `explained_variance`; without a value model, the result is
+  empty.
   """
   if targets.returns is None:
     return {}

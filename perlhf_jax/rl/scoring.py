@@ -1,4 +1,4 @@
-"""Scores of samples, of reward models and of Python functions."""
+"""Scores samples with reward models and Python functions."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -22,16 +22,16 @@ Decode = Callable[[np.ndarray], str]
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-  """Where the scores of a response come from.
+  """Combines the scores of reward models and Python functions.
 
   Attributes:
-    reduce: how the scores of several reward models become one: `mean`, or
+    reduce: how to combine the scores of several reward models: `mean`, or
       `min`, which is harder to exploit.
-    model_weight: factor on it.
+    model_weight: factor on the combined score of the models.
     functions: Python functions of prompts and responses, each with its weight.
-    decode: makes text for them.
-    mesh: where samples lie.
-    time_limit: seconds that a call of a function may take; None for any time.
+    decode: converts tokens to text for the functions.
+    mesh: the mesh of the samples.
+    time_limit: seconds that a call of a function may take; None for no limit.
   """
 
   reduce: str
@@ -44,13 +44,14 @@ class Scoring:
   def __call__(self, samples: experience_lib.Experience) -> jax.Array:
     """Returns scores `[batch, responses]` of samples on the mesh.
 
-    Functions are called on every host with its own rows, and never see the
-    rows that only fill up a batch. Hosts that share rows each score them, so
-    that a function has to give the same for the same.
+    Every host calls the functions with its own rows, without rows that are
+    padding of the batch. Hosts that hold the same rows each score them, so a
+    function must be deterministic.
 
     Raises:
       DataError: a function failed, on this host or on another.
-      PreemptedError: SIGTERM came while a function was at work; likewise.
+      PreemptedError: SIGTERM came while a function ran, on this host or on
+        another.
     """
     total = None
     if samples.model_scores is not None:
@@ -96,13 +97,13 @@ def texts(
   decode: Decode,
   read: Callable[[jax.Array], np.ndarray] = placement.to_host,
 ) -> tuple[list[str], list[str]]:
-  """Returns the prompt and the response of every row, as text.
+  """Returns every response and its prompt as text: (prompts, responses).
 
   Args:
-    samples: of `step.sample`.
-    decode: makes text.
-    read: brings an array to the host: `placement.to_host` the rows of all
-      hosts, `placement.local_rows` this host's.
+    samples: the result of `step.sample`.
+    decode: converts tokens to text.
+    read: copies an array to the host: `placement.to_host` for the rows of all
+      hosts, `placement.local_rows` for this host's rows.
   """
   prompt_tokens, prompt_mask, response_tokens, response_mask = map(
     read,

@@ -10,16 +10,17 @@ from perlhf_jax.sampling import sampler
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What is the same at every step, beside models and optimizers.
+  """The settings of every step, except models and optimizers.
 
   Attributes:
-    algorithm: the loss, and what it learns towards.
+    algorithm: computes the targets and the loss.
     sampling: how to sample.
-    kl_beta: β at first.
-    shaping: what happens to scores before they are rewards.
-    controller: adapts β to a target KL; None to keep it.
-    seed: of sampling and of the order of minibatches.
-    accumulation_steps: parts in which a minibatch is differentiated.
+    kl_beta: the initial β.
+    shaping: how to shape scores.
+    controller: adapts β to a target KL; None keeps β fixed.
+    seed: seed of sampling and of the order of minibatches.
+    accumulation_steps: number of parts of a minibatch that are differentiated
+      one after the other.
   """
 
   algorithm: algorithm_lib.Algorithm
@@ -34,14 +35,14 @@ class Settings:
 
   @property
   def updates(self) -> int:
-    """Updates that are made from a rollout."""
+    """The number of updates per rollout."""
     return self.algorithm.epochs * self.algorithm.minibatches
 
   @property
   def has_one_update(self) -> bool:
-    """Whether the whole rollout is differentiated at once.
+    """Whether each rollout gives one update, differentiated in one part.
 
-    The values that the update computes are then those of the rollout, and no
-    pass of the value model comes before.
+    The update then computes the values of the rollout itself, without an
+    earlier pass of the value model.
     """
     return self.updates * self.accumulation_steps == 1

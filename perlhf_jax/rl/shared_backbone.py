@@ -2,12 +2,11 @@
 
 Every role is a set of variables over one frozen backbone: the policy and the
 value model have adapters, a reward model has adapters and a head, and the
-reference is the backbone itself. A role that has `params` of its own (all of
-them under full tuning, a reward model with another base) uses those instead.
+reference is the backbone itself. A role with `params` of its own uses those
+instead (all roles under full tuning, a reward model with another base).
 
-A role whose adapters and weights of its own are all in the decoder encodes
-prompts as the bare backbone does. `PromptSource` has that done once for all
-such roles.
+A role whose adapters and own weights are all in the decoder encodes prompts as
+the bare backbone does. `PromptSource` encodes prompts once for all such roles.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,15 +27,15 @@ _DECODER = 'decoder/'
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-  """The modules of the roles; their weights are in trees beside them.
+  """The modules of the roles; separate trees hold their weights.
 
   The `frozen` tree of every function is `{'params': …, 'rewards': (…,)}`: the
-  backbone, which is the reference, and what each reward model has beside it.
+  backbone, which is the reference, and each reward model's own variables.
 
   Attributes:
     policy: backbone with adapters; bare under full tuning.
     value: value model; None for algorithms without a baseline.
-    reference: the bare backbone; None to leave its log-probabilities out.
+    reference: the bare backbone; None to skip its log-probabilities.
     rewards: reward models, perhaps of other architectures.
   """
 
@@ -47,23 +46,23 @@ class Models:
 
 
 def backbone_of(frozen: Variables) -> dict[str, Any]:
-  """Returns what of `frozen` the policy reads."""
+  """Returns the part of `frozen` that the policy reads."""
   return {'params': frozen['params']}
 
 
 def role_variables(frozen: Variables, role: Variables) -> dict[str, Any]:
-  """Gives a role its backbone: what is shared, and over it what it has."""
+  """Merges the shared backbone with a role's variables, which override it."""
   return tree_paths.overlay(backbone_of(frozen), role)
 
 
 def shares_encoding(role: Variables) -> bool:
   """Whether a role encodes prompts as the bare backbone does.
 
-  What tokens are embedded by is read by both stacks, and counts as a part of
-  the encoder; a PaLI's ViT and projection do too.
+  The token embedding, which both stacks read, counts as part of the encoder. So
+  do PaLI's ViT and projection.
 
   Args:
-    role: what the role has beside the backbone.
+    role: the role's own variables.
   """
   return all(
     path.startswith(_DECODER)
@@ -73,10 +72,10 @@ def shares_encoding(role: Variables) -> bool:
 
 
 class PromptSource:
-  """Gives each role of a program what it reads of the prompts.
+  """Gives each role of a program the prompts, or their shared encoding.
 
   Attributes:
-    encoding: the bare backbone's, once it is known; None before.
+    encoding: the bare backbone's encoding; None before it is computed.
   """
 
   def __init__(
@@ -85,22 +84,23 @@ class PromptSource:
     prompts: prompts_lib.Prompts,
     encoding: prompts_lib.Encoded | None = None,
   ):
-    """Takes the prompts.
+    """Creates a source.
 
     Args:
       frozen: see `Models`.
       prompts: the prompts.
-      encoding: the bare backbone's, if it was made before.
+      encoding: the bare backbone's encoding, if it is computed already.
     """
     self._frozen, self._prompts = frozen, prompts
     self.encoding = encoding
 
   def of(self, model: t5.T5, role: Variables) -> prompts_lib.MaybeEncoded:
-    """Returns the bare backbone's encoding if a role shares it, or prompts.
+    """Returns the bare backbone's encoding if a role shares it, else prompts.
 
     Args:
-      model: of the role; the backbone's configuration is its own if it shares.
-      role: what it has beside the backbone.
+      model: the role's model; if the role shares the encoding, the model has
+        the backbone's configuration.
+      role: the role's own variables.
     """
     if not shares_encoding(role):
       return self._prompts

@@ -1,4 +1,4 @@
-"""What reinforcement learning changes from step to step."""
+"""The state of reinforcement learning."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,21 +15,22 @@ from perlhf_jax.training import train_state
 
 @struct.dataclass
 class PolicyState:
-  """Everything a checkpoint must hold to go on exactly.
+  """The state from which a checkpoint resumes a run exactly.
 
-  The step also gives the position among the prompts and the randomness of
+  The step also determines the position in the prompts and the randomness of
   sampling.
 
   Attributes:
     step: int32 scalar, rollouts learned from so far.
-    trainable: `{'policy': …}` and, where there is a baseline, `{'value': …}`;
-      each `{'lora': …}` or `{'params': …}`, and the value's `'heads'`.
+    trainable: `{'policy': …}` and, with a value model, `{'value': …}`; each is
+      `{'lora': …}` or `{'params': …}`, and the value's also has `'heads'`.
     opt_state: the optimizer's state over `trainable`.
-    kl_beta: float32 scalar, β of the objective now.
+    kl_beta: float32 scalar, the current β of the objective.
     reward_moments: running statistics of the scores.
     skipped: int32 scalar, steps in which an update was skipped because a loss
       or a gradient was not finite.
-    skipped_in_a_row: int32 scalar, how many of them were the last ones.
+    skipped_in_a_row: int32 scalar, how many of the latest steps in a row were
+      skipped.
   """
 
   step: typing.PyTree
@@ -67,8 +68,8 @@ def shardings(
   """Returns the sharding of every leaf of the state.
 
   Args:
-    trainable: arrays or shapes, of each role.
-    trainable_shardings: of them.
+    trainable: arrays or shapes of each role.
+    trainable_shardings: the shardings of `trainable`.
     by_role: the optimizer of each role.
     mesh: the mesh.
   """

@@ -1,9 +1,9 @@
 """A step of reinforcement learning: sample, assess, score, learn.
 
-`Step` compiles and calls the three functions below, `sample`, `assess` and
-`learn`; `rl/scoring.py` scores in between, for Python's reward functions run on
-the host. What the roles are is in `rl/shared_backbone.py`. Every pass here is
-deterministic.
+`Step` compiles and calls the three functions below: `sample`, `assess` and
+`learn`. Between `assess` and `learn`, `rl/scoring.py` scores, because Python
+reward functions run on the host. `rl/shared_backbone.py` describes the roles.
+Every pass is deterministic.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,15 +40,15 @@ Models = shared_backbone.Models
 
 
 class Step:
-  """Makes a step in three compiled programs.
+  """Makes a step with three compiled programs.
 
   Attributes:
-    create: compiled, from the weights that are trained, which it takes over,
-      to the state before the first step.
-    shardings: of the state.
+    create: jitted function from the trainable weights, which it donates, to the
+      state before the first step.
+    shardings: the shardings of the state.
     rollout: samples and assesses.
     scoring: scores samples.
-    learning: compiled program of `learn`.
+    learning: the compiled program of `learn`.
   """
 
   def __init__(
@@ -63,7 +63,7 @@ class Step:
     optimizer_configs: Mapping[str, optimizers.Optimizer],
     train_steps: int,
   ):
-    """Prepares the programs; they compile when they are first called.
+    """Prepares the programs; each compiles at its first call.
 
     Args:
       models: the modules.
@@ -71,9 +71,9 @@ class Step:
       settings: how to sample and learn.
       mesh: the mesh.
       trainable: `{'policy': …, 'value': …}`, arrays or shapes.
-      trainable_shardings: of them.
-      optimizer_configs: of `policy`, and of `value` where there is one.
-      train_steps: steps of the run, the length of the schedules.
+      trainable_shardings: the shardings of `trainable`.
+      optimizer_configs: of `policy`, and of `value` if there is one.
+      train_steps: steps of the run, which set the length of the schedules.
     """
     updates = train_steps * settings.updates
     by_role = {
@@ -87,7 +87,7 @@ class Step:
     )
     self.create = jax.jit(
       lambda weights: state_lib.create(weights, optimizer, settings.kl_beta),
-      donate_argnums=0,  # Or the caller would hold a second copy to the end.
+      donate_argnums=0,  # Else the caller would keep a second copy.
       out_shardings=self.shardings,
     )
     self.rollout = Rollout(models, settings.sampling, settings.seed, mesh)
@@ -107,7 +107,7 @@ class Step:
     """Makes one step.
 
     Args:
-      state: before.
+      state: the state before.
       frozen: see `shared_backbone.Models`.
       batch: prompts.
 
@@ -115,11 +115,11 @@ class Step:
       The state after, and scalar metrics.
 
     Raises:
-      DataError: a reward function failed; the state is as it was.
+      DataError: a reward function failed; the state is unchanged.
     """
     policy, value = (state.trainable.get(role) for role in ('policy', 'value'))
     if self._settings.has_one_update:
-      value = None  # It says in the update what it would say here.
+      value = None  # The update computes the same values.
     experience = self.rollout.sample(policy, frozen, state.step, batch)
     experience = self.rollout.assess(value, frozen, experience)
     experience = experience.replace(scores=self.scoring(experience))
@@ -132,17 +132,17 @@ class Step:
 
   @property
   def memory_bytes(self) -> int:
-    """What the largest of the programs needs on a device."""
+    """The memory per device of the largest program."""
     return max(self.rollout.memory_bytes, self.learning.memory_bytes)
 
 
 class Rollout:
-  """Samples responses and has the other roles look at them.
+  """Samples responses and assesses them with the other roles.
 
   Attributes:
-    sampling: compiled program of `sample`, which also gives the tokens of the
-      longest response.
-    assessment: compiled program of `assess`.
+    sampling: the compiled program of `sample`, which also returns the length of
+      the longest response.
+    assessment: the compiled program of `assess`.
   """
 
   def __init__(
@@ -152,12 +152,12 @@ class Rollout:
     seed: int,
     mesh: partitioning.LogicalMesh,
   ):
-    """Prepares the programs; they compile when they are first called.
+    """Prepares the programs; each compiles at its first call.
 
     Args:
       models: the modules.
       config: how to sample.
-      seed: of the randomness.
+      seed: seed of the sampling.
       mesh: the mesh.
     """
     rows, whole = (
@@ -191,9 +191,9 @@ class Rollout:
     """Samples responses to a batch of prompts and assesses them.
 
     Args:
-      trainable: `policy`, and `value` to ask the value model too.
+      trainable: `policy`, and `value` to run the value model too.
       frozen: see `shared_backbone.Models`.
-      number: as of `sample`.
+      number: see `sample`.
       batch: prompts.
     """
     experience = self.sample(trainable['policy'], frozen, number, batch)
@@ -202,20 +202,20 @@ class Rollout:
   def sample(
     self, policy: Variables, frozen: Variables, number: Any, batch: typing.Batch
   ) -> experience_lib.Experience:
-    """Samples responses, and cuts padding that none of them needs.
+    """Samples responses, and cuts padding that no response needs.
 
-    Every later pass costs by the length. The one number that this brings to
-    the host is the length of the longest response.
+    The cost of every later pass grows with the length. Only the length of the
+    longest response is copied to the host.
 
     Args:
       policy: variables of the policy.
       frozen: see `shared_backbone.Models`.
-      number: int32 scalar; batches of other numbers get other randomness.
+      number: int32 scalar; each number gives a batch other randomness.
       batch: prompts. With EXAMPLE_ROWS, the randomness of a response depends on
         its prompt's row, and not on its place in the batch.
 
     Returns:
-      What the function `sample` returns, cut to a bucket of lengths.
+      The result of the function `sample`, cut to a length bucket.
     """
     number = jnp.asarray(number, jnp.int32)
     experience, longest = self.sampling(
@@ -231,7 +231,7 @@ class Rollout:
     frozen: Variables,
     experience: experience_lib.Experience,
   ) -> experience_lib.Experience:
-    """Adds to samples what the function `assess` says of them."""
+    """Adds the results of the function `assess` to samples."""
     assessment = self.assessment(value, frozen, experience)
     return experience.replace(**assessment._asdict())
 
@@ -242,7 +242,7 @@ class Rollout:
 
   @property
   def memory_bytes(self) -> int:
-    """What the larger of the programs needs on a device."""
+    """The memory per device of the larger program."""
     return max(self.sampling.memory_bytes, self.assessment.memory_bytes)
 
 
@@ -254,7 +254,7 @@ def sample(
   rng: jax.Array,
   batch: typing.Batch,
 ) -> experience_lib.Experience:
-  """Samples responses of the policy.
+  """Samples responses from the policy.
 
   Args:
     models: the modules.
@@ -298,15 +298,16 @@ def assess(
   frozen: Variables,
   experience: experience_lib.Experience,
 ) -> experience_lib.Assessment:
-  """Has reference, value model and reward models look at samples.
+  """Runs the reference, the value model and the reward models on samples.
 
   Args:
     models: the modules.
-    config: of the sampling, whose temperature the reference shares: the KL is
-      that between what acts and what would have acted.
-    value: variables of the value model; None to leave values out.
+    config: how responses were sampled. The reference uses the same temperature,
+      so that the KL compares the distributions that policy and reference would
+      sample from.
+    value: variables of the value model; None to skip values.
     frozen: see `shared_backbone.Models`.
-    experience: of `sample`.
+    experience: the result of `sample`.
   """
   tokens = experience.response_tokens
   source = shared_backbone.PromptSource(
@@ -354,17 +355,17 @@ def learn(
   frozen: Variables,
   experience: experience_lib.Experience,
 ) -> tuple[state_lib.PolicyState, dict[str, jax.Array]]:
-  """Makes all updates that one rollout is good for, as a pure function.
+  """Makes all updates from one rollout; a pure function.
 
   Args:
     models: the modules.
     settings: how to learn.
     optimizer: over `{'policy', 'value'}`.
-    schedule: of the policy's learning rate, for reporting.
-    state: before.
+    schedule: the policy's learning rate schedule, for metrics.
+    state: the state before.
     frozen: `params`, the backbone.
-    experience: assessed and scored. It has no values where the one update
-      computes them.
+    experience: assessed and scored. It has no values if the update computes
+      them (`Settings.has_one_update`).
 
   Returns:
     The state after, and scalar metrics.
@@ -425,7 +426,7 @@ def learn(
     kl_beta = settings.controller.update(kl_beta, metrics['kl'], scores.size)
 
   def keep(new, old):
-    # What made a step unusable must not outlive it.
+    # The scores of a skipped step must not change β or the moments.
     return jnp.where(was_skipped, old, new)
 
   state = state_lib.PolicyState(

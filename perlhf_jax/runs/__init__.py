@@ -1,1 +1,1 @@
-"""What all training runs share: MODEL_DIR, set-up, description, the loop."""
+"""Shared parts of all training runs: MODEL_DIR, set-up, metadata, the loop."""

@@ -1,4 +1,4 @@
-"""MODEL_DIR, and what an earlier start of a run left there."""
+"""MODEL_DIR, and the files that an earlier start of a run left there."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -22,8 +22,8 @@ from perlhf_jax.training import partitioning
 from perlhf_jax.training import step_files
 
 _CONFIG = 'config.gin'
-# They say where, how long and how often, and nothing of what is learnt; what
-# lies at a path is known by its fingerprint.
+# Macros that do not affect learning: paths, lengths and periods. Fingerprints
+# identify the files at the paths.
 _OF_NO_ACCOUNT = frozenset(
   {
     'ACCEPT_CHANGES',
@@ -45,15 +45,15 @@ _OF_NO_ACCOUNT = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class ModelDir:
-  """Where a run goes, and from where it goes on.
+  """The folder of a run, and the step from which the run resumes.
 
   Attributes:
-    path: of the folder.
-    train_steps: updates in all, those before a resume included.
-    step: the newest that is saved there; None for a new run.
-    metadata: of that step.
-    check: raises an OutsideError when the folder is no longer this run's, see
-      `whole_run.hold`.
+    path: path of the folder.
+    train_steps: total number of updates, including those before a resume.
+    step: the newest saved step; None for a new run.
+    metadata: the metadata of that step.
+    check: raises an OutsideError if the folder was deleted or another run took
+      it over, see `whole_run.hold`.
   """
 
   path: epath.Path
@@ -65,14 +65,13 @@ class ModelDir:
   def as_begun(
     self, dataset: dataset_config.DatasetConfig
   ) -> dataset_config.DatasetConfig:
-    """Has a run go on with its data as it began.
+    """Returns a data set that is read as it was when the run began.
 
-    A run of a version that did not put examples together by length does not
-    begin to.
+    A run that began without grouping examples by length resumes without it.
 
     Raises:
-      ConfigError: a module of the user's registered the task then, and none is
-        given now.
+      ConfigError: a user's module registered the task, and no module is given
+        now.
     """
     if self.metadata is None:
       return dataset
@@ -92,11 +91,11 @@ class ModelDir:
   def described(
     self, metadata: run_metadata.RunMetadata, *, accept_changes: bool
   ) -> run_metadata.RunMetadata:
-    """Returns what the coming steps say of themselves.
+    """Returns the metadata of the coming steps.
 
     Args:
-      metadata: of the run as it is started now.
-      accept_changes: whether it may go on with other data, rewards or settings.
+      metadata: the metadata of the run as it is started now.
+      accept_changes: whether to accept other data, rewards or settings.
 
     Raises:
       CheckpointError: the folder holds another run.
@@ -113,22 +112,22 @@ class ModelDir:
     state: Any,
     shardings: Any,
   ) -> Any:
-    """Gives the state to train from, and writes config.gin.
+    """Returns the state to train from, and writes config.gin.
 
-    What changed against the configuration of the steps that are there is
-    logged, and that configuration kept as config-<step>.gin.
+    Logs how the configuration differs from the existing config.gin, and keeps
+    the existing file as config-<step>.gin.
 
     Args:
-      manager: of this folder.
-      state: before the first step.
-      shardings: of the state.
+      manager: checkpoint manager of this folder.
+      state: the state before the first step.
+      shardings: the shardings of the state.
 
     Returns:
       The newest state; `state` for a new run.
 
     Raises:
-      CheckpointError: the folder holds a state that does not fit this run's
-        optimizer, or that has numbers that are not finite.
+      CheckpointError: the saved state does not fit this run's optimizer, or has
+        numbers that are not finite.
     """
     text = operative_config.config_text()
     earlier, changes = self._compare_config(text)
@@ -148,7 +147,7 @@ class ModelDir:
     return state
 
   def _compare_config(self, text: str) -> tuple[str | None, dict[str, str]]:
-    """Reads config.gin, before any process writes it, and what changes."""
+    """Reads config.gin before any process writes it, and finds the changes."""
     path = self.path / _CONFIG
     with multihost.together():
       if not path.exists():
@@ -167,16 +166,16 @@ class ModelDir:
     if jax.process_index() != 0:
       return
     kept = self.path / f'config-{self.step}.gin'
-    # One that is there made the steps up to this one; what came since is lost.
+    # An existing copy made the steps up to this one; later steps are lost.
     if earlier is not None and self.step is not None and not kept.exists():
       kept.write_text(earlier)
-    # A kill leaves the one or the other.
+    # A kill leaves either the old file or the new one.
     temporary = self.path / f'{_CONFIG}.tmp'
     temporary.write_text(text)
     temporary.replace(self.path / _CONFIG)
 
   def _log(self, changes: Mapping[str, str]) -> None:
-    """Says what is not as it was in config.gin."""
+    """Logs the changes of config.gin."""
     matters = {n: c for n, c in changes.items() if n not in _OF_NO_ACCOUNT}
     others = {n: c for n, c in changes.items() if n in _OF_NO_ACCOUNT}
     if others:
@@ -200,17 +199,17 @@ def _listed(changes: Mapping[str, str], separator: str) -> str:
 
 
 def prepare(model_dir: str, train_steps: int) -> ModelDir:
-  """Makes MODEL_DIR, or finds what is there to go on from.
+  """Makes MODEL_DIR, or finds the step in it to resume from.
 
-  Damaged steps that are newer are set aside. On several hosts all call it.
+  Sets aside newer steps that are damaged. All hosts must call it.
 
   Args:
-    model_dir: of the run.
-    train_steps: updates in all.
+    model_dir: MODEL_DIR of the run.
+    train_steps: total number of updates.
 
   Raises:
-    CheckpointError: it cannot be written to, another run is at work there, or
-      as `find`.
+    CheckpointError: MODEL_DIR cannot be written, another run uses it, or see
+      `find`.
   """
   path = step_files.prepare_model_dir(model_dir)
   check = whole_run.hold(path)
@@ -221,17 +220,17 @@ def prepare(model_dir: str, train_steps: int) -> ModelDir:
 
 
 def find(path: epath.Path, train_steps: int) -> ModelDir:
-  """Finds what an earlier start left in a folder, which need not be there.
+  """Finds the run in a folder, which need not exist.
 
-  It changes nothing there, and reads no arrays.
+  Changes nothing in the folder, and reads no arrays.
 
   Args:
     path: MODEL_DIR.
-    train_steps: updates in all.
+    train_steps: total number of updates.
 
   Raises:
-    CheckpointError: it holds more steps than are wanted, no run, or damaged
-      steps only.
+    CheckpointError: the newest step is above `train_steps`, all steps are
+      damaged, or the folder holds a converted model, which cannot resume.
   """
   return _found(path, train_steps, step_files.newest_step(path))
 

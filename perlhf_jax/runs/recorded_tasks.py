@@ -1,4 +1,4 @@
-"""The task of a checkpoint, which a module of the user's own may register."""
+"""The task of a checkpoint, which a user's module may register."""
 
 from etils import epy
 
@@ -16,15 +16,15 @@ def check_module(
   metadata: run_metadata.RunMetadata,
   where: str,
 ) -> None:
-  """Asks for the module that registered the task of a checkpoint.
+  """Checks that the module that registers a checkpoint's task is given.
 
-  It is named and not imported: a checkpoint is data, whoever it comes from, and
-  what is imported runs.
+  The error names the recorded module, but never imports it: a checkpoint must
+  not run code.
 
   Args:
-    dataset: what is to be read.
-    metadata: of the checkpoint.
-    where: it is, for messages.
+    dataset: the data set to read.
+    metadata: the metadata of the checkpoint.
+    where: path of the checkpoint, for messages.
 
   Raises:
     ConfigError: the task is not registered, and the data set names no module;

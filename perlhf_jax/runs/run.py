@@ -1,4 +1,4 @@
-"""A model set up for training: what trains, what is frozen, and its steps."""
+"""A model set up for training: trainable and frozen variables, and steps."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -25,16 +25,16 @@ from perlhf_jax.training import train_step
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A model on the mesh, split into what is trained and what is frozen.
+  """A model on the mesh, split into trainable and frozen variables.
 
   Attributes:
     model: the backbone, with adapters for LoRA.
     mesh: the mesh.
-    trainable: `{'lora'}`, `{'params'}` or both, and `'heads'`; of `params` what
-      is trained in full.
-    frozen: `{'params'}`, the others of them, or nothing.
-    trainable_shardings: of `trainable`.
-    trainable_fraction: trainable parameters over all.
+    trainable: `{'lora'}`, `{'params'}` or both, and `'heads'`; `params` holds
+      the parameters that are trained in full.
+    frozen: `{'params'}` with the other parameters, or empty.
+    trainable_shardings: the shardings of `trainable`.
+    trainable_fraction: trainable parameters over all parameters.
   """
 
   model: t5.T5
@@ -54,16 +54,16 @@ def make_run(
   *,
   only_shapes: bool = False,
 ) -> Run:
-  """Sets a model up: makes what is missing, freezes what does not train.
+  """Initialises missing weights, and splits a model into trainable and frozen.
 
   Args:
-    start: of `initial.load_initial`; the run does not keep it.
+    start: the result of `initial.load_initial`; the run does not keep it.
     lora: None for full tuning.
     mesh: the mesh.
-    seed: of everything drawn here.
+    seed: seed of the weights that are initialised.
     init_heads: returns boxed heads.
-    only_shapes: whether to make `jax.ShapeDtypeStruct`s instead of arrays,
-      for compiling; `start` then needs no weights.
+    only_shapes: whether to make `jax.ShapeDtypeStruct`s instead of arrays, for
+      compiling; then `start` needs no weights.
   """
   adapters = None
   if lora is not None:
@@ -125,9 +125,9 @@ class Steps(NamedTuple):
   """The programs of a training run, of one model or of several roles.
 
   Attributes:
-    create: compiled, from what is trainable, which it takes over, to the state
-      before the first step.
-    shardings: of the state.
+    create: jitted function from the trainable variables, which it donates, to
+      the state before the first step.
+    shardings: the shardings of the state.
     train: `(state, frozen, batch) -> (state, metrics)`.
   """
 
@@ -145,15 +145,16 @@ def make_steps(
   seed: int,
   accumulation_steps: int = 1,
 ) -> Steps:
-  """Prepares the programs of a run; they compile when first called.
+  """Prepares the programs of a run; each compiles at its first call.
 
   Args:
     run: the model.
     loss_fn: the loss.
     optimizer: optimizer and schedule.
     train_steps: length of the schedule.
-    seed: of dropout.
-    accumulation_steps: parts in which a batch is differentiated.
+    seed: seed of dropout.
+    accumulation_steps: number of parts of a batch that are differentiated one
+      after the other.
   """
   transformation = optimizers.make_optimizer(optimizer, train_steps)
   shardings = train_state.state_shardings(
@@ -161,7 +162,7 @@ def make_steps(
   )
   create = jax.jit(
     lambda trainable: train_state.create(trainable, transformation),
-    donate_argnums=0,  # Or `run` would hold a second copy to the end.
+    donate_argnums=0,  # Else `run` would keep a second copy.
     out_shardings=shardings,
   )
   train = compiled_step.CompiledStep(

@@ -1,6 +1,6 @@
-"""What the training stages do alike: prepare, describe and train.
+"""The shared parts of the training stages: prepare, describe and train.
 
-A stage says what trains, by which loss, and how it is evaluated.
+A stage defines what to train, its loss, and its evaluation.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +36,7 @@ from perlhf_jax.training import train_step
 
 @runtime_checkable
 class Made(Protocol):
-  """What a stage makes of the model that it starts from: a `Run`, or roles."""
+  """The object that a stage makes from its initial model: a `Run`, or roles."""
 
   trainable: Mapping[str, Any]
   frozen: Mapping[str, Any]
@@ -52,19 +52,19 @@ Make = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class Prepared(Generic[MadeT]):
-  """A stage that is about to train.
+  """A stage that is ready to train.
 
   Attributes:
-    made: of the stage's `make`.
-    start: what that was made of, without its weights.
+    made: the result of the stage's `make`.
+    start: the initial model, without its weights.
     lora: adapters; None for full tuning.
     loop: lengths and periods.
     directory: MODEL_DIR.
-    dataset: what is trained on.
-    examples: of `dataset`.
-    eval_examples: of the validation data.
+    dataset: the training data.
+    examples: the examples of `dataset`.
+    eval_examples: the validation examples.
     mesh: the mesh.
-    accept_changes: whether the run may go on with other data, rewards or
+    accept_changes: whether the run may resume with other data, rewards or
       settings than it began with.
   """
 
@@ -99,31 +99,33 @@ def prepare(
   prompts_alone: bool = False,
   accept_changes: bool = False,
 ) -> Prepared[MadeT]:
-  """Loads the model and the data, and makes of them what is trained.
+  """Loads the model and the data, and makes the run or the roles.
 
-  The loaded weights are let go of when it returns: what trains was copied, and
-  what is frozen may have been cast.
+  The loaded weights are freed when it returns: trainable weights are copies,
+  and frozen weights may have been cast.
 
   Args:
-    make: makes it of the model, the training examples and the mesh.
+    make: makes the run or the roles from the model, the training examples and
+      the mesh.
     model_dir: where checkpoints and metrics go.
     dataset: training examples.
     eval_dataset: validation examples.
     loop: lengths and periods.
     lora: adapters; None for full tuning.
-    initial_checkpoint_path: of the model to start from; None to draw weights.
-    model: architecture; that of the initial checkpoint if None.
-    vocabulary: tokenizer; that of the initial checkpoint if None.
-    partitioner: how the model and batches are split among devices.
-    base_checkpoint: where the base of an initial adapter lies now.
-    initial_vit_path: a ViT that is put in front of the model.
-    minibatches: updates of a step.
-    rollout_parts: parts in which a batch is sampled.
-    prompts_alone: whether of the training examples the prompts are taken.
+    initial_checkpoint_path: path of the initial model; None for random weights.
+    model: architecture; None for the initial checkpoint's.
+    vocabulary: tokenizer; None for the initial checkpoint's.
+    partitioner: how to shard the model and batches over devices.
+    base_checkpoint: current path of the base of an initial adapter.
+    initial_vit_path: path of a ViT to add to the model.
+    minibatches: updates per step.
+    rollout_parts: number of parts of a batch that are sampled one after the
+      other.
+    prompts_alone: whether to use only the prompts of the training examples.
     accept_changes: see `Prepared`.
 
   Raises:
-    UserError: any input that cannot be used.
+    UserError: an input cannot be used.
   """
   with sigterm.kept():
     mesh = partitioner.make_mesh()
@@ -167,19 +169,18 @@ def describe(
   settings: Mapping[str, Any],
   policy: Mapping[str, Any] | None = None,
 ) -> run_metadata.RunMetadata:
-  """Returns what the run's checkpoints will say of themselves.
+  """Returns the metadata of the run's checkpoints.
 
   Args:
     prepared: the run.
     kind: `sft`, `reward` or `policy`.
     objective: see `RunMetadata`.
-    settings: by name, what else decides what is learnt: optimizers, losses,
-      and the like.
-    policy: of a policy, the models that it is held against, and how.
+    settings: further settings that affect learning, by name: optimizers, losses
+      and others.
+    policy: see `RunMetadata.policy`.
 
   Raises:
-    ConfigError: the processes read other data or have other settings; on every
-      process.
+    ConfigError: processes differ in their data or settings; on every process.
   """
   start, dataset = prepared.start, prepared.dataset
   is_lora = prepared.lora is not None
@@ -189,7 +190,7 @@ def describe(
     'eval_data': data_fingerprint.describe(prepared.eval_examples),
     'settings': run_settings.describe(settings),
   }
-  # Or what is recorded would be true of process 0 alone.
+  # Else the metadata would describe only process 0.
   multihost.check_same(
     strict_json.dumps(inputs, indent=1), 'the data or the settings'
   )
@@ -219,7 +220,7 @@ def make_steps(
   loss_fn: train_step.LossFn,
   optimizer: optimizers.Optimizer,
 ) -> run_lib.Steps:
-  """Prepares the programs of a run that learns by one loss."""
+  """Prepares the programs of a run with one loss."""
   loop = prepared.loop
   return run_lib.make_steps(
     prepared.made,
@@ -234,7 +235,7 @@ def make_steps(
 def _describe_data(
   dataset: input_pipeline.DatasetConfig, seed: int
 ) -> dict[str, Any]:
-  """Returns what decides which examples a step sees, and initial weights."""
+  """Returns the settings of the examples' order and of the initial weights."""
   by_length = dataset.length_buckets > 1
   return {
     'batch_size': dataset.batch_size,
@@ -249,7 +250,7 @@ def _describe_data(
 def _train_batches(
   examples: examples_lib.Examples, mesh: partitioning.LogicalMesh
 ) -> Callable[[int], Iterator[Mapping[str, np.ndarray]]]:
-  """Returns what gives the endless batches of this host, from a step on."""
+  """Returns a function from a first step to this host's endless batches."""
   count, size = len(examples), examples.batch_size
   if size > count:
     logging.warning(
@@ -267,7 +268,7 @@ def _train_batches(
 def _describe_batches(
   examples: examples_lib.Examples,
 ) -> Callable[[int, int], dict[str, float]]:
-  """Returns what gives the metrics of batches as such, between two steps."""
+  """Returns a function from two steps to metrics of the batches between."""
   return lambda first, last: {'padding': examples.padding_share(first, last)}
 
 
@@ -284,13 +285,13 @@ def train(
   """Trains a run, from its newest checkpoint if MODEL_DIR has one.
 
   Args:
-    prepared: the run, whose `trainable` is taken over.
+    prepared: the run; its `trainable` is donated.
     steps: its programs.
-    metadata: of `describe`.
-    evaluate: metrics of a state on the validation data.
-    selection: what picks the best checkpoint.
-    num_samples: examples that a row of a batch stands for.
-    check: of `train_loop.train`.
+    metadata: the result of `describe`.
+    evaluate: computes metrics of a state on the validation data.
+    selection: how to choose the best checkpoint.
+    num_samples: examples per row of a batch.
+    check: see `train_loop.train`.
 
   Returns:
     The last state.

@@ -1,7 +1,7 @@
-"""A training command from its beginning to its end, however it ends.
+"""Guards a whole training command: locks MODEL_DIR, and explains failures.
 
-It is the only one that writes into its MODEL_DIR, and says in one message what
-became of the run where the outside world fails.
+Only one command at a time writes into a MODEL_DIR. If a disk, a network or the
+like fails, one message says what became of the run.
 """
 
 from collections.abc import Callable
@@ -21,20 +21,21 @@ from perlhf_jax.training import step_files
 
 _Function = TypeVar('_Function', bound=Callable[..., Any])
 
-# What is done at the end of the command that is being run.
+# Actions at the end of the running command.
 _at_end: contextvars.ContextVar[contextlib.ExitStack | None] = (
   contextvars.ContextVar('at_end', default=None)
 )
 
 
 def guarded(function: _Function) -> _Function:
-  """Makes a function a command that is guarded from beginning to end.
+  """Decorates the function of a training command with the guards.
 
   Args:
-    function: with an argument `model_dir`, and keyword arguments only.
+    function: takes `model_dir`, and only keyword arguments.
 
   Raises:
-    OutsideError: by the function, a disk, a network or the like failed.
+    OutsideError: raised by the decorated function if a disk, a network or the
+      like fails.
   """
 
   @functools.wraps(function)
@@ -47,7 +48,7 @@ def guarded(function: _Function) -> _Function:
         raise
       except Exception as error:
         if outside.failure_of(error) is None:
-          raise  # A fault of ours.
+          raise  # A bug of this library.
         raise _named(error, arguments['model_dir']) from error
       finally:
         _at_end.reset(token)
@@ -56,17 +57,18 @@ def guarded(function: _Function) -> _Function:
 
 
 def hold(model_dir: epath.Path) -> Callable[[], None]:
-  """Makes the command that is being run the only one that writes a folder.
+  """Locks a folder for the running command.
 
   Args:
-    model_dir: the folder, which the first process locks for all of them.
+    model_dir: the folder; the first process locks it for all processes.
 
   Returns:
-    What raises an OutsideError, on the first process, when the folder is no
-    longer this run's. Nothing is locked outside of a `guarded` function.
+    A function that raises an OutsideError, on the first process, if the folder
+    was deleted or another run took it over. Outside a `guarded` function,
+    nothing is locked.
 
   Raises:
-    CheckpointError: another run is at work there; on every process.
+    CheckpointError: another run uses the folder; on every process.
     OutsideError: the folder cannot be written.
   """
   at_end = _at_end.get()
@@ -88,10 +90,10 @@ def hold(model_dir: epath.Path) -> Callable[[], None]:
 
 
 def _named(error: Exception, model_dir: str) -> errors.OutsideError | None:
-  """Says in one message what failed, what is kept, and what to do."""
+  """Returns an error that says what failed, what is kept, and what to do."""
   path = step_files.absolute(model_dir)
   step = is_there = None
-  # The disk that has just failed is asked.
+  # This reads the disk that has just failed.
   with contextlib.suppress(Exception):
     is_there = path.exists()
     step = step_files.newest_step(path)

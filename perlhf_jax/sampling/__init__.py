@@ -1,1 +1,1 @@
-"""Decoding: samples with their log-probabilities, and beam search."""
+"""Decoding: sampling with log-probabilities, and beam search."""

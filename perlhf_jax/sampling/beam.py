@@ -1,15 +1,14 @@
-"""Beam search, which gives the responses that `transformers` gives.
+"""Beam search that returns the same responses as `transformers`.
 
-A beam holds open hypotheses alone, ranked by the sum of their
-log-probabilities. Those that end leave it for a list of the best ended ones,
-ranked by that sum over length**length_penalty. Ended hypotheses take no room of
-open ones, so that as many as there are beams go on to the next step.
+The beams hold only open hypotheses, ranked by the sum of their
+log-probabilities. A hypothesis that ends moves to a list of the best ended
+ones, ranked by that sum divided by length**length_penalty. Ended hypotheses use
+no beams, so `num_beams` open hypotheses always continue.
 
-The order of things is that of `generate(num_beams=k, do_sample=False)` of
-transformers 5.24 (`GenerationMixin._beam_search` in generation/utils.py), with
-its default `early_stopping=False`. Of hypotheses that tie, the one of the
-better beam, then of the lower token, then the older one comes first; torch
-leaves that open.
+The algorithm follows `generate(num_beams=k, do_sample=False)` of transformers
+5.24 (`GenerationMixin._beam_search` in generation/utils.py), with its default
+`early_stopping=False`. Ties, which torch leaves undefined, are broken by the
+better beam, then the lower token, then the older hypothesis.
 """
 
 import dataclasses
@@ -33,14 +32,14 @@ from perlhf_jax.sampling import sampler
 
 @dataclasses.dataclass(frozen=True)
 class BeamConfig:
-  """How to search.
+  """Settings of beam search.
 
   Attributes:
-    num_beams: hypotheses of each prompt.
-    max_length: tokens of a response at most, EOS included.
-    length_penalty: exponent of the length (EOS included) that divides the sum
-      of log-probabilities: 0 ranks by probability, which favours short
-      responses, 1 by the mean per token, and more favours long ones.
+    num_beams: hypotheses per prompt.
+    max_length: maximum number of tokens in a response, EOS included.
+    length_penalty: exponent p; a score is the sum of log-probabilities divided
+      by length**p, EOS included. 0 ranks by probability, which favors short
+      responses; 1 ranks by the mean per token; larger values favor long ones.
   """
 
   num_beams: Annotated[int, checks.AtLeastOne]
@@ -53,21 +52,23 @@ class BeamConfig:
 
 @struct.dataclass
 class BeamState:
-  """What the loop carries.
+  """The loop state.
 
   Attributes:
-    index: int32 scalar, the position that is filled next.
-    tokens: int32 `[batch, beams, length]`, of open hypotheses; 0 from `index`
-      on.
-    logprobs: float32 `[batch, beams, length]`, likewise.
-    sums: float32 `[batch, beams]`, of `logprobs`, the highest first; -inf where
-      there is no hypothesis.
-    scores: float32 `[batch, beams]`, of the best ended hypotheses, the highest
-      first; -inf where none has ended yet.
-    best_tokens: int32 `[batch, length]`, of the best of them; 0 after EOS.
-    best_logprobs: float32 `[batch, length]`, likewise.
-    done: bool `[batch]`, for which prompts no hypothesis may end any more.
-    cache: the model's collection `cache`, a row for each open hypothesis; empty
+    index: int32 scalar, the next position to fill.
+    tokens: int32 `[batch, beams, length]`, tokens of open hypotheses; 0 from
+      `index` on.
+    logprobs: float32 `[batch, beams, length]`, their log-probabilities; 0 from
+      `index` on.
+    sums: float32 `[batch, beams]`, sums of `logprobs`, highest first; -inf for
+      a beam without a hypothesis.
+    scores: float32 `[batch, beams]`, scores of the best ended hypotheses,
+      highest first; -inf for an empty entry.
+    best_tokens: int32 `[batch, length]`, the best ended hypothesis; 0 after
+      EOS.
+    best_logprobs: float32 `[batch, length]`, its log-probabilities.
+    done: bool `[batch]`, True if no more hypotheses of a prompt may end.
+    cache: the model's collection `cache`, one row per open hypothesis; empty
       before the first step.
   """
 
@@ -88,36 +89,35 @@ def beam_search(
   prompts: prompts_lib.Prompts,
   config: BeamConfig,
 ) -> tuple[sampler.Samples, Float[jax.Array, ' batch']]:
-  """Searches for the response of each prompt with the highest score.
+  """Searches for the response to each prompt with the highest score.
 
-  Each step takes the 2 * num_beams likeliest continuations of the open
-  hypotheses of a prompt. Those that end, and rank among the first num_beams of
-  them, may enter the list of the best num_beams ended hypotheses; the likeliest
-  num_beams without EOS are the next open ones. At `max_length` the first
-  num_beams count as ended as they are.
+  Each step takes the 2 * num_beams likeliest continuations of a prompt's open
+  hypotheses. Those among the first num_beams that end can enter the list of the
+  num_beams best ended hypotheses. The likeliest num_beams without EOS are the
+  next open hypotheses. At `max_length` the first num_beams count as ended.
 
-  A prompt is done when its list is full and the likeliest open hypothesis would
-  not beat the last of the list if it ended at its present length. A longer
-  response may then still have had a higher score if `length_penalty` is above
-  0. The loop ends when all prompts are done, which changes none of the
-  responses. Compile it with `jax.jit`, `model` and `config` closed over.
+  A prompt is done when its list is full and the likeliest open hypothesis, if
+  it ended at its current length, would not beat the last one of the list. If
+  `length_penalty` is above 0, a longer response could still have had a higher
+  score. The loop ends when all prompts are done, which changes no response.
+  Compile it with `jax.jit`, with `model` and `config` closed over.
 
   Args:
     model: the policy.
     variables: its `params`, and `lora` if adapted.
     prompts: the prompts.
-    config: how to search.
+    config: settings of the search.
 
   Returns:
-    The best response of each prompt, `[batch, 1, max_length]`, with
-    log-probabilities of the model's own distribution, and the scores of the
+    The best response to each prompt, `[batch, 1, max_length]`, with
+    log-probabilities of the model's own distribution; and the scores of the
     responses, float32 `[batch]`.
   """
   batch, num_beams = len(prompts), config.num_beams
   rows, length = batch * num_beams, config.max_length
   vocab_size = model.config.vocab_size
   first_rows = num_beams * jnp.arange(batch, dtype=jnp.int32)[:, None]
-  # Of hypotheses of 1, 2, … tokens. In float64, as transformers has them.
+  # For lengths 1, 2, …; computed in float64, as in transformers.
   divisors = np.arange(1, length + 1) ** float(config.length_penalty)
   divisors = jnp.asarray(divisors, jnp.float32)
   encoded = model.apply(variables, prompts, method='encode')
@@ -133,8 +133,8 @@ def beam_search(
     )
     logprobs = jax.nn.log_softmax(logits).reshape(batch, num_beams, vocab_size)
     sums = (state.sums[:, :, None] + logprobs).reshape(batch, -1)
-    # XLA for CPUs would join the slices below with the one that makes a top_k
-    # of a sort, no longer see a top_k, and sort the whole vocabulary.
+    # Without the barrier, XLA for CPUs merges the slices below with the slice
+    # of the top_k, no longer recognizes it, and sorts the whole vocabulary.
     sums, chosen = jax.lax.optimization_barrier(
       jax.lax.top_k(sums, 2 * num_beams)
     )
@@ -142,7 +142,7 @@ def beam_search(
     logprobs = _take(logprobs.reshape(batch, -1), chosen)
 
     def continue_with(order):
-      """Histories of candidates `[batch, n]`."""
+      """Returns tokens and logprobs of the candidates `order` [batch, n]."""
 
       def write(history, values):
         return jax.lax.dynamic_update_slice_in_dim(
@@ -187,7 +187,7 @@ def beam_search(
   def goes_on(state: BeamState) -> Bool[jax.Array, '']:
     return (state.index < length) & ~jnp.all(state.done)
 
-  # All beams begin alike: one of them is a hypothesis.
+  # All beams begin equal, so only the first counts as a hypothesis.
   is_first = jnp.arange(num_beams) == 0
   state = BeamState(
     index=jnp.zeros((), jnp.int32),
@@ -200,7 +200,8 @@ def beam_search(
     done=jnp.zeros((batch,), bool),
     cache={},
   )
-  # The first step makes the cache, before the structure is carried.
+  # The first step, outside the loop, makes the cache: the structure of the loop
+  # state must not change.
   state = jax.lax.while_loop(goes_on, step, step(state))
   samples = sampler.Samples(
     tokens=state.best_tokens[:, None],
@@ -215,6 +216,6 @@ def _take(
   x: Shaped[jax.Array, 'batch rows *rest'],
   indices: Int[jax.Array, 'batch picked'],
 ) -> Shaped[jax.Array, 'batch picked *rest']:
-  """Picks some of each prompt's rows."""
+  """Picks rows of each prompt."""
   indices = indices.reshape(*indices.shape, *(1,) * (x.ndim - 2))
   return jnp.take_along_axis(x, indices, axis=1)

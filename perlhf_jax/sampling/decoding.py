@@ -1,4 +1,4 @@
-"""One step of decoding, as the sampler and the beam search take it."""
+"""One decoding step, shared by the sampler and beam search."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,9 +30,9 @@ def next_logits(
     model: the policy.
     variables: its `params`, and `lora` if adapted.
     encoded: encoded prompts.
-    tokens: the responses so far; those before `index` were decoded before.
-    index: the position whose logits are asked for.
-    cache: as the last step returned it; empty at `index` 0.
+    tokens: the responses so far, filled before `index`.
+    index: the position whose logits are computed.
+    cache: cache of the previous step; empty at `index` 0.
 
   Returns:
     float32 logits of the token at `index`, and the next cache.

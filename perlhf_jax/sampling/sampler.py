@@ -1,7 +1,7 @@
-"""Samples of responses and their log-probabilities, by a compiled loop.
+"""Samples responses with their log-probabilities, in a compiled loop.
 
-The encoder runs once a prompt, the keys and values of a prompt are computed
-once for all its responses, and the loop ends as soon as every response has.
+The encoder runs once per prompt, all responses of a prompt share its keys and
+values, and the loop ends as soon as every response has ended.
 """
 
 import dataclasses
@@ -24,18 +24,17 @@ from perlhf_jax.sampling import warping
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-  """How responses are drawn.
+  """Settings of sampling.
 
   Attributes:
-    max_length: tokens of a response at most, EOS included.
-    temperature: of the softmax; 0 takes the most probable token each time,
-      whatever `top_k` and `top_p` are.
-    top_k: how many of the most probable tokens are kept; None keeps all.
-    top_p: probability that the kept tokens must reach; 1 keeps all.
-    num_samples: responses of each prompt.
-    parts: equal parts in which a batch is sampled, one after the other. There
-      is then room for the keys and values of one part alone; the samples are
-      the same.
+    max_length: maximum number of tokens in a response, EOS included.
+    temperature: temperature of the softmax; 0 always takes the most probable
+      token and ignores `top_k` and `top_p`.
+    top_k: number of most probable tokens to keep; None keeps all.
+    top_p: total probability that the kept tokens must reach; 1 keeps all.
+    num_samples: responses per prompt.
+    parts: number of equal parts of a batch that are sampled one after another.
+      The KV cache holds only one part at a time; the samples are the same.
   """
 
   max_length: Annotated[int, checks.AtLeastOne]
@@ -50,10 +49,9 @@ class SamplingConfig:
 
   @property
   def logprob_temperature(self) -> float:
-    """Temperature of the distribution that `Samples.logprobs` are of.
+    """Temperature of the distribution that `Samples.logprobs` refer to.
 
-    Which one greedy decoding would have sampled from is a convention: the
-    model's own.
+    For greedy decoding it is 1, the model's own distribution, by convention.
     """
     return self.temperature or 1.0
 
@@ -64,13 +62,12 @@ class Samples:
 
   Attributes:
     tokens: int32 `[batch, responses, length]`; 0 after EOS.
-    mask: bool `[batch, responses, length]`, True up to EOS, EOS included. A
-      response that ran out of room is True everywhere and has no EOS.
-    logprobs: float32 `[batch, responses, length]`, in nats, of each token in
-      the distribution that it was drawn from; 0 after EOS. At temperature 0
-      they are those of the model's own distribution, at temperature 1.
-    num_steps: int32 scalar, steps of the decoder that were run, those of all
-      parts.
+    mask: bool `[batch, responses, length]`, True up to EOS, EOS included. It
+      is True everywhere for a response that reached `max_length` without EOS.
+    logprobs: float32 `[batch, responses, length]`, log-probability in nats of
+      each token in the distribution that it was drawn from; 0 after EOS. For
+      temperature 0, in the model's own distribution (temperature 1).
+    num_steps: int32 scalar, number of decoder steps, summed over parts.
   """
 
   tokens: typing.PyTree
@@ -81,13 +78,13 @@ class Samples:
 
 @struct.dataclass
 class DecodeState:
-  """What the loop carries. `rows` are the responses of all prompts.
+  """The loop state. `rows` are the responses of all prompts.
 
   Attributes:
-    index: int32 scalar, the position that is filled next.
+    index: int32 scalar, the next position to fill.
     tokens: int32 `[rows, length]`, 0 from `index` on and after EOS.
-    logprobs: float32 `[rows, length]`, likewise.
-    ended: bool `[rows]`, which responses have their EOS.
+    logprobs: float32 `[rows, length]`, 0 in the same places.
+    ended: bool `[rows]`, True for responses that have an EOS.
     cache: the model's collection `cache`; empty before the first step.
   """
 
@@ -116,22 +113,22 @@ def sample(
 ) -> Samples:
   """Draws responses, token by token, without dropout.
 
-  The randomness of a token depends on its prompt's key, on the number of the
-  sample and on the position, and on nothing else: a response stays the same
-  in another batch, at another place in it, among more samples, and with more
-  room. Compile it with `jax.jit`, `model` and `config` closed over.
+  The randomness of a token depends only on its prompt's key, the index of the
+  sample and the position. So a response does not change with the batch, its
+  place in the batch, `num_samples` or `max_length`. Compile it with `jax.jit`,
+  with `model` and `config` closed over.
 
   Args:
     model: the policy.
     variables: its `params`, and `lora` if adapted.
     prompts: the prompts, or their encoding by the policy.
-    keys: random keys, one a prompt.
-    config: how to draw; `config.parts` divides the batch.
+    keys: random keys, one per prompt.
+    config: settings of sampling; `config.parts` must divide the batch.
     early_stop: whether to stop once every response of a part has ended. The
       samples are the same either way.
 
   Returns:
-    `config.num_samples` responses a prompt, `config.max_length` long.
+    `config.num_samples` responses per prompt, `config.max_length` long.
   """
   draw_part = functools.partial(
     _sample_part, model, variables, config, early_stop=early_stop
@@ -140,7 +137,7 @@ def sample(
     return draw_part(prompts, keys)
 
   def split(x):
-    # Every device keeps its own rows: part i takes rows i, i + parts, ….
+    # Part i takes rows i, i + parts, …, so that rows stay on their device.
     return jnp.swapaxes(x.reshape(-1, config.parts, *x.shape[1:]), 0, 1)
 
   def join(x):
@@ -160,7 +157,7 @@ def sample(
 def _sample_part(
   model, variables, config, prompts, keys, *, early_stop
 ) -> Samples:
-  """Draws the responses of a part of a batch."""
+  """Draws the responses to one part of a batch."""
   batch, num_samples = len(prompts), config.num_samples
   rows, length = batch * num_samples, config.max_length
   encoded = model.apply(variables, prompts, method='encode')
@@ -209,8 +206,8 @@ def _sample_part(
     ended=jnp.zeros((rows,), bool),
     cache={},
   )
-  # The first step makes the cache, which the loop cannot: it would change the
-  # structure of what is carried.
+  # The first step, outside the loop, makes the cache: the structure of the loop
+  # state must not change.
   state = jax.lax.while_loop(goes_on, step, step(state))
   shape = (batch, num_samples, length)
   return Samples(

@@ -1,4 +1,4 @@
-"""The distribution that tokens are drawn from: temperature, top-k, nucleus."""
+"""The sampling distribution: temperature, top-k and nucleus (top-p)."""
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,18 @@ def warp_logits(
   top_k: int | None = None,
   top_p: float = 1.0,
 ) -> Float[jax.Array, '*shape vocab']:
-  """Returns log-probabilities of the distribution that is sampled.
+  """Returns log-probabilities of the sampling distribution.
 
-  Logits are divided by the temperature, the `top_k` highest are kept, of those
-  the nucleus, and what is left is renormalised. The nucleus is the smallest
+  Logits are divided by the temperature. The `top_k` highest are kept, then the
+  nucleus of these, and the rest is renormalized. The nucleus is the smallest
   set of most probable tokens whose probability reaches `top_p` (Holtzman et
-  al. 2019, arXiv:1904.09751, section 3.1); it is never empty. Tokens as
-  probable as the last one that is kept are kept too.
+  al. 2019, arXiv:1904.09751, section 3.1); it is never empty. Tokens that tie
+  with the last kept token are kept too.
 
   Args:
     logits: `[..., vocab]`.
-    temperature: of the softmax. At 0, decoding is greedy and not a draw: the
-      result is then the model's own distribution, at temperature 1 and whole.
+    temperature: temperature of the softmax. For 0 (greedy decoding) the result
+      is the model's full distribution at temperature 1.
     top_k: at least 1; None keeps the whole vocabulary.
     top_p: in (0, 1].
 
@@ -44,11 +44,11 @@ def warp_logits(
 
 
 def _nucleus(logits, top_p):
-  """Finds the highest threshold that leaves a probability of `top_p`.
+  """Returns the mask of the nucleus: tokens above the highest valid threshold.
 
-  By bisection, which takes 31 sums; sorting a vocabulary takes some 30 times
-  as long. Floats that are not negative are ordered as their bits are, read as
-  integers, so the threshold found is exact.
+  Bisection finds the threshold in 31 sums; sorting a vocabulary takes about 30
+  times as long. Nonnegative floats have the same order as their bits read as
+  integers, so bisecting the bits gives the exact threshold.
   """
   probabilities = jax.nn.softmax(logits)
   bits = jax.lax.bitcast_convert_type(probabilities, jnp.int32)

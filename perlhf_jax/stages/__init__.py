@@ -1,1 +1,1 @@
-"""The commands, each readable from top to bottom."""
+"""The functions of the commands, one per file."""

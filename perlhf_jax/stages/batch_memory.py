@@ -1,4 +1,4 @@
-"""Refuses batches of lines that do not fit, and says which line is to blame."""
+"""Refuses batches of lines that do not fit, and names the longest line."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
@@ -11,20 +11,20 @@ from perlhf_jax.training import memory
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 
-# Of one text. Blocks of attention let small models read more than this in the
-# memory of a laptop, and for hours.
+# Longest text. With blockwise attention, small models could read longer texts
+# in the memory of a laptop, but it would take hours.
 MAX_TOKENS = 65_536
 
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-  """A length of the largest batch.
+  """A padded length of the largest batch.
 
   Attributes:
-    tokens: to which its rows are padded.
-    reason: what makes it so long, such as `in.jsonl:17 has a prompt of 25,013
+    tokens: the length to which rows are padded.
+    reason: the cause of the length, such as `in.jsonl:17 has a prompt of 25,013
       tokens`.
-    remedy: what to give for a shorter one, `{}` being the tokens that fit.
+    remedy: the flag that shortens it, with `{}` for the tokens that fit.
   """
 
   tokens: int
@@ -32,7 +32,7 @@ class Length:
   remedy: str
 
 
-# (rows of a device, parts of `tensor`, *lengths) -> bytes of a device, at least
+# (rows per device, size of axis `tensor`, *lengths) -> least bytes per device
 Bound = Callable[..., int]
 
 
@@ -43,17 +43,20 @@ def must_fit(
   batch_size: int,
   lengths: Sequence[Length],
 ) -> Iterator[None]:
-  """Checks the largest batch before anything is compiled, and again then.
+  """Checks that the largest batch fits, and explains failures in its block.
+
+  Checks the bound at once. In the block, replaces a `NotEnoughMemoryError`,
+  which states the memory that the compiler computes.
 
   Args:
-    bound: of `models.activation_bytes`.
+    bound: from `models.activation_bytes`.
     mesh: the mesh.
-    batch_size: rows.
-    lengths: of the batch that needs most; none if there is no batch.
+    batch_size: rows per batch.
+    lengths: the lengths of the largest batch; empty if there is no batch.
 
   Raises:
     ConfigError: a text is longer than `MAX_TOKENS`, or there is too little
-      memory, for the bound or, in the block, for what the compiler says.
+      memory.
   """
   if not lengths:
     yield
@@ -77,7 +80,7 @@ class _LargestBatch:
   lengths: Sequence[Length]
 
   def check(self) -> None:
-    """Raises a ConfigError for a text without end, or if no bound fits."""
+    """Raises a ConfigError if a text is too long or the bound does not fit."""
     for length in self.lengths:
       if length.tokens > MAX_TOKENS:
         raise errors.ConfigError(
@@ -91,14 +94,15 @@ class _LargestBatch:
   def refusal(
     self, needed: int, free: int, at_least: str = ''
   ) -> errors.ConfigError:
-    """Says what is too long, and what would fit.
+    """Returns an error that says which text is too long, and what would fit.
 
     Args:
-      needed: bytes of a device.
-      free: likewise.
-      at_least: how exact `needed` is.
+      needed: bytes needed per device.
+      free: bytes free per device.
+      at_least: 'at least ' if `needed` is a lower bound.
     """
-    # What the compiler says is more than the bound, of smaller batches too.
+    # The compiler's figure exceeds the bound. Assumes the same ratio for
+    # smaller batches.
     ratio = needed / self._bytes()
 
     def fits(**change):
@@ -158,10 +162,10 @@ def line_length(
   Args:
     kind: `prompt` or `response`.
     path: the file.
-    lengths: tokens of each, by its index in the file.
-    limit: at which they are cut; None if they are not.
-    padded: to which length they are padded.
-    remedy: as of `Length`.
+    lengths: tokens per text, by its index in the file.
+    limit: the length to which texts are cut; None if they are not.
+    padded: the length to which texts are padded.
+    remedy: see `Length`.
   """
   index = max(lengths, key=lambda i: lengths[i])
   count = lengths[index]
@@ -171,7 +175,7 @@ def line_length(
 
 
 def _largest(fits: Callable[[int], bool], below: int) -> int:
-  """Returns `below`, halved until it fits; 0 if nothing does."""
+  """Returns `below`, halved until it fits; 0 if nothing fits."""
   while below and not fits(below):
     below //= 2
   return below

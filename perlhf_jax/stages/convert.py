@@ -31,37 +31,37 @@ def convert(
   overwrite: bool = False,
   mesh_shape: Sequence[int] = (-1, 1, 1),
 ) -> loaded_model.LoadedModel:
-  """Writes a model in another format, from any format that is read.
+  """Converts a checkpoint of any readable format to another format.
 
-  Adapters are merged into their base, and by how much that changes logits is
-  measured, unless the format keeps adapters. A model of another library's
-  format goes through memory one array at a time.
+  Merges adapters into their base, unless the format keeps adapters, and
+  measures how much merging changes logits. Models of other libraries' formats
+  are read and written one array at a time.
 
   Args:
     source: a MODEL_DIR, one of its steps, or a directory of any format that
       `perlhf inspect` knows.
-    target: a local folder, of `perlhf` a remote one too, new or empty; it is
-      complete at the end, or not there.
+    target: a new or empty local folder (for `perlhf` also a remote one); at the
+      end it is complete or does not exist.
     to: the format to write: perlhf (ours, whole, without a base), hf, peft or
       t5x.
-    base_checkpoint: where an adapter's base is, if not where the adapter says.
-    base: what a PEFT directory will name as its base; by default where the base
-      lies now.
-    vocabulary: of a T5X checkpoint, which has none: a SentencePiece model, or
-      byte.
-    extra_ids: sentinels behind that vocabulary; T5 has 100.
-    dtype: of the weights, `float32` or `bfloat16`; by default `bfloat16` where
-      the source has all of them in it, and `float32` elsewhere.
-    overwrite: replace a model that is in the target.
-    mesh_shape: devices as (data, fsdp, tensor), for models that do not fit one
-      of them; one of the sizes may be -1.
+    base_checkpoint: path of an adapter's base, if it is not where the adapter
+      records it.
+    base: the base that a PEFT directory records; by default its current path.
+    vocabulary: the vocabulary of a T5X checkpoint, which has none: a
+      SentencePiece model, or byte.
+    extra_ids: number of sentinels after that vocabulary; T5 has 100.
+    dtype: dtype of the weights, `float32` or `bfloat16`; by default `bfloat16`
+      if all weights of the source are, else `float32`.
+    overwrite: replace an existing model in the target.
+    mesh_shape: devices as (data, fsdp, tensor), for models that do not fit on
+      one device; one of the sizes may be -1.
 
   Returns:
-    What was written, without its weights.
+    The written model, without its weights.
 
   Raises:
-    UserError: the source cannot be read, has no such form, or the target
-      cannot be written; the source stays as it is.
+    UserError: the source cannot be read or has no such form, or the target
+      cannot be written; the source is not changed.
   """
   mesh = partitioning.make_mesh(mesh_shape)
   format_ = registry.writer(to)

@@ -1,4 +1,4 @@
-"""Metrics of a checkpoint on a task, into MODEL_DIR/eval.json."""
+"""Evaluates a checkpoint on a task, and writes MODEL_DIR/eval.json."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -26,7 +26,7 @@ from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import step_files
 
-# Of a checkpoint that says nothing of them.
+# For checkpoints that do not record their lengths.
 _LENGTHS = {'inputs': 512, 'targets': 128}
 
 
@@ -50,38 +50,40 @@ def evaluate(
   """Evaluates a checkpoint and writes eval.json beside its checkpoints.
 
   A metric that the examples do not define, such as the ROC-AUC of a single
-  class, is null there, and the log says why.
+  class, is null in eval.json, and the log says why.
 
-  Of reward models, pairs give pairwise accuracy (a tie counts one half), in
-  all and where the chosen response is the longer or the shorter one; judged
-  responses give ROC-AUC, accuracy and balanced accuracy at probability 0.5,
-  and calibration. Policies and SFT models answer the prompts of the task:
-  mean score, KL to the reference, lengths, what a judge says, the win rate
-  against a baseline, and exact match and ROUGE where the task has targets.
+  A reward model on pairs gets pairwise accuracy (a tie counts one half): over
+  all pairs, and over those whose chosen response is longer or shorter. A reward
+  model on judged responses gets ROC-AUC, accuracy and balanced accuracy at
+  probability 0.5, and calibration. Policies and SFT models answer the prompts
+  of the task, and get mean score, KL to the reference, lengths, the judge's
+  score, the win rate against a baseline, and exact match and ROUGE if the task
+  has targets.
 
   Args:
     checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
       `perlhf inspect` knows.
-    mixture_or_task_name: the task; by default the one it was trained on.
-    split: of the task.
-    batch_size: examples at once; the metrics of reward models do not depend
+    mixture_or_task_name: the task; by default the task of the training.
+    split: split of the task.
+    batch_size: examples per batch; the metrics of reward models do not depend
       on it.
-    max_examples: the first so many; all if None.
-    task_feature_lengths: by default those of training.
-    module: module that registers the task, if it is not one of ours. The one
-      that the checkpoint records is named in a message, and not imported.
+    max_examples: number of examples, from the first on; None for all.
+    task_feature_lengths: by default the lengths of the training.
+    module: module that registers the task, if it is not one of ours; a module
+      that the checkpoint records is named in a message, but not imported.
     use_cached: whether to read SeqIO's offline cache of the task.
-    skip_bad_rows: whether to leave out rows that cannot be used.
-    base_checkpoint: where an adapter's base is, or the reference of a policy
-      that was tuned in full, if not where the checkpoint says.
-    policy: how to evaluate a language model; of a reward model, nothing.
-    partitioner: how the model and batches are split among devices.
+    skip_bad_rows: whether to skip rows that cannot be used.
+    base_checkpoint: path of an adapter's base, or of the reference of a policy
+      that was tuned in full, if it is not where the checkpoint records it.
+    policy: how to evaluate a language model; a reward model takes none of its
+      settings.
+    partitioner: how to shard the model and batches over devices.
 
   Returns:
-    What eval.json holds, with None for null.
+    The content of eval.json, with None for null.
 
   Raises:
-    UserError: any input that cannot be used.
+    UserError: an input cannot be used.
   """
   mesh = partitioner.make_mesh()
   partitioning.check_batch_size(batch_size, mesh)
@@ -132,17 +134,17 @@ def dataset_of(
   task_feature_lengths: Mapping[str, int] | None,
   **options: Any,
 ) -> input_pipeline.DatasetConfig:
-  """Returns what to read: as asked for, else as the checkpoint was trained.
+  """Returns the data set to read, by default that of the training.
 
   Args:
-    checkpoint: its path, for messages.
-    metadata: of the checkpoint; None for other people's.
-    mixture_or_task_name: the task; that of training if None.
-    task_feature_lengths: those of training if None.
+    checkpoint: path of the checkpoint, for messages.
+    metadata: metadata of the checkpoint; None for other formats.
+    mixture_or_task_name: the task; None for the task of the training.
+    task_feature_lengths: None for the lengths of the training.
     **options: other fields of the `DatasetConfig`.
 
   Raises:
-    ConfigError: neither says what to read.
+    ConfigError: no task is given, and the checkpoint records none.
   """
   trained = metadata is not None and metadata.task is not None
   if not trained and mixture_or_task_name is None:
@@ -168,13 +170,13 @@ def dataset_of(
 
 @dataclasses.dataclass(frozen=True)
 class _Evaluation:
-  """A model that is about to be measured.
+  """A model that is ready to be evaluated.
 
   Attributes:
-    model: what it is, without weights.
-    dataset: what is read.
-    examples: of it.
-    measure: gives the metrics, and why some may be undefined.
+    model: the model, without weights.
+    dataset: the data set.
+    examples: its examples.
+    measure: returns the metrics, and why some may be undefined.
   """
 
   model: loaded_model.LoadedModel
@@ -186,7 +188,7 @@ class _Evaluation:
 def _prepare(
   checkpoint, policy, mesh, base_checkpoint, *, batch_size, **options
 ) -> _Evaluation:
-  """Loads a model and the data; what it returns keeps no loaded weights."""
+  """Loads a model and the data; the result keeps no loaded weights."""
   loaded = loading.load(checkpoint, mesh, base_checkpoint)
   if loaded.is_reward_model:
     policy.check_unused(checkpoint)
@@ -213,7 +215,7 @@ def _prepare(
 
 
 def _reward_measure(loaded, examples, batch_size, mesh):
-  """Returns what gives metrics, and why some may be undefined."""
+  """Returns a function that returns metrics, and why some may be undefined."""
   objective = train_reward.check_objective(examples, examples.name)
   model, variables = placed.place_reward_model(loaded, mesh)
 

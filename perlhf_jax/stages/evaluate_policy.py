@@ -1,4 +1,4 @@
-"""Metrics of a policy on prompts: what `evaluate` does with language models."""
+"""Metrics of a policy on prompts; `evaluate` uses it for language models."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -34,17 +34,18 @@ UNDEFINED = {
 
 @dataclasses.dataclass(frozen=True)
 class PolicyEvaluation:
-  """How to evaluate a policy; of no meaning for reward models.
+  """How to evaluate a policy; not used for reward models.
 
   Attributes:
-    rewards: what scores responses; those of training if None. Without any,
-      the judge alone speaks.
-    judge: a `reward_sources.RewardFunction`; responses are scored by it too
-      (`judge_score`), and it decides who wins.
-    baseline_checkpoint: what to compare with, response by response.
-    temperature: of the sampling; that of training if None, 1 for a model that
-      was not tuned by reinforcement learning; 0 for greedy decoding.
-    seed: of the sampling.
+    rewards: what scores responses; None for the rewards of the training. If
+      there are none, only the judge scores.
+    judge: a `reward_sources.RewardFunction` that scores responses too
+      (`judge_score`), and decides which response wins.
+    baseline_checkpoint: a model to compare with, response by response.
+    temperature: temperature of the sampling, 0 for greedy decoding; None for
+      that of the training, or 1 for a model that was not tuned by reinforcement
+      learning.
+    seed: seed of the sampling.
   """
 
   rewards: reward_sources.RewardSources | None = None
@@ -58,10 +59,10 @@ class PolicyEvaluation:
     reward_sources.check_judge(self.judge)
 
   def check_unused(self, checkpoint: str) -> None:
-    """Raises a ConfigError if anything was asked that policies alone answer.
+    """Raises a ConfigError if a setting is given that only policies use.
 
     Args:
-      checkpoint: the reward model that is evaluated.
+      checkpoint: the evaluated reward model, for the message.
     """
     rewards = self.rewards or reward_sources.RewardSources()
     settings = {
@@ -90,26 +91,27 @@ def prepare(
   mesh: partitioning.LogicalMesh,
   base_checkpoint: str | None = None,
 ) -> Callable[[], tuple[dict[str, Any], Mapping[str, str]]]:
-  """Prepares what answers every prompt and measures the answers.
+  """Prepares a function that answers every prompt and evaluates the answers.
 
   Args:
     loaded: the policy.
-    config: how.
-    examples: of any kind; of demonstrations, responses are compared with the
-      targets.
-    response_length: most tokens of a response.
-    batch_size: prompts at once.
+    config: how to evaluate it.
+    examples: examples of any kind; with demonstrations, responses are compared
+      with the targets.
+    response_length: the most tokens of a response.
+    batch_size: prompts per batch.
     mesh: the mesh.
-    base_checkpoint: where the reference is, if it has been moved.
+    base_checkpoint: the current path of the reference, if it was moved.
 
   Returns:
     A function to call once, which keeps none of the loaded weights. It returns
-    means over the responses (`score`, `kl`, `judge_score`, `response_length`,
-    `truncated`; `exact_match` and ROUGE with targets; `win_rate` and its parts
-    with a baseline), and the first `samples`; and why some may be undefined.
+    the metrics, and why some may be undefined. The metrics are means over the
+    responses (`score`, `kl`, `judge_score`, `response_length`, `truncated`;
+    `exact_match` and ROUGE with targets; `win_rate` and its parts with a
+    baseline), and the first `samples`.
 
   Raises:
-    UserError: a checkpoint or a reward function that cannot be used.
+    UserError: a checkpoint or a reward function cannot be used.
   """
   trained = _policy_metadata(loaded)
   temperature = config.temperature
@@ -162,14 +164,14 @@ def prepare(
     answerers.append(_place(baseline, mesh))
 
   def measure():
-    # One that has answered is let go of.
+    # `pop` lets the memory of an answerer be freed after it has answered.
     answers = answer(answerers.pop(0))
     result = {
       'temperature': temperature,
       'responses': len(answers.responses),
       **answers.means(),
     }
-    # Judged responses have targets too, which may be bad ones.
+    # Judged responses have targets too, but these may be bad.
     if examples.kind == 'sft':
       rows = range(len(examples))
       targets = [examples.texts(row)['targets'] for row in rows]
@@ -194,10 +196,10 @@ def _policy_metadata(loaded: loaded_model.LoadedModel) -> dict[str, Any]:
 def _load_baseline(
   path: str, vocabulary: Any, mesh: partitioning.LogicalMesh
 ) -> loaded_model.LoadedModel:
-  """Loads what a policy is compared with.
+  """Loads the baseline that a policy is compared with.
 
   Raises:
-    CheckpointError: it writes nothing, or other tokens.
+    CheckpointError: it is a reward model, or has another vocabulary.
   """
   loaded = loading.load(path, mesh)
   if loaded.is_reward_model:
@@ -218,9 +220,9 @@ def _load_recorded(recorded, step, load) -> list[loaded_model.LoadedModel]:
   """Loads the reward models that a policy was trained against.
 
   Args:
-    recorded: what it says of them.
-    step: folder of the policy.
-    load: gives the reward model at a path.
+    recorded: the policy's records of them.
+    step: the step folder of the policy.
+    load: loads the reward model at a path.
   """
   model_dir = step_files.model_dir_of(epath.Path(step))
   try:
@@ -242,13 +244,13 @@ def _load_recorded(recorded, step, load) -> list[loaded_model.LoadedModel]:
 
 @dataclasses.dataclass(frozen=True)
 class _Answerer:
-  """A language model on the mesh, and what it was anchored to.
+  """A language model on the mesh, and its reference.
 
   Attributes:
     models: the modules, without a value model.
     policy: variables of the policy.
-    frozen: `params` that are frozen, and the variables of `rewards`.
-    shared: whose `params` those are, without weights.
+    frozen: the frozen `params`, and the variables of `rewards`.
+    shared: the model that the frozen `params` belong to, without weights.
   """
 
   models: shared_backbone.Models
@@ -257,7 +259,7 @@ class _Answerer:
   shared: loaded_model.LoadedModel
 
   def with_rewards(self, load_rewards, mesh) -> '_Answerer':
-    """Returns it with the reward models that `load_rewards` loads."""
+    """Adds the reward models that `load_rewards` loads."""
     modules, variables = roles.place_reward_models(
       load_rewards(self.shared), self.shared, mesh
     )
@@ -291,15 +293,15 @@ def _reference(
   mesh: partitioning.LogicalMesh,
   moved_to: str | None = None,
 ) -> loaded_model.LoadedModel | None:
-  """Returns what a policy was anchored to; None for other models.
+  """Returns the reference of a policy; None for other models.
 
   Args:
     loaded: the policy, or another model.
-    mesh: where to put its weights.
-    moved_to: where the reference lies now.
+    mesh: where to put the weights of the reference.
+    moved_to: the current path of the reference.
 
   Raises:
-    CheckpointError: it is gone, or something else lies there now.
+    CheckpointError: the reference is missing, or its fingerprint has changed.
   """
   recorded = _policy_metadata(loaded).get('reference')
   if recorded is None:

@@ -29,7 +29,7 @@ from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 
-# Of a checkpoint that says nothing of it.
+# For checkpoints that do not record their length.
 MAX_LENGTH = 128
 _LOG_SECONDS = 10
 
@@ -58,9 +58,9 @@ def generate(
   """Writes every input line with `response` added, in the same order.
 
   `response` is a string, or a list of `num_samples` strings if that is more
-  than one; a `response` that the input has is replaced. What is sampled for a
-  line depends on the seed, the line's number and its prompt only. Prompts and
-  responses that are too long for the memory are refused before any is answered.
+  than one; it replaces a `response` of the input. The samples of a line depend
+  only on the seed, the line's number and its prompt. Lengths that need too much
+  memory are refused before any prompt is answered.
 
   Args:
     checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
@@ -72,22 +72,22 @@ def generate(
     top_k: samples from the k likeliest tokens; by default from all.
     top_p: samples from the fewest likeliest tokens that have this probability
       together; by default from all.
-    num_beams: width of a beam search, as transformers' is, instead of sampling.
-    num_samples: responses to a prompt; "response" is a list if several.
+    num_beams: width of a beam search, as in transformers, instead of sampling.
+    num_samples: responses per prompt; "response" is a list if several.
     max_length: longest response in tokens, EOS included; by default that of
-      the training, or 128 where nothing tells it.
-    seed: of the sampling, below 2**32.
-    batch_size: prompts answered at once; it does not change the responses.
-    base_checkpoint: where an adapter's base is, if not where the adapter says.
+      the training, or 128 if unknown.
+    seed: seed of the sampling, below 2**32.
+    batch_size: prompts per batch; it does not change the responses.
+    base_checkpoint: path of an adapter's base, if it is not where the adapter
+      records it.
     prompt_length: longest prompt in tokens, EOS included; by default that of
-      the training, or any length where nothing tells it.
-    mesh_shape: devices as (data, fsdp, tensor), for models that do not fit one
-      of them; one of the sizes may be -1.
+      the training, or no limit if unknown.
+    mesh_shape: devices as (data, fsdp, tensor), for models that do not fit on
+      one device; one of the sizes may be -1.
 
   Raises:
-    UserError: flags that exclude each other, a bad line, or one that is too
-      long (file and number are named), or a bad checkpoint; nothing has been
-      written then.
+    UserError: flags exclude each other, a line is bad or too long (the message
+      names file and number), or the checkpoint is bad; nothing is written then.
   """
   mesh = partitioning.make_mesh(mesh_shape)
   partitioning.check_batch_size(batch_size, mesh)
@@ -154,16 +154,16 @@ def decode_prompts(
   image_rows: Sequence[Sequence[images.Image]] = (),
   image_spec: images.ImageSpec | None = None,
 ) -> list[list[np.ndarray]]:
-  """Answers tokenised prompts, similar lengths together, the longest first.
+  """Answers tokenised prompts in batches of similar lengths, the longest first.
 
   Args:
-    prompts: int32 `[length]` each, with EOS.
+    prompts: tokens of each prompt, int32 `[length]`, with EOS.
     decoder: answers one batch.
-    batch_size: rows of a batch.
+    batch_size: rows per batch.
     prompt_length: longest prompt; None for no limit.
     truncate_prompt: which end of a long prompt to keep.
     image_rows: the images of each prompt.
-    image_spec: how they are decoded; None without images.
+    image_spec: how to decode images; None without images.
 
   Returns:
     The responses to each prompt in the order of `prompts`, int32 `[length]`,
@@ -173,12 +173,12 @@ def decode_prompts(
   done = 0
   lengths = [len(prompt) for prompt in prompts]
   parts = list(length_buckets.batches_by_length(lengths, batch_size))
-  # What does not fit ends early.
+  # The longest batch first: if it does not fit, this fails early.
   parts.reverse()
 
   def fill(lines):
-    # Rows that fill up the last batch repeat a line: an empty prompt might
-    # never reach its EOS, and the others would wait for it.
+    # Padding rows of the last batch repeat a line: an empty prompt might never
+    # reach EOS, and the other rows would wait for it.
     return lines + [lines[-1]] * (batch_size - len(lines))
 
   def convert(lines):
@@ -220,18 +220,18 @@ def decoding_config(
   num_beams: int | None,
   num_samples: int,
 ) -> Config:
-  """Returns what the flags ask for, of length 1 if none is given.
+  """Returns the decoding configuration of the flags.
 
   Args:
-    max_length: of `generate`, as are the others.
-    temperature: likewise.
-    top_k: likewise.
-    top_p: likewise.
-    num_beams: likewise.
-    num_samples: likewise.
+    max_length: see `generate`; None gives length 1.
+    temperature: see `generate`.
+    top_k: see `generate`.
+    top_p: see `generate`.
+    num_beams: see `generate`.
+    num_samples: see `generate`.
 
   Raises:
-    ConfigError: they exclude each other.
+    ConfigError: the flags exclude each other.
   """
   length = max_length or 1
   if num_beams is None:
@@ -280,7 +280,7 @@ def _make_bound(
 def _longest(
   path: str, lengths: Sequence[int], limit: int | None, max_length: int
 ) -> list[batch_memory.Length]:
-  """Returns the lengths of the batch of the longest prompts."""
+  """Returns the lengths of the batch with the longest prompts."""
   if not lengths:
     return []
   return [
@@ -308,15 +308,16 @@ def _load_decoder(
   max_length: int | None,
   seed: int,
 ) -> tuple[Decoder, Config, loaded_model.LoadedModel]:
-  """Loads a language model and makes of it what answers prompts.
+  """Loads a language model, and makes a function that answers prompts.
 
   Args:
-    checkpoint: of the model.
+    checkpoint: path of the model.
     mesh: the mesh.
-    base_checkpoint: where its base is, if not where it says.
-    config: of the decoding, but for its length.
-    max_length: longest response; that of the training if None.
-    seed: of the sampling.
+    base_checkpoint: path of its base, if it is not where the adapter records
+      it.
+    config: decoding configuration, except for its length.
+    max_length: longest response; None for that of the training.
+    seed: seed of the sampling.
 
   Returns:
     A compiled function that answers batches of prompts, its configuration, and
@@ -344,8 +345,8 @@ def make_decoder(
 
   Args:
     loaded: a language model.
-    config: of the decoding.
-    seed: of the sampling.
+    config: decoding configuration.
+    seed: seed of the sampling.
     mesh: the mesh, on which batches are put.
   """
   model, variables = placed.place(loaded, mesh)

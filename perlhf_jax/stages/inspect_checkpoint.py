@@ -1,4 +1,4 @@
-"""Says what a checkpoint is, and whether it is whole."""
+"""Describes a checkpoint, and verifies it."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ from perlhf_jax.core import tree_paths
 from perlhf_jax.models import encoder_decoder
 from perlhf_jax.training import step_files
 
-# Files of MODEL_DIR with the figures of a run.
+# Files of MODEL_DIR with the metrics of a run.
 _FIGURES = ('summary.json', 'eval.json')
 
 
@@ -32,15 +32,15 @@ def inspect_checkpoint(
 
   Args:
     checkpoint: a MODEL_DIR, one of its steps, or a directory: Hugging Face T5,
-      a PaLI's parts, PEFT, T5X, or another format that is registered.
-    base_checkpoint: where the base of an adapter lies now, if it is not where
-      the adapter says.
-    verify: whether to read every file of a MODEL_DIR, or of a step, and say
-      which are damaged.
+      a PaLI's parts, PEFT, T5X, or another registered format.
+    base_checkpoint: path of an adapter's base, if it is not where the adapter
+      records it.
+    verify: whether to read every file of a MODEL_DIR, or of a step, and report
+      damaged ones.
 
   Raises:
-    CheckpointError: nothing usable there, or something damaged.
-    ConfigError: what is there has no digests to be verified by.
+    CheckpointError: the checkpoint cannot be used, or is damaged.
+    ConfigError: the format has no digests to verify.
   """
   if verify:
     _verify(checkpoint)

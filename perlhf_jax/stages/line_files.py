@@ -1,6 +1,6 @@
-"""Files of JSON lines that `score` and `generate` read and write.
+"""JSON lines files that `score` and `generate` read and write.
 
-Every input line yields one output line, in the same order.
+Every input line gives one output line, in the same order.
 """
 
 import codecs
@@ -18,7 +18,7 @@ from perlhf_jax.core import plain_files
 from perlhf_jax.core import strict_json
 from perlhf_jax.training import multihost
 
-# Of a file that is read as a whole.
+# The largest file, which is read as a whole.
 _MAX_BYTES = 2 * 1024**3
 
 
@@ -30,12 +30,15 @@ def read(
   Args:
     path: local or `gs://`.
     fields: names of strings that each object must have.
-    several: those of them that may be a list of strings instead.
+    several: the fields that may be a list of strings instead.
 
   Raises:
     DataError: the file is empty or cannot be read, or a line is not such an
       object; the message names file and line.
   """
+  problem = plain_files.find_problem(path, _MAX_BYTES, pipes=True)
+  if problem is not None:
+    raise errors.DataError(f'Cannot read --input={path}: {problem}.')
   try:
     content = plain_files.read(path, errors.DataError, _MAX_BYTES, pipes=True)
   except OSError as error:
@@ -46,7 +49,7 @@ def read(
       f'--input={path} is empty; write one object a line into it, '
       f'{_example(fields)}.'
     )
-  # Not splitlines(), which also breaks lines at characters inside of strings.
+  # splitlines() would also break lines at characters inside strings.
   return [
     _parse(line, f'{path}:{number}', fields, several)
     for number, line in enumerate(
@@ -56,7 +59,7 @@ def read(
 
 
 def check_output(path: str) -> None:
-  """Makes sure that process 0 can write a file, before the work is done.
+  """Checks, before the work starts, that process 0 can write a file.
 
   Raises:
     ConfigError: it cannot; on all hosts.
@@ -91,9 +94,9 @@ def _try_to_write(path: str) -> None:
 
 
 def write(path: str, rows: Iterable[Mapping[str, Any]]) -> None:
-  """Writes one object a line; the file appears whole or not at all.
+  """Writes one object per line; the file appears complete or not at all.
 
-  Process 0 writes, and the others have nothing to do.
+  Only process 0 writes.
 
   Raises:
     ValueError: a number is NaN or infinite.
@@ -102,7 +105,7 @@ def write(path: str, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_text(path: str, parts: Iterable[str]) -> None:
-  """Writes a text that is given in parts, in the same way."""
+  """Writes a text that is given in parts, in the same way as `write`."""
   if jax.process_index():
     return
   output = epath.Path(path)
@@ -117,12 +120,12 @@ def write_text(path: str, parts: Iterable[str]) -> None:
 
 
 def report_cuts(name: str, lengths: Sequence[int], limit: int | None) -> None:
-  """Warns of texts that are longer than a limit.
+  """Warns if texts are longer than a limit.
 
   Args:
-    name: what they are, as in the flag `--<name>_length`.
+    name: the kind of text, as in the flag `--<name>_length`.
     lengths: tokens of each text.
-    limit: where they are cut; None if they are not.
+    limit: the length to which texts are cut; None if they are not.
   """
   cut = sum(limit is not None and length > limit for length in lengths)
   if cut:

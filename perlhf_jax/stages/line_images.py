@@ -1,4 +1,4 @@
-"""Images of the lines that `score` and `generate` read, and of prompts."""
+"""Images of prompts, and of the lines that `score` and `generate` read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,23 +16,23 @@ def read(
   rows: Sequence[Mapping[str, Any]],
   path: str,
 ) -> tuple[list[list[str]], images.ImageSpec | None]:
-  """Finds the images of lines and makes sure that a model can read them.
+  """Finds the images of lines and checks that a model can read them.
 
-  A line's `"image"` is a path, relative to the folder of the file, a list of
-  paths, or null for a prompt without.
+  A line's `"image"` is a path relative to the folder of the file, a list of
+  such paths, or null for a prompt without image.
 
   Args:
     loaded: the model, with or without weights.
-    rows: the lines, in their order from the first on.
-    path: their file.
+    rows: all lines of the file, in order.
+    path: path of the file.
 
   Returns:
-    Paths of the images of each line, and how they are decoded; None for a
-    model that reads text alone.
+    The paths of the images of each line, and how to decode them; None for a
+    model that only reads text.
 
   Raises:
-    DataError: a line has no image, too many, one that cannot be decoded, or
-      one that the model does not read; the message names file and line.
+    DataError: a line has no image or too many, an image cannot be decoded, or
+      the model does not read images; the message names file and line.
   """
 
   def where(index):
@@ -54,19 +54,19 @@ def check(
   found: Sequence[Sequence[images.Image]],
   where: Callable[[int], str],
 ) -> images.ImageSpec | None:
-  """Makes sure that a model can read the images of prompts.
+  """Checks that a model can read the images of prompts.
 
   Args:
     loaded: the model, with or without weights.
     found: the images of each prompt.
-    where: what messages call the prompt of an index.
+    where: returns the name of the prompt at an index, for messages.
 
   Returns:
-    How they are decoded; None for a model that reads text alone.
+    How to decode the images; None for a model that only reads text.
 
   Raises:
-    DataError: a prompt has too many images, one that cannot be decoded, or one
-      that the model does not read.
+    DataError: a prompt has too many images, an image cannot be decoded, or the
+      model does not read images.
   """
   config, spec = loaded.config, None
   if config.image_size is not None:
@@ -82,7 +82,7 @@ def check(
         f'{where(index)} has {len(several)} images; the checkpoint reads at '
         f'most {spec.count}.'
       )
-  # Each once.
+  # Checks each image once.
   distinct = dict.fromkeys(image for row in found for image in row)
   problems = images.find_problems(list(distinct))
   for index, several in enumerate(found):
@@ -95,12 +95,12 @@ def check(
 def num_tokens(
   config: t5_config.T5Config, spec: images.ImageSpec | None
 ) -> int:
-  """Returns how many tokens of images stand before those of a prompt."""
+  """Returns the number of image tokens before the tokens of a prompt."""
   return 0 if spec is None else spec.count * config.vit.num_tokens
 
 
 def _given(row: Mapping[str, Any], where: str) -> list[str]:
-  """What a line says of its images."""
+  """Returns the image paths in a line."""
   given = row.get('image')
   if given is None:
     return []

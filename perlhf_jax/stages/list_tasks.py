@@ -10,7 +10,7 @@ _NOT_STATED = 'not stated'
 def list_tasks(*, module: str | None = None) -> None:
   """Prints every task with its kind, splits, source, licence and files.
 
-  Mixtures follow, each with its tasks and the share at which they are drawn.
+  Mixtures follow, each with its tasks and the rate at which each is drawn.
 
   Args:
     module: a module of yours that registers tasks.
@@ -42,7 +42,7 @@ def list_tasks(*, module: str | None = None) -> None:
 
 
 def _shares(parts: Mapping[str, float | str]) -> str:
-  """The parts of a mixture with their shares, or with what decides them."""
+  """Returns the parts of a mixture, with their shares or how these are set."""
   numbers = [rate for rate in parts.values() if isinstance(rate, float)]
   total = sum(numbers) if len(numbers) == len(parts) else 0
   return ', '.join(

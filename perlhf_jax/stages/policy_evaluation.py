@@ -1,4 +1,4 @@
-"""What a policy does on prompts: responses, scores, KL, lengths."""
+"""Answers prompts with a policy: responses, scores, KL, lengths."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
@@ -24,7 +24,7 @@ def response_length(task_feature_lengths: Mapping[str, int]) -> int:
   """Returns the most tokens that a response may have.
 
   Raises:
-    ConfigError: nothing sensible is given.
+    ConfigError: the length is missing or invalid.
   """
   length = task_feature_lengths.get('targets')
   if isinstance(length, int) and length > 0:
@@ -40,12 +40,12 @@ class Answers:
   """Responses of a policy to the prompts of a data set, in its order.
 
   Attributes:
-    prompts: text, one a response.
+    prompts: text, one per response.
     responses: text.
-    references: right answers to each prompt, as far as they are known.
-    columns: float64 `[answers]` by name: `score` (where something scores),
-      `kl` (Σ k1 in nats, where there is a reference), `response_length` in
-      tokens, `truncated`, and `judge_score` with a judge.
+    references: right answers to each prompt, or None where unknown.
+    columns: float64 `[answers]` by name: `score` (if there are rewards), `kl`
+      (Σ k1 in nats, if there is a reference), `response_length` in tokens,
+      `truncated`, and `judge_score` (if there is a judge).
   """
 
   prompts: Sequence[str]
@@ -84,24 +84,24 @@ def answer(
 ) -> Answers:
   """Samples a response to every prompt and assesses it.
 
-  The randomness depends on the prompt's place in the data set alone, so that
-  two policies answer with the same luck.
+  The random numbers depend only on the prompt's place in the data set, so that
+  two policies get the same ones.
 
   Args:
     rollout: programs of the policy.
-    scoring: scores responses; None to leave scores out.
-    trainable: `policy`; a `value` is left out.
+    scoring: scores responses; None to skip scores.
+    trainable: `policy`; a `value` is not used.
     frozen: see `shared_backbone.Models`.
-    examples: of any kind; their prompts are answered.
-    batch_size: prompts at once.
+    examples: examples of any kind; their prompts are answered.
+    batch_size: prompts per batch.
     mesh: the mesh.
-    judge: a reward function that says how good responses really are.
-    time_limit: seconds that a call of the judge may take; None for any time.
-    decode: makes text.
+    judge: a reward function that measures the true quality of responses.
+    time_limit: seconds that a call of the judge may take; None for no limit.
+    decode: converts tokens to text.
 
   Raises:
     DataError: a reward function or the judge failed.
-    PreemptedError: SIGTERM came while one of them was at work.
+    PreemptedError: SIGTERM came while one of them ran.
   """
   prompts, responses, rows = [], [], []
   collected: dict[str, list[np.ndarray]] = {}
@@ -157,7 +157,7 @@ def _columns(samples: experience_lib.Experience) -> dict[str, np.ndarray]:
 
 
 def _judge(judge, prompts, responses, references, time_limit) -> np.ndarray:
-  """Has each host judge a share of the answers; returns all, float64."""
+  """Judges the answers, a share on each host; returns all scores, float64."""
   scores, error = np.zeros(0, np.float32), None
   hosts, host = jax.process_count(), jax.process_index()
   share = -(-len(responses) // hosts)

@@ -1,4 +1,4 @@
-"""Images that Python programs give beside their strings."""
+"""Images that Python programs pass together with their strings."""
 
 from collections.abc import Sequence
 import os
@@ -17,22 +17,22 @@ def read(
   images: Sequence[Any] | np.ndarray | None,
   num_prompts: int,
 ) -> tuple[list[list[images_lib.Image]], images_lib.ImageSpec | None]:
-  """Takes images as `text_model` is given them.
+  """Converts and checks the images given to `text_model`.
 
   Args:
     loaded: the model, with or without weights.
-    images: for each prompt an image, a list of them, or None; None without any.
-      An image is the path of a PNG or JPEG, what is in such a file, or an array
-      uint8 `[height, width, 3]`.
-    num_prompts: how many prompts there are.
+    images: for each prompt an image, a list of images, or None; None without
+      any. An image is the path of a PNG or JPEG file, the content of such a
+      file, or a uint8 array `[height, width, 3]`.
+    num_prompts: number of prompts.
 
   Returns:
-    The images of each prompt, and how they are decoded; None for a model that
-    reads text alone.
+    The images of each prompt, and how to decode them; None for a model that
+    only reads text.
 
   Raises:
-    DataError: they are not as many, are no images, or the model does not read
-      them.
+    DataError: the number of images is wrong, one is not an image, or the model
+      does not read images.
   """
   if images is None:
     if 'images' in loaded.lengths and num_prompts:

@@ -33,7 +33,7 @@ def pair_scores(
   batch: typing.Batch,
   dropout_rng: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns chosen and rejected scores `[batch]`; prompts are encoded once."""
+  """Returns chosen and rejected scores `[batch]`; encodes prompts once."""
   scores = model.scores(
     variables,
     prompts.of_batch(batch),
@@ -65,7 +65,7 @@ def make_scorer(
   mesh: partitioning.LogicalMesh,
   objective: str,
 ) -> Scorer:
-  """Returns a compiled function that scores batches of an objective."""
+  """Returns a compiled function that scores batches for an objective."""
 
   def function(trainable, frozen, batch):
     variables = tree_paths.overlay(frozen, trainable)
@@ -94,15 +94,15 @@ def collect(
   frozen: Mapping[str, Any],
   batches: Iterable[Mapping[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
-  """Scores batches; returns arrays over all examples, in their own order.
+  """Scores batches; returns arrays over all examples, in the data set's order.
 
-  Beside the scores: `labels`, and the `*_lengths` of responses in tokens.
+  Also returns `labels`, and the `*_lengths` of responses in tokens.
 
   Args:
-    scorer: of `make_scorer`.
+    scorer: the result of `make_scorer`.
     trainable: weights.
     frozen: weights.
-    batches: of `input_pipeline.eval_batches`.
+    batches: from `input_pipeline.eval_batches`.
   """
   collected: dict[str, list[np.ndarray]] = {}
   for batch in batches:
@@ -125,13 +125,13 @@ def collect(
   return {name: column[order] for name, column in columns.items()}
 
 
-@np.errstate(invalid='ignore')  # A NaN score makes metrics NaN: no news.
+@np.errstate(invalid='ignore')  # A NaN score may make metrics NaN.
 def reward_metrics(
   columns: Mapping[str, np.ndarray], objective: str
 ) -> dict[str, float]:
   """Returns the metrics of an objective from `collect`'s columns.
 
-  One that is undefined is NaN; `undefined_reasons` says why.
+  An undefined metric is NaN; `undefined_reasons` says why.
   """
   if objective == PAIRWISE:
     chosen, rejected = columns['chosen_scores'], columns['rejected_scores']
@@ -163,10 +163,10 @@ def reward_metrics(
 def undefined_reasons(
   columns: Mapping[str, np.ndarray], objective: str
 ) -> dict[str, str]:
-  """Says, as a clause, why metrics are undefined that may be so.
+  """Returns the reasons why metrics may be undefined, as clauses.
 
   Args:
-    columns: of `collect`.
+    columns: the result of `collect`.
     objective: pairwise or pointwise.
 
   Returns:

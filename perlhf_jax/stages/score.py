@@ -38,7 +38,7 @@ BatchScorer = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 _PROMPT_REMEDY = '--prompt_length={} (cuts longer prompts)'
 _RESPONSE_REMEDIES = {
   True: '--response_length={} (cuts longer responses)',
-  # The log-probability of a cut response is that of another one.
+  # A cut response is another response, with another log-probability.
   False: 'a file without that line',
 }
 
@@ -48,8 +48,8 @@ class LineBatch:
   """Lines that are scored together.
 
   Attributes:
-    indices: of the lines.
-    lengths: to which their prompts and responses are padded.
+    indices: the indices of the lines.
+    lengths: the lengths to which their prompts and responses are padded.
   """
 
   indices: Sequence[int]
@@ -69,35 +69,34 @@ def score(
 ) -> None:
   """Writes every input line with a number added, in the same order.
 
-  A reward model adds `score`. Its inputs are cut to the lengths it was
-  trained with, or to those given. A language model adds `logprob`, the summed
-  log-probability in nats of the response and EOS; a response is never cut for
-  it, and a prompt only to a `prompt_length` that is given. Of a prompt that is
-  cut, that end is kept which was kept in training. Where `response` is
-  a list, as `perlhf generate --num_samples=3` writes it, the number is a list
-  too, in the same order. Lines that are too long for the memory are refused
-  before any is scored.
+  A reward model adds `score`. Its inputs are cut to the given lengths, or to
+  those of its training. A language model adds `logprob`, the summed
+  log-probability in nats of the response and EOS; it never cuts responses, and
+  cuts prompts only to a given `prompt_length`. A cut prompt keeps the same end
+  as in training. If `response` is a list, as `perlhf generate --num_samples=3`
+  writes it, the number is a list too, in the same order. Lines that need too
+  much memory are refused before any line is scored.
 
   Args:
     checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
       `perlhf inspect` knows.
-    input_path: a .jsonl file of lines {"prompt": ..., "response": ...}, of
-      several responses in a list too; with "image", a path or a list of paths,
-      for models of images.
+    input_path: a .jsonl file of lines {"prompt": ..., "response": ...}, where
+      "response" may be a list; with "image", a path or a list of paths, for
+      models of images.
     output_path: the file to write: the same lines with "score" or "logprob".
-    batch_size: responses scored at once; it does not change the scores.
-    base_checkpoint: where an adapter's base is, if not where the adapter says.
+    batch_size: responses per batch; it does not change the scores.
+    base_checkpoint: path of an adapter's base, if it is not where the adapter
+      records it.
     prompt_length: longest prompt in tokens, EOS included; by default that of
-      the training for a reward model, and any length for a language model.
-    response_length: longest response in tokens, of reward models only; by
+      the training for a reward model, and no limit for a language model.
+    response_length: longest response in tokens, for reward models only; by
       default that of the training.
-    mesh_shape: devices as (data, fsdp, tensor), for models that do not fit one
-      of them; one of the sizes may be -1.
+    mesh_shape: devices as (data, fsdp, tensor), for models that do not fit on
+      one device; one of the sizes may be -1.
 
   Raises:
-    UserError: a bad line, or one that is too long (file and number are
-      named), a bad checkpoint, or a number that is not finite; nothing has
-      been written then.
+    UserError: a line is bad or too long (the message names file and number),
+      the checkpoint is bad, or a number is not finite; nothing is written then.
   """
   mesh = partitioning.make_mesh(mesh_shape)
   partitioning.check_batch_size(batch_size, mesh)
@@ -117,7 +116,7 @@ def score(
       'response is not that of the response. Leave it out.'
     )
   image_rows, image_spec = line_images.read(model, rows, input_path)
-  # The row of each example: one for each of its responses.
+  # The row of each example; a row has one example per response.
   row_of = [
     index for index, row in enumerate(rows) for _ in _responses(row['response'])
   ]
@@ -144,7 +143,7 @@ def score(
   bound = _make_bound(model.config, image_spec, is_reward=is_reward)
   batches = sorted(
     make_batches(*lengths.values(), tuple(limits.values()), batch_size),
-    # The largest is the first, so that what does not fit ends early.
+    # The largest batch first: if it does not fit, this fails early.
     key=lambda batch: -bound(1, 1, *batch.lengths),
   )
   remedies = _PROMPT_REMEDY, _RESPONSE_REMEDIES[is_reward]
@@ -201,13 +200,13 @@ def make_batches(
   limits: tuple[int | None, int | None],
   batch_size: int,
 ) -> list[LineBatch]:
-  """Puts lines of similar lengths together.
+  """Makes batches of lines with similar lengths.
 
   Args:
     prompt_lengths: tokens of each prompt.
     response_lengths: tokens of each response.
     limits: longest prompt and response; None for no limit.
-    batch_size: lines of a batch; the last one may hold fewer.
+    batch_size: lines per batch; the last batch may have fewer.
   """
   both = prompt_lengths, response_lengths
   totals = [sum(pair) for pair in zip(*both, strict=True)]
@@ -226,8 +225,8 @@ def make_batches(
 def _by_row(
   indices: Sequence[int], lengths: Sequence[int], row_of: Sequence[int]
 ) -> dict[int, int]:
-  """Returns the longest length of each row that some examples are of."""
-  # The longest comes last, and stays.
+  """Returns the longest length among some examples, for each of their rows."""
+  # The longest of each row comes last, and overwrites the others.
   ordered = sorted(indices, key=lambda index: lengths[index])
   return {row_of[index]: lengths[index] for index in ordered}
 
@@ -251,13 +250,13 @@ def score_examples(
 
   Args:
     examples: `inputs` and `targets` as tokens with EOS.
-    batches: which of them are scored together.
+    batches: which examples are scored together.
     scorer: scores one batch.
-    converter_class: makes what the scorer reads.
-    batch_size: rows of a batch.
+    converter_class: makes the scorer's features.
+    batch_size: rows per batch.
     truncate_prompt: which end of a long prompt to keep.
     image_rows: the images of each example.
-    image_spec: how they are decoded; None without images.
+    image_spec: how to decode images; None without images.
 
   Returns:
     float64 `[examples]`, in the order of `examples`.
@@ -306,7 +305,7 @@ def _load_scorer(
   mesh: partitioning.LogicalMesh,
   base_checkpoint: str | None,
 ) -> tuple[BatchScorer, loaded_model.LoadedModel]:
-  """Returns what scores batches, and the model without its weights."""
+  """Returns a function that scores batches, and the model without weights."""
   loaded = loading.load(checkpoint, mesh, base_checkpoint)
   return make_scorer(loaded, mesh), loaded.without_weights()
 
@@ -314,11 +313,11 @@ def _load_scorer(
 def make_scorer(
   loaded: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh
 ) -> BatchScorer:
-  """Returns what scores batches.
+  """Returns a function that scores batches.
 
   Args:
-    loaded: a reward model, whose scores are returned; or a language model,
-      which gives the summed log-probability in nats of the response and EOS.
+    loaded: a reward model, for its scores; or a language model, for the summed
+      log-probability in nats of the response and EOS.
     mesh: the mesh, on which batches are put.
   """
   make = _reward_scorer if loaded.is_reward_model else _logprob_scorer
@@ -346,7 +345,7 @@ def _logprob_scorer(
 
   def scorer(batch):
     logprobs = compiled(variables, placement.put_batch(batch, mesh))
-    # In float64: a float32 sum of a long response is off by 1e-4.
+    # Sums in float64: the float32 sum of a long response is off by 1e-4.
     return placement.to_host(logprobs).astype(np.float64).sum(axis=1)
 
   return scorer
@@ -355,7 +354,7 @@ def _logprob_scorer(
 def token_logprobs(
   model: t5.T5, variables: Mapping[str, Any], batch: Mapping[str, jax.Array]
 ) -> jax.Array:
-  """Returns log π of each response token, EOS included, and 0 on padding.
+  """Returns log π of each response token, EOS included, and 0 at padding.
 
   Returns:
     float32 `[batch, response_length]`, in nats.

@@ -1,6 +1,6 @@
 """A loaded model for Python programs: strings in, numbers or strings out.
 
-Models that read images take them beside the strings; see `prompt_images`.
+Models that read images take images too; see `prompt_images`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from perlhf_jax.stages import prompt_images
 from perlhf_jax.stages import score as score_lib
 from perlhf_jax.training import partitioning
 
-# One for each prompt, a list of them, or None; see `prompt_images.read`.
+# For each prompt an image, a list of images, or None; see `prompt_images.read`.
 Images = Sequence[Any] | np.ndarray | None
 
 
@@ -29,17 +29,18 @@ def load(
   batch_size: int = 32,
   mesh_shape: Sequence[int] = (-1, 1, 1),
 ) -> 'TextModel':
-  """Loads a checkpoint of any format, to score or to write text with.
+  """Loads a checkpoint of any format, to score or to generate text.
 
   Args:
     path: a MODEL_DIR, one of its steps, or a directory of any format that
       `perlhf inspect` knows.
-    base_checkpoint: where an adapter's base is, if not where the adapter says.
-    batch_size: texts at a time; it does not change what comes out.
-    mesh_shape: devices as (data, fsdp, tensor); one of them may be -1.
+    base_checkpoint: path of an adapter's base, if it is not where the adapter
+      records it.
+    batch_size: texts per batch; it does not change the results.
+    mesh_shape: devices as (data, fsdp, tensor); one of the sizes may be -1.
 
   Raises:
-    CheckpointError: nothing usable there.
+    CheckpointError: the checkpoint cannot be used.
     ConfigError: the mesh does not divide a batch.
   """
   mesh = partitioning.make_mesh(tuple(mesh_shape))
@@ -51,12 +52,12 @@ def load(
 class TextModel:
   """A reward model or a language model.
 
-  Programs are compiled when they are first needed, for each bucket of lengths.
-  Prompts of models that we trained are cut to the length of the training, at
-  the same end; others are not cut.
+  Programs are compiled when they are first needed, one per length bucket. A
+  model that this library trained cuts prompts to the length of its training, at
+  the same end; other models do not cut prompts.
 
   Attributes:
-    about: what was loaded, without its weights.
+    about: the loaded model, without its weights.
   """
 
   def __init__(
@@ -81,12 +82,13 @@ class TextModel:
 
     Args:
       prompts: the prompts.
-      responses: as many; they are cut to the length of the training.
-      images: of models that read them, as many; see `prompt_images.read`.
+      responses: one per prompt; they are cut to the length of the training.
+      images: one entry per prompt, for models that read images; see
+        `prompt_images.read`.
 
     Raises:
       CheckpointError: this is a language model.
-      DataError: images that cannot be read, or are not read.
+      DataError: images cannot be read, or the model reads none.
     """
     if not self.about.is_reward_model:
       raise errors.CheckpointError(
@@ -109,15 +111,16 @@ class TextModel:
 
     Args:
       prompts: the prompts, of any length.
-      responses: as many.
-      images: of models that read them, as many; see `prompt_images.read`.
+      responses: one per prompt.
+      images: one entry per prompt, for models that read images; see
+        `prompt_images.read`.
 
     Returns:
-      In nats, summed over the tokens of the response and EOS.
+      Log-probabilities in nats, summed over the tokens of the response and EOS.
 
     Raises:
       CheckpointError: this is a reward model.
-      DataError: images that cannot be read, or are not read.
+      DataError: images cannot be read, or the model reads none.
     """
     self._check_writes()
     return self._score(
@@ -139,29 +142,30 @@ class TextModel:
     max_length: int | None = None,
     seed: int = 0,
   ) -> list[str] | list[list[str]]:
-    """Answers prompts; arguments as of `perlhf generate`.
+    """Answers prompts; see `perlhf generate` for the arguments.
 
     Args:
       prompts: the prompts.
-      images: of models that read them, as many; see `prompt_images.read`.
-      temperature: divides the logits; 1 if None, 0 for the likeliest tokens.
+      images: one entry per prompt, for models that read images; see
+        `prompt_images.read`.
+      temperature: divides the logits; None for 1, 0 for the likeliest tokens.
       top_k: samples from the k likeliest tokens.
-      top_p: samples from the fewest tokens of this probability.
-      num_beams: width of a beam search, in the place of sampling.
-      num_samples: responses to a prompt.
-      max_length: tokens of a response, EOS included; that of the training, or
-        128.
-      seed: of the sampling. What is sampled depends on it, on the prompt and
-        on its place among the prompts.
+      top_p: samples from the fewest tokens that have this probability together.
+      num_beams: width of a beam search, instead of sampling.
+      num_samples: responses per prompt.
+      max_length: longest response in tokens, EOS included; None for that of the
+        training, or 128 if unknown.
+      seed: seed of the sampling. The samples depend only on the seed, the
+        prompt and its place among the prompts.
 
     Returns:
-      A string for each prompt, or a list of `num_samples` strings if these are
-      several.
+      A string per prompt, or a list of `num_samples` strings per prompt if
+      `num_samples` is more than one.
 
     Raises:
       CheckpointError: this is a reward model.
-      ConfigError: arguments that exclude each other.
-      DataError: images that cannot be read, or are not read.
+      ConfigError: arguments exclude each other.
+      DataError: images cannot be read, or the model reads none.
     """
     self._check_writes()
     config = generate_lib.decoding_config(

@@ -76,49 +76,50 @@ def train_policy(
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
   accept_changes: bool = False,
 ) -> state_lib.PolicyState:
-  """Tunes a policy into MODEL_DIR, resuming what it finds there.
+  """Tunes a policy in MODEL_DIR, and resumes a run that it finds there.
 
   A step samples `num_samples` responses to each of `dataset.batch_size`
-  prompts at `temperature` and learns from them. The checkpoint with the best
-  mean score on the validation prompts is kept beside the newest.
+  prompts at `temperature` and learns from them. The run keeps the newest
+  checkpoint and the one with the best mean score on the validation prompts.
 
   Args:
     model_dir: where checkpoints, metrics and samples go.
-    dataset: training prompts; of tasks that have more, the prompts are taken.
+    dataset: training prompts; only the prompts of a task are used.
     eval_dataset: validation prompts.
     loop: lengths and periods; a step is a rollout.
     algorithm: Reinforce, Rloo, Grpo or Ppo.
     rewards: what scores responses.
     policy_optimizer: optimizer and schedule of the policy.
-    value_optimizer: of the value model, where the algorithm has one.
+    value_optimizer: optimizer and schedule of the value model, if the algorithm
+      has one.
     lora: adapters of policy and value model; None for full tuning.
     initial_checkpoint_path: a MODEL_DIR, one of its steps, or a directory of
-      any format that `perlhf inspect` knows; it is the reference too.
+      any format that `perlhf inspect` knows; it is also the reference.
     kl_beta: β in [0, 1].
-    temperature: of the sampling, above 0. The policy that is trained is the
-      one that samples, temperature included.
-    num_samples: responses of each prompt.
-    rollout_parts: equal parts in which a batch is sampled, one after the other,
-      so that the KV caches of one at a time are held.
-    model: architecture; that of the initial checkpoint if None.
-    vocabulary: tokenizer; that of the initial checkpoint if None.
-    base_checkpoint: where the base of an initial adapter lies now, if it is not
-      where the adapter says.
+    temperature: temperature of the sampling, above 0; training uses the same
+      temperature.
+    num_samples: responses per prompt.
+    rollout_parts: number of equal parts of a batch that are sampled one after
+      the other, so that only one part's KV caches are in memory.
+    model: architecture; None for the initial checkpoint's.
+    vocabulary: tokenizer; None for the initial checkpoint's.
+    base_checkpoint: path of an initial adapter's base, if it is not where the
+      adapter records it.
     shaping: normalisation, clipping and penalties of scores.
-    controller: adapts β to a target KL; None keeps it.
+    controller: adapts β to a target KL; None keeps β fixed.
     alarms: thresholds of warnings.
     judge: a `reward_sources.RewardFunction` that is only reported, as
       `judge_score`.
-    partitioner: how the model and batches are split among devices.
-    accept_changes: whether a run that is there goes on with other data,
-      rewards or settings; its checkpoints record them.
+    partitioner: how to shard the model and batches over devices.
+    accept_changes: whether an existing run may resume with other data, rewards
+      or settings; its checkpoints record the changes.
 
   Returns:
     The last state.
 
   Raises:
-    UserError: any input that cannot be used; raised before training starts,
-      or, by a reward function, at a step: the state before it is saved.
+    UserError: an input cannot be used; raised before training starts. A reward
+      function may raise it at a step; the state before that step is saved.
   """
   algorithm_lib.check_kl_beta(kl_beta, controller is not None)
   algorithm_lib.check_algorithm(algorithm, num_samples)
@@ -134,7 +135,7 @@ def train_policy(
   _check_start(model, lora, initial_checkpoint_path)
 
   def make(start, examples, mesh):
-    del examples  # Of any kind: the prompts are taken.
+    del examples  # Of any kind: only the prompts are used.
     return roles_lib.make_roles(
       start,
       lora,
@@ -231,7 +232,7 @@ def train_policy(
 
 
 def _check_start(model, lora, path) -> None:
-  """Raises a ConfigError if a policy cannot start so."""
+  """Raises a ConfigError if a policy has no usable initial model."""
   if path is None:
     raise errors.ConfigError(
       'A policy starts from a language model: set INITIAL_CHECKPOINT_PATH to '
@@ -259,7 +260,7 @@ def _evaluation(prepared, scoring, *, sampling, batch_size, judge, time_limit):
 
   @functools.cache
   def open_log():
-    # At first use: only then is it known that MODEL_DIR is of this run.
+    # Opened at first use, when MODEL_DIR is known to be this run's.
     path = prepared.directory.path / SAMPLES_FILE
     log = step_log.StepLog(path, prepared.directory.step or 0)
     log.warn_of_gaps(loop.eval_period)

@@ -1,7 +1,7 @@
 """Trains a reward model, pairwise or pointwise, with LoRA or in full.
 
 Paper sections 2.1 and 4: adapters on every attention projection of a frozen
-backbone and a scalar head, the checkpoint chosen by the validation metric.
+backbone, and a scalar head; the validation metric chooses the checkpoint.
 """
 
 from typing import Annotated, Any
@@ -104,37 +104,37 @@ def train_reward(
   accept_changes: bool = False,
   centering: Annotated[float, checks.NotNegative] = 0.0,
 ) -> train_state.TrainState:
-  """Trains a reward model into MODEL_DIR, resuming what it finds there.
+  """Trains a reward model in MODEL_DIR, and resumes a run that it finds there.
 
-  Whether pairs or single judged responses are learned from is the task's
-  matter: features `chosen` and `rejected`, or `targets` and `label`.
+  The task's features determine the objective: `chosen` and `rejected` for
+  pairs, or `targets` and `label` for single judged responses.
 
   Args:
     model_dir: where checkpoints and metrics go.
     dataset: training examples.
-    eval_dataset: validation examples, by which the best checkpoint is chosen.
+    eval_dataset: validation examples, which choose the best checkpoint.
     loop: lengths and periods.
     optimizer: optimizer and schedule.
     lora: adapters; None for full tuning.
     initial_checkpoint_path: a MODEL_DIR, one of its steps, or a directory of
       any format that `perlhf inspect` knows; None to train from random
       weights (full tuning only).
-    model: architecture; that of the initial checkpoint if None.
-    vocabulary: tokenizer; that of the initial checkpoint if None.
-    base_checkpoint: where the base of an initial adapter lies now, if it is not
-      where the adapter says.
-    initial_vit_path: a Hugging Face SigLIP directory, whose ViT makes a PaLI of
-      the T5 of the initial checkpoint.
-    partitioner: how the model and batches are split among devices.
-    accept_changes: whether a run that is there goes on with other data,
-      rewards or settings; its checkpoints record them.
+    model: architecture; None for the initial checkpoint's.
+    vocabulary: tokenizer; None for the initial checkpoint's.
+    base_checkpoint: path of an initial adapter's base, if it is not where the
+      adapter records it.
+    initial_vit_path: a Hugging Face SigLIP directory, whose ViT turns the
+      initial checkpoint's T5 into a PaLI.
+    partitioner: how to shard the model and batches over devices.
+    accept_changes: whether an existing run may resume with other data, rewards
+      or settings; its checkpoints record the changes.
     centering: coefficient of the pairwise loss's centring term.
 
   Returns:
     The last state.
 
   Raises:
-    UserError: any input that cannot be used; raised before training starts.
+    UserError: an input cannot be used; raised before training starts.
   """
 
   def make(start, examples, mesh):

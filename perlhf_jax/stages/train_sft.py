@@ -81,7 +81,7 @@ def train_sft(
   label_smoothing: Annotated[float, checks.Range(least=0, below=1)] = 0.0,
   z_loss: Annotated[float, checks.NotNegative] = 0.0,
 ) -> train_state.TrainState:
-  """Tunes a model on demonstrations into MODEL_DIR, resuming what is there.
+  """Tunes a model on demonstrations in MODEL_DIR; resumes a run found there.
 
   Args:
     model_dir: where checkpoints and metrics go.
@@ -93,23 +93,23 @@ def train_sft(
     initial_checkpoint_path: a MODEL_DIR, one of its steps, or a directory of
       any format that `perlhf inspect` knows; None to train from random
       weights.
-    model: architecture; that of the initial checkpoint if None.
-    vocabulary: tokenizer; that of the initial checkpoint if None.
-    base_checkpoint: where the base of an initial adapter lies now, if it is not
-      where the adapter says.
-    initial_vit_path: a Hugging Face SigLIP directory, whose ViT makes a PaLI of
-      the T5 of the initial checkpoint.
-    partitioner: how the model and batches are split among devices.
-    accept_changes: whether a run that is there goes on with other data,
-      rewards or settings; its checkpoints record them.
-    label_smoothing: of the targets, in the training loss.
+    model: architecture; None for the initial checkpoint's.
+    vocabulary: tokenizer; None for the initial checkpoint's.
+    base_checkpoint: path of an initial adapter's base, if it is not where the
+      adapter records it.
+    initial_vit_path: a Hugging Face SigLIP directory, whose ViT turns the
+      initial checkpoint's T5 into a PaLI.
+    partitioner: how to shard the model and batches over devices.
+    accept_changes: whether an existing run may resume with other data, rewards
+      or settings; its checkpoints record the changes.
+    label_smoothing: label smoothing of the targets, in the training loss.
     z_loss: coefficient of log(Z)² in the training loss.
 
   Returns:
     The last state.
 
   Raises:
-    UserError: any input that cannot be used; raised before training starts.
+    UserError: an input cannot be used; raised before training starts.
   """
 
   def make(start, examples, mesh):

@@ -1,7 +1,7 @@
-"""Saves the steps of a run by Orbax, and removes old ones.
+"""Saves the checkpoints of a run with Orbax, and removes old ones.
 
-A step is complete or it does not exist: Orbax renames it into place last, when
-its digests are in it.
+A checkpoint is complete or does not exist: Orbax renames its folder into place
+last, after the digests are written.
 """
 
 from collections.abc import Mapping
@@ -21,18 +21,19 @@ from perlhf_jax.training import step_digests
 from perlhf_jax.training import step_files
 from perlhf_jax.training import train_state
 
-# In the names of folders that are not complete yet, or not any more.
+# Marks of folders that are incomplete: being saved, or being removed.
 _UNFINISHED = '.orbax-checkpoint-tmp'
 _REMOVED = '.removed'
-# Orbax gives up a save after 20 minutes by the clock, which may be set forward.
+# Orbax's default timeout is 20 minutes of wall clock, which can jump forward.
 _SAVING_SECONDS = 6 * 3600
 
 
 class _StateHandler(ocp.StandardCheckpointHandler):
-  """Writes arrays, and digests what this process has written of them.
+  """Writes arrays, and the digests of the files that this process wrote.
 
   Attributes:
-    folder: of the step that was saved last, under its temporary name.
+    folder: temporary folder of the step that was saved last.
+    number: number of that step.
   """
 
   folder: epath.Path
@@ -48,7 +49,7 @@ class _StateHandler(ocp.StandardCheckpointHandler):
     written = await super().async_save(directory, *args, **kwargs) or []
     if jax.process_count() == 1:
       return written
-    # The first process digests the rest, when everybody has done this.
+    # Process 0 digests the other files after every process has done this.
     digested = self._pool.submit(self._digest_own, written, directory)
     return [*written, digested]
 
@@ -63,8 +64,8 @@ class _StateHandler(ocp.StandardCheckpointHandler):
 class CheckpointManager:
   """Saves and restores the steps of one run.
 
-  The newest steps are kept for resuming, and beside them the best ones by the
-  validation metric, as the paper selects its reward models (section 4).
+  It keeps the newest steps for resuming, and the best steps by the validation
+  metric, as the paper selects its reward models (section 4).
   """
 
   def __init__(
@@ -75,13 +76,13 @@ class CheckpointManager:
     keep_best: int = 1,
     keep_latest: int = 2,
   ):
-    """Opens MODEL_DIR/checkpoints, making it if need be.
+    """Opens MODEL_DIR/checkpoints, and creates it if it does not exist.
 
     Args:
-      model_dir: of the run.
+      model_dir: MODEL_DIR of the run.
       metadata: JSON object to store in each step.
-      keep_best: steps to keep by the metric given to `save`, highest first.
-      keep_latest: steps to keep by age, beside those.
+      keep_best: number of steps to keep by the metric given to `save`.
+      keep_latest: number of other steps to keep, the newest ones.
     """
     self._root = model_dir / step_files.CHECKPOINTS
     self._metadata = {**metadata, step_damage.HAS_DIGESTS: step_digests.FILE}
@@ -107,15 +108,15 @@ class CheckpointManager:
     )
 
   def latest_step(self) -> int | None:
-    """The newest step, complete or about to be; None if there is none."""
+    """The newest step, saved or being saved; None if there is none."""
     return self._latest
 
   def save(self, state: typing.PyTree, metric: float | None) -> None:
     """Saves a step, in the background.
 
     Args:
-      state: what to save; a pytree with `step` and `trainable`.
-      metric: higher is better; None if this step was not evaluated.
+      state: pytree to save, with `step` and `trainable`.
+      metric: validation metric, higher is better; None if not evaluated.
     """
     step = int(state.step)
     if step == self._latest:
@@ -142,7 +143,7 @@ class CheckpointManager:
     self._latest = step
 
   def _write_digests(self) -> None:
-    # On the first process, when all of them have written their parts.
+    # Orbax calls this on process 0 after all processes wrote their parts.
     step_digests.write(self._handler.folder, self._handler.number)
 
   def restore(self, step: int, abstract_state: typing.PyTree) -> typing.PyTree:
@@ -153,8 +154,8 @@ class CheckpointManager:
       abstract_state: shapes, dtypes and shardings.
 
     Raises:
-      CheckpointError: the step has other parts, such as another optimizer's,
-        or cannot be read.
+      CheckpointError: the step has another structure, such as another
+        optimizer's state, or cannot be read.
     """
     folder = self._root / str(step)
     wanted = ocp.args.StandardRestore(abstract_state)
@@ -172,7 +173,7 @@ class CheckpointManager:
       ) from error
 
   def close(self) -> None:
-    """Waits for saves under way."""
+    """Waits for saves in progress."""
     self._checkpointer.wait_until_finished()
     if self._is_first:
       self._remove_old()
@@ -180,9 +181,9 @@ class CheckpointManager:
     self._pool.shutdown()
 
   def _remove_old(self) -> None:
-    """Removes steps, as long as enough others are whole.
+    """Removes old steps, as long as enough intact ones remain.
 
-    One that is damaged does not count, and is left for who looks for it.
+    A damaged step does not count, and is not removed.
     """
     whole = list(filter(_is_whole, step_files.step_folders(self._root)))
     ranks = {step: step_files.rank(step) for step in whole}
@@ -197,11 +198,11 @@ class CheckpointManager:
         logging.warning('%s cannot be removed: %s.', step, error)
 
   def _remove_unfinished(self) -> None:
-    """Removes what earlier starts of the run did not complete."""
+    """Removes steps that earlier starts of the run did not complete."""
     finished = {step.name for step in step_files.step_folders(self._root)}
     for path in self._root.iterdir():
       unfinished = _UNFINISHED in path.name or path.name.endswith(_REMOVED)
-      # In a bucket, a step has its name from the beginning.
+      # In a bucket, a step has its final name while it is being saved.
       begun = step_files.is_number(path.name) and path.name not in finished
       if unfinished or (begun and path.is_dir()):
         logging.info('Removing %s, which is not complete.', path)
@@ -216,7 +217,7 @@ def _is_whole(step: epath.Path) -> bool:
 
 
 def _remove(step: epath.Path) -> None:
-  """Removes a step; nobody sees a part of it."""
+  """Removes a step; on a disk no reader sees it half removed."""
   if '://' not in str(step):
     step = step.rename(step.parent / f'{step.name}{_REMOVED}')
   step.rmtree()
@@ -228,23 +229,23 @@ def write_weights(
   trainable: Mapping[str, Any],
   metadata: Mapping[str, Any],
 ) -> None:
-  """Writes a step that holds no optimizer; on all hosts together.
+  """Writes a step without optimizer state; all hosts call it together.
 
   Args:
-    model_dir: in which the step is to be; there, or to be made.
-    step: its number.
-    trainable: what `step_files.read_trainable` is to read.
-    metadata: JSON object to store in it.
+    model_dir: MODEL_DIR of the step; created if it does not exist.
+    step: number of the step.
+    trainable: parameters, as `step_files.read_trainable` will read them.
+    metadata: JSON object to store in the step.
 
   Raises:
-    OSError: it cannot be written; nothing is left of it then.
+    OSError: the step cannot be written; MODEL_DIR/checkpoints is removed then.
   """
   state = train_state.TrainState(np.int32(step), trainable, opt_state={})
   try:
     manager = CheckpointManager(model_dir, metadata, keep_best=0)
     manager.save(state, metric=None)
     manager.close()
-  # TensorStore makes a ValueError of a full disk.
+  # TensorStore raises a ValueError when the disk is full.
   except (OSError, ValueError) as error:
     if jax.process_index() == 0:
       (model_dir / step_files.CHECKPOINTS).rmtree(missing_ok=True)

@@ -1,6 +1,6 @@
-"""A jitted function, compiled ahead once for each shape of batch.
+"""A jitted function, compiled ahead of time once per batch shape.
 
-Ahead-of-time compilation gives what the compiler knows of memory, and keeps
+Ahead-of-time compilation gives the compiler's memory analysis, and keeps
 compilation out of the measured throughput.
 """
 
@@ -21,10 +21,10 @@ _watchers: list[Callable[[jax.stages.Traced], None]] = []
 
 @contextlib.contextmanager
 def watch(watcher: Callable[[jax.stages.Traced], None]) -> Iterator[None]:
-  """Shows the programs that are called inside the block.
+  """Shows `watcher` every program that the block calls.
 
   Args:
-    watcher: called before each of them, with what it was compiled from.
+    watcher: called before each program runs, with its trace.
   """
   _watchers.append(watcher)
   try:
@@ -34,11 +34,11 @@ def watch(watcher: Callable[[jax.stages.Traced], None]) -> Iterator[None]:
 
 
 class CompiledStep:
-  """Calls a function on the mesh, compiling it for new shapes.
+  """Calls a function on the mesh, and compiles it for new shapes.
 
   Attributes:
-    memory_bytes: arguments, outputs and temporaries of a device that the
-      largest program so far needs; what is donated counts once.
+    memory_bytes: bytes per device of the largest program so far: arguments,
+      outputs and temporaries; donated buffers count once.
     newly_compiled: whether the last call compiled.
   """
 
@@ -54,12 +54,12 @@ class CompiledStep:
     """Wraps a function.
 
     Args:
-      function: of pytrees of arrays; its last argument is the batch, by whose
-        shapes programs are told apart.
+      function: takes pytrees of arrays; its last argument is the batch, and
+        each new set of batch shapes gets a program.
       mesh: the mesh to trace under.
-      name: for the log.
-      donate_argnums: arguments whose memory the outputs may take.
-      out_shardings: shardings of the outputs; the compiler's choice if None.
+      name: name of the function in the log.
+      donate_argnums: arguments whose buffers the outputs may reuse.
+      out_shardings: shardings of the outputs; None lets the compiler choose.
     """
     options = {} if out_shardings is None else {'out_shardings': out_shardings}
     self._jitted = jax.jit(function, donate_argnums=donate_argnums, **options)
@@ -73,8 +73,8 @@ class CompiledStep:
     """Runs the function.
 
     Raises:
-      NotEnoughMemoryError: the program for these shapes needs more than is
-        free; on all hosts.
+      NotEnoughMemoryError: the program for these shapes needs more memory
+        than is free; raised on all hosts.
     """
     shapes = tuple((name, x.shape) for name, x in _named(arguments[-1]))
     self.newly_compiled = shapes not in self._programs
@@ -85,7 +85,7 @@ class CompiledStep:
     return self._programs[shapes](*arguments)
 
   def lower(self, *arguments: Any) -> jax.stages.Lowered:
-    """Lowers the function on the mesh, for arrays or for their shapes."""
+    """Lowers the function on the mesh, for arrays or `ShapeDtypeStruct`s."""
     return self._trace(*arguments).lower()
 
   def _trace(self, *arguments):
@@ -124,7 +124,7 @@ def _named(batch) -> list[tuple[str, Any]]:
 
 
 def _tokens(batch) -> str:
-  """Says for what shape a program is, by the tokens that its batch has."""
+  """Describes a program's batch by the shapes of its token arrays."""
   shapes = [
     f'{name} {"x".join(map(str, x.shape))}'
     for name, x in _named(batch)

@@ -1,12 +1,11 @@
-"""What weights are, and whether they are numbers, found where they lie.
+"""Fingerprint of a model's weights, and a count of their NaNs and infinities.
 
-A fingerprint is made of sums in modular integer arithmetic, so it is exact,
+The fingerprint is made of sums in modular integer arithmetic. So it is exact,
 does not depend on the mesh, and needs no gather: an adapter trained on a pod
-recognises its base on a laptop. Stacked layers (`scan_layers`) count as the
-layers they hold.
+recognises its base on a laptop. Stacked layers (`scan_layers`) and the same
+layers unrolled have the same fingerprint.
 
-Every weight is read once, for the fingerprint and for the search for numbers
-that are not finite.
+One pass over the weights computes both.
 """
 
 from collections.abc import Mapping
@@ -33,12 +32,12 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 class Content(NamedTuple):
-  """What a tree of weights holds.
+  """Summary of a tree of weights.
 
   Attributes:
     fingerprint: 16 hexadecimal digits that identify names, shapes and values.
-    not_finite: of each parameter that has any, how many numbers of it are NaN
-      or infinite.
+    not_finite: number of NaN or infinite values by parameter; parameters
+      without any are left out.
   """
 
   fingerprint: str
@@ -49,7 +48,7 @@ class Content(NamedTuple):
 def _leaf_sums(leaf: jax.Array) -> jax.Array:
   """Two position-weighted sums modulo 2**32 of a leaf's float32 bits.
 
-  The third number says how many of the leaf's are NaN or infinite.
+  The third number counts the leaf's NaN or infinite values.
   """
   leaf = leaf.astype(jnp.float32)
   bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)

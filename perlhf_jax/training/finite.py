@@ -1,8 +1,8 @@
-"""Weights that are NaN or infinite are no weights.
+"""Refuses weights that are NaN or infinite.
 
-A model with one NaN gives NaN or empty answers, and training with one blames
-the learning rate. So they are looked for where weights come from: by
-`fingerprint` when a model is loaded, and here when a run goes on.
+A model with one NaN gives NaN or empty answers, and a training run with one
+seems to have a bad learning rate. So weights are checked where they are read:
+by `fingerprint` when a model is loaded, and here when a run is resumed.
 """
 
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ _MOST_SHOWN = 3
 
 
 def not_finite(tree: typing.PyTree) -> dict[str, int]:
-  """Counts what is NaN or infinite, by one program, where the arrays lie.
+  """Counts NaN and infinite values, in one program on the arrays' devices.
 
   Args:
-    tree: of arrays; whole numbers are always finite.
+    tree: arrays; those that are not of floating point are skipped.
 
   Returns:
-    How many numbers of each array are not finite, by its path; arrays that are
-    finite are left out.
+    The number of values that are not finite by array path; arrays without any
+    are left out.
   """
   leaves = [
     (jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
@@ -50,14 +50,14 @@ def _count(leaves: list[jax.Array]) -> jax.Array:
 
 
 def check(counts: Mapping[str, int], where: str) -> None:
-  """Refuses weights of which some are not finite.
+  """Refuses weights with values that are not finite.
 
   Args:
-    counts: of `not_finite`, or of `fingerprint.read`.
+    counts: counts from `not_finite` or `fingerprint.read`.
     where: the checkpoint, for the message.
 
   Raises:
-    CheckpointError: there are some; names the parameters.
+    CheckpointError: `counts` is not empty; the message names the parameters.
   """
   if not counts:
     return

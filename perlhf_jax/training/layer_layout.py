@@ -1,8 +1,9 @@
-"""Layers stacked for `nn.scan` or one by one: two layouts of the same tree.
+"""Converts a parameter tree between scanned and unrolled layers.
 
-Other people's formats use the unrolled names of T5X ('layers_0', 'layers_1',
-…) and, of a ViT, of big_vision ('encoderblock_0', …); a scanned model holds one
-'layers' or 'encoderblock' with a leading axis. What is no layer stays as it is.
+The unrolled layout has the names of T5X ('layers_0', 'layers_1', …) and, for a
+ViT, of big_vision ('encoderblock_0', …); external formats use it. The scanned
+layout (`nn.scan`) has one 'layers' or 'encoderblock' with a leading layer axis.
+Other parameters are the same in both.
 """
 
 from collections.abc import Mapping
@@ -19,12 +20,12 @@ _STACK = re.compile(r'/(layers|encoderblock)/')
 
 
 def is_stacked(path: str) -> bool:
-  """Whether a path is that of stacked layers."""
+  """Whether a path names a parameter of stacked layers."""
   return _STACK.search(path) is not None
 
 
 def unrolled_path(path: str, index: int) -> str:
-  """The path of one of stacked layers in the unrolled layout."""
+  """Returns the unrolled path of layer `index` of a stacked parameter."""
   return _STACK.sub(rf'/\g<1>_{index}/', path)
 
 
@@ -34,8 +35,8 @@ def stack_layers(
   """Returns an unrolled tree in the scanned layout.
 
   Args:
-    tree: of arrays.
-    shardings: of the result; for arrays that lie on a mesh.
+    tree: nested dict of arrays.
+    shardings: shardings of the result, for arrays on a mesh.
   """
   places = tree_paths.flatten(shardings or {})
   stacked: dict[str, Any] = {}
@@ -77,7 +78,7 @@ def to_layout(
   scan_layers: bool,
   shardings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """Returns the tree in the layout that `scan_layers` asks for."""
+  """Returns the tree scanned if `scan_layers` is set, else unrolled."""
   if scan_layers == any(map(is_stacked, tree_paths.flatten(tree))):
     return dict(tree)
   change = stack_layers if scan_layers else unstack_layers

@@ -1,6 +1,6 @@
-"""Memory of devices that is free, and programs that need more than that.
+"""Checks that a program fits into the free memory of the devices.
 
-On a CPU the operating system would end the process without a word.
+On a CPU the operating system would kill the process without a message.
 """
 
 import jax
@@ -10,11 +10,11 @@ from perlhf_jax.core import host_memory
 
 
 class NotEnoughMemoryError(errors.ConfigError):
-  """A program that a device has no room for.
+  """A program needs more memory than a device has free.
 
   Attributes:
-    needed_bytes: of a device, beside what it holds already.
-    free_bytes: of a device.
+    needed_bytes: bytes per device that the program needs beside its arguments.
+    free_bytes: bytes that are free per device.
   """
 
   needed_bytes = 0
@@ -22,9 +22,9 @@ class NotEnoughMemoryError(errors.ConfigError):
 
 
 def device_free_bytes() -> int | None:
-  """Returns what each device of this process has free; None if it is unknown.
+  """Returns the free bytes per local device; None if they are unknown.
 
-  The devices of a CPU share the machine's memory.
+  CPU devices share the machine's memory equally.
   """
   devices = jax.local_devices()
   if devices[0].platform == 'cpu':
@@ -39,10 +39,10 @@ def device_free_bytes() -> int | None:
 
 
 def added_bytes(program: jax.stages.Compiled) -> int:
-  """Returns what a device needs to run a program, beside its arguments."""
+  """Returns the bytes per device that a program needs beside its arguments."""
   memory = program.memory_analysis()
   if jax.local_devices()[0].platform == 'tpu':
-    # Not all temporaries live at once there; elsewhere there is no such peak.
+    # Not all temporaries live at once; other platforms report no such peak.
     return max(memory.peak_memory_in_bytes - memory.argument_size_in_bytes, 0)
   return (
     memory.temp_size_in_bytes
@@ -55,11 +55,11 @@ def check_program(program: jax.stages.Compiled, name: str) -> None:
   """Refuses a program before it runs out of memory.
 
   Args:
-    program: it; its arguments are on the devices.
-    name: what it is, for the message.
+    program: compiled program, whose arguments are already on the devices.
+    name: name of the program, for the message.
 
   Raises:
-    NotEnoughMemoryError: it needs more than is free.
+    NotEnoughMemoryError: the program needs more memory than is free.
   """
   needed, free = added_bytes(program), device_free_bytes()
   if free is None or needed <= free:

@@ -1,9 +1,9 @@
 """Metrics of a run: MODEL_DIR/metrics.jsonl, and TensorBoard events.
 
 A line of metrics.jsonl is `{"step", "split": "train" or "eval", <metric>:
-<number>, …}`, with null for a metric that is undefined. Nothing but `TIMING`
-depends on the clock, so two runs of one configuration write the same metrics,
-and a run that was killed and resumed writes those that it would have written.
+<number>, …}`, with null for an undefined metric. Only the metrics of `TIMING`
+depend on the clock. So two runs of one configuration write the same metrics,
+and so does a run that is killed and resumed.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from perlhf_jax.training import step_log
 
 FILE_NAME = 'metrics.jsonl'
 
-# Metrics of training records that the clock decides, since the last record:
-# examples of all hosts per second, and seconds of a step. They are null where
-# every step since then has compiled.
+# Metrics of training records that depend on the clock, both since the last
+# record: examples per second over all hosts, and seconds per step. They are
+# null if every step since then compiled.
 TIMING = ('examples_per_second', 'seconds_per_step')
 
-# What a reader looks for first; other metrics follow as they come.
+# Metrics to show first; the others follow in the order they are given.
 LEADING = (
   'score',
   'judge_score',
@@ -36,17 +36,17 @@ LEADING = (
 
 
 def in_order(metrics: Mapping[str, float]) -> dict[str, float]:
-  """Returns metrics with those of `LEADING` first, the others as they come."""
+  """Returns metrics with `LEADING` first, the others in their order."""
   leading = {name: metrics[name] for name in LEADING if name in metrics}
   return {**leading, **metrics}
 
 
 def mean_timing(model_dir: epath.Path, step: int) -> dict[str, float | None]:
-  """Returns the means of `TIMING` over the records of a run; None without any.
+  """Returns the means of `TIMING` over a run's records; None without any.
 
   Args:
-    model_dir: of a run.
-    step: the newest of the run.
+    model_dir: MODEL_DIR of the run.
+    step: newest step of the run.
   """
   records = step_log.StepLog(model_dir / FILE_NAME, step).records()
   means = {}
@@ -57,19 +57,19 @@ def mean_timing(model_dir: epath.Path, step: int) -> dict[str, float | None]:
 
 
 class MetricWriter:
-  """Writes metrics on the first process; on the others it does nothing."""
+  """Writes metrics on process 0; does nothing on the others."""
 
   def __init__(self, model_dir: epath.Path, start_step: int):
-    """Opens the files, dropping records of steps that will be made again.
+    """Opens the files, and drops records of steps that will be repeated.
 
     Args:
-      model_dir: of the run.
-      start_step: step that the run goes on from; 0 for a new one.
+      model_dir: MODEL_DIR of the run.
+      start_step: step that the run resumes from; 0 for a new run.
     """
     self._active = jax.process_index() == 0
     if not self._active:
       return
-    # Imports TensorFlow, which the rest of training does without.
+    # Imports TensorFlow, which the rest of training does not need.
     from clu import metric_writers
 
     self._log = step_log.StepLog(model_dir / FILE_NAME, start_step)
@@ -93,9 +93,9 @@ class MetricWriter:
     """Appends one record.
 
     Args:
-      step: updates made so far.
+      step: number of updates so far.
       split: `train` or `eval`.
-      metrics: finite numbers; others are written as null.
+      metrics: numbers by name; those that are not finite are written as null.
     """
     if not self._active:
       return

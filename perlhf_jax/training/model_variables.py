@@ -1,4 +1,4 @@
-"""Variables of a model on the mesh: drawn, given, or their shapes alone."""
+"""Puts a model's variables on the mesh: initialised, given, or shapes only."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,14 +16,14 @@ def place(
   given: Mapping[str, Any],
   mesh: partitioning.LogicalMesh,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Makes variables on the mesh, initialising those that are not given.
+  """Makes a model's variables on the mesh, initialising those not given.
 
-  Each is created as it is split; no device or host has one whole that is not
-  to.
+  Each variable is created sharded: no device or host ever holds all of a
+  sharded variable.
 
   Args:
     init: returns all variables, boxed.
-    given: some of them, on the mesh.
+    given: variables that are on the mesh already.
     mesh: the mesh.
 
   Returns:
@@ -38,7 +38,7 @@ def place(
   }
 
   def init_drawn():
-    # What is given is not computed: the compiler drops it.
+    # The compiler drops the computation of the given variables.
     variables = tree_paths.flatten(flax.core.meta.unbox(init()))
     return {path: variables[path] for path in drawn}
 
@@ -47,18 +47,18 @@ def place(
 
 
 def copy(tree: Any) -> Any:
-  """Copies what is to be trained: a training step takes its state over."""
+  """Copies parameters to train, since a training step donates its state."""
   return jax.tree.map(jnp.copy, tree)
 
 
 def shapes(
   init: Callable[[], Mapping[str, Any]], mesh: partitioning.LogicalMesh
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns what `place` would make as shapes, for compiling without weights.
+  """Returns the shapes of what `place` makes, to compile without weights.
 
   Args:
-    init: as of `place`.
-    mesh: the mesh, which may be of devices of another machine.
+    init: returns all variables, boxed.
+    mesh: the mesh; its devices may be of another machine.
 
   Returns:
     `jax.ShapeDtypeStruct`s with shardings, and the shardings.

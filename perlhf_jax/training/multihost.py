@@ -1,10 +1,10 @@
-"""Several processes that run one command: one a host of a pod or a cluster.
+"""Several processes that run one command, one process per host.
 
-They meet in `initialize`, make sure by `check_same` that they do the same, and
-share a user's mistake by `raise_together`, since a process that stops alone
-leaves the others waiting for it. `lost_host` recognises an error that only says
-that another process is gone, and `leave` ends a process without waiting for
-ever for those.
+The processes connect in `initialize`, and `check_same` makes sure that all have
+the same configuration. `raise_together` raises a user error on every process,
+because the others would wait for a process that stops alone. `lost_host`
+recognises errors that are caused by a lost process, and `leave` ends this
+process without waiting for lost ones.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ LOST = (
 _LINES_SHOWN = 6
 _GRACE_SECONDS = 5.0
 
-# Status codes and words with which runtimes report a peer that went away.
+# Status codes and words with which runtimes report a lost peer.
 _LOST = re.compile(
   r'\bGloo\b|\bUNAVAILABLE\b|\bDEADLINE_EXCEEDED\b|heartbeat'
   r'|\bNCCL\b.*(remote process|network error|timed out|aborted)',
@@ -51,22 +51,23 @@ def initialize(
   connect_timeout: Annotated[int, checks.AtLeastOne] = 300,
   heartbeat_timeout: Annotated[int, checks.AtLeastOne] = 100,
 ) -> None:
-  """Meets the other processes; nothing may have used a device before.
+  """Connects to the other processes; call it before any use of a device.
 
   jax ends the process by abort(), which Python cannot catch, if the others do
-  not come within `connect_timeout`, and if one of them is lost later.
+  not connect within `connect_timeout`, or if one of them is lost later.
 
   Args:
     multihost: find the other hosts from the environment: Cloud TPU, GKE, SLURM.
-    coordinator_address: HOST:PORT of process 0, any free port of it, instead.
-    num_processes: how many processes there are.
-    process_id: which of them this one is, from 0.
-    connect_timeout: seconds to wait for the others to start.
+    coordinator_address: address HOST:PORT of process 0, with any free port,
+      instead of multihost.
+    num_processes: number of processes.
+    process_id: number of this process, from 0.
+    connect_timeout: seconds to wait for the other processes to start.
     heartbeat_timeout: seconds after which a silent process counts as lost.
 
   Raises:
-    ConfigError: arguments that do not fit together, no cluster in the
-      environment, or an address that cannot be used.
+    ConfigError: the arguments contradict each other, the environment has no
+      cluster, or the address cannot be used.
   """
   explicit = {
     'coordinator_address': coordinator_address,
@@ -76,8 +77,8 @@ def initialize(
   _check_arguments(multihost, explicit)
   if process_id == 0:
     _check_port(coordinator_address)
-  # Its handler of SIGTERM would take the place of ours (see `preemption`), and
-  # keep a process alive that is not in the training loop.
+  # jax's SIGTERM handler would replace ours (see `preemption`), and keep a
+  # process alive that is not in the training loop.
   jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
@@ -88,12 +89,12 @@ def initialize(
     )
   except Exception as error:
     if 'must be called before' in str(error):
-      raise  # A fault of ours.
+      raise  # A bug of this package.
     raise errors.ConfigError(_explain(multihost, explicit, error)) from error
 
 
 def _check_arguments(multihost: bool, explicit: dict) -> None:
-  """Raises a ConfigError if the arguments do not fit together."""
+  """Raises a ConfigError if the arguments contradict each other."""
   given = [f'--{name}' for name, value in explicit.items() if value is not None]
   missing = [f'--{name}' for name, value in explicit.items() if value is None]
   if multihost:
@@ -127,7 +128,7 @@ def _check_arguments(multihost: bool, explicit: dict) -> None:
 def _check_port(coordinator_address: str) -> None:
   """Raises a ConfigError if this process cannot listen at its own address.
 
-  jax can end by a segmentation fault then, or share the port of another run.
+  Otherwise jax could segfault, or share the port of another run.
   """
   if 'JAX_COORDINATOR_BIND_ADDRESS' in os.environ:
     return
@@ -173,7 +174,7 @@ def unmet(
   connect_timeout: int,
   **_,
 ) -> str:
-  """Says what is wrong when the others did not come, see `initialize`."""
+  """Explains that the others did not connect; arguments as `initialize`."""
   who = 'the processes did not all meet'
   if process_id == 0:
     who = (
@@ -195,7 +196,7 @@ def unmet(
 
 
 def is_alone() -> bool:
-  """Whether this process has no others; starts no device if so."""
+  """Whether this is the only process; starts no device if it is."""
   return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
@@ -203,11 +204,11 @@ def check_same(text: str, what: str) -> None:
   """Makes sure that all processes have the same text.
 
   Args:
-    text: many lines.
-    what: it is, for the message: `the configuration`.
+    text: text of any number of lines.
+    what: name of the text, for the message: `the configuration`.
 
   Raises:
-    ConfigError: they do not; on every process.
+    ConfigError: the texts differ; raised on every process.
   """
   if is_alone():
     return
@@ -217,7 +218,7 @@ def check_same(text: str, what: str) -> None:
     return
   hosts = gather_texts(socket.gethostname())
   texts = gather_texts(text)
-  # What most of them have; what process 0 has if that does not decide.
+  # The most frequent text; on a tie, the text of the lowest process.
   (expected, _), *_ = Counter(texts).most_common(1)
   reference = texts.index(expected)
   differing = [i for i, other in enumerate(texts) if other != expected]
@@ -256,18 +257,18 @@ def _difference(index: int, text: str, other_index: int, other: str) -> str:
 def raise_together(
   error: errors.UserError | errors.PreemptedError | None,
 ) -> None:
-  """Raises on every process what went wrong on some.
+  """Raises an error on every process if any process has one.
 
-  All processes call this at the same place, with or without an error; else the
-  others would wait for one that has stopped. Does nothing but raise `error` if
-  there is one process.
+  All processes call this at the same place, with or without an error, because
+  they would otherwise wait for a process that stopped. With one process it just
+  raises `error`.
 
   Args:
-    error: of this process, if any.
+    error: error of this process, if any.
 
   Raises:
-    UserError: `error` itself; or that of another process, of the same class,
-      with a message that names it.
+    UserError: `error` itself; or an error of the same class as another
+      process's, with a message that names that process.
     PreemptedError: likewise.
   """
   if is_alone():
@@ -290,9 +291,10 @@ def raise_together(
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-  """Shares with all processes a UserError of what each does for itself.
+  """Raises a UserError of the block on all processes.
 
-  Reading files, for example. In the block no process may wait for another.
+  For work that each process does alone, such as reading files. No process may
+  wait for another inside the block.
   """
   error = None
   try:
@@ -303,7 +305,7 @@ def together() -> Iterator[None]:
 
 
 def gather_texts(text: str) -> list[str]:
-  """Returns the texts of all processes, in their order; all call it."""
+  """Returns every process's text, in process order; all processes call it."""
   if is_alone():
     return [text]
   data = np.frombuffer(text.encode(), np.uint8)
@@ -317,20 +319,20 @@ def gather_texts(text: str) -> list[str]:
 
 
 def lost_host(error: BaseException) -> str | None:
-  """Says that another process is gone, if that is what an error comes from.
+  """Explains an error that was caused by a lost process.
 
   Args:
-    error: that ended a stage.
+    error: error that ended a stage.
 
   Returns:
-    A message for the user; None if the error is of another kind.
+    A message for the user; None if the error has another cause.
   """
   if not jax.distributed.is_initialized():
     return None
   seen: BaseException | None = error
   while seen is not None:
     is_runtime = isinstance(seen, jax.errors.JaxRuntimeError)
-    # Gloo's are ValueErrors.
+    # Gloo raises ValueErrors.
     if (is_runtime and _LOST.search(str(seen))) or 'Gloo ' in str(seen):
       return f'{LOST}. The error: {_first_line(seen)}'
     seen = seen.__cause__ or seen.__context__
@@ -345,12 +347,12 @@ def _first_line(error: BaseException) -> str:
 def leave(code: int, *, wait: bool) -> NoReturn:
   """Ends this process, whatever the others do.
 
-  A usual exit waits for all processes, and for saves that they share.
+  A normal exit would wait for all processes, and for the saves they share.
 
   Args:
     code: exit code.
-    wait: for the others to end as well, a few seconds, so that process 0 does
-      not pull them down before they have said what went wrong.
+    wait: whether to wait a few seconds for the others to end, so that process 0
+      does not end them before they have printed their errors.
   """
   for stream in sys.stdout, sys.stderr:
     with contextlib.suppress(OSError, ValueError):

@@ -14,7 +14,7 @@ from perlhf_jax.core import typing
 from perlhf_jax.models import tuned_params
 from perlhf_jax.training import layer_layout
 
-# Of Adafactor, as optax and T5X have them.
+# Adafactor's constants in optax and T5X.
 _MIN_FACTORED = 128
 _MAX_UPDATE_RMS = 1.0
 
@@ -24,24 +24,23 @@ class Optimizer:
   """An optimizer, its schedule and its clipping.
 
   Attributes:
-    name: `adafactor` (the T5 default: second moments of large matrices as a
-      row and a column, no first moment) or `adamw`.
-    learning_rate: the peak.
-    schedule: after the warm-up: `constant`; `linear` or `cosine`, down to
-      `final_fraction` of the peak when training ends (so that even the last
-      of the steps has a rate above it); `rsqrt`, the peak times
-      sqrt(warmup_steps / step).
-    warmup_steps: steps in which the rate grows linearly to the peak; the
-      first of them has peak / warmup_steps.
+    name: `adafactor` (the T5 default: factored second moments of large
+      matrices, no first moment) or `adamw`.
+    learning_rate: peak learning rate.
+    schedule: learning rate after the warm-up: `constant`; `linear` or `cosine`
+      decay to `final_fraction` of the peak at the end of training (the last
+      step is still above it); `rsqrt`, peak * sqrt(warmup_steps / step).
+    warmup_steps: steps in which the rate grows linearly to the peak, from
+      peak / warmup_steps at the first step.
     final_fraction: see `schedule`.
     clip_norm: global norm to which the gradient of the trainable leaves is
-      clipped; None to leave it.
+      clipped; None for no clipping.
     weight_decay: decoupled decay per step, times the learning rate.
-    multiply_by_parameter_scale: whether Adafactor's steps are relative to the
-      size of what they change, as T5X's are. It acts on the pre-trained
-      weights alone: adapters, heads and a PaLI's projection, which tuning
-      adds, take plain steps (`tuned_params.is_added`), for what starts at
-      zero would hardly move.
+    multiply_by_parameter_scale: whether Adafactor scales its updates by the RMS
+      of each parameter, as T5X does. Only the pre-trained weights are scaled:
+      adapters, heads and a PaLI's projection, which tuning adds
+      (`tuned_params.is_added`), are not, since parameters that start at zero
+      would hardly move.
     b1: AdamW's decay of the first moment.
     b2: AdamW's decay of the second moment.
   """
@@ -85,14 +84,14 @@ def make_schedule(
   elif config.schedule == 'rsqrt':
 
     def after(step):
-      # Evaluated during the warm-up too, where the step counts from below 0.
+      # Also evaluated during the warm-up, where the step is below 0.
       return peak * jnp.sqrt(warmup / (jnp.maximum(step, 0) + warmup))
 
   else:
     after = optax.constant_schedule(peak)
   if not warmup:
     return after
-  # The first step is not wasted on a rate of 0.
+  # The warm-up starts above 0, so that the first step is not wasted.
   start = peak / warmup
   ramp = optax.linear_schedule(start, peak, max(warmup - 1, 1))
   return optax.join_schedules([ramp, after], [warmup])
@@ -106,7 +105,7 @@ def make_optimizer(
   if config.name == 'adafactor':
     update = _adafactor(schedule, config.multiply_by_parameter_scale)
     if config.weight_decay:
-      # optax's own option would not multiply it by the learning rate.
+      # optax's own option does not multiply the decay by the learning rate.
       update = optax.chain(
         update,
         optax.add_decayed_weights(
@@ -125,11 +124,11 @@ def make_optimizer(
 def _adafactor(
   schedule: Callable[[typing.Array | int], jax.Array], relative: bool
 ) -> optax.GradientTransformation:
-  """`optax.adafactor`, with each layer of a stack as an array of its own.
+  """`optax.adafactor` that treats each layer of a stack as its own array.
 
-  Stacked and unrolled layers so take the same steps, as in T5X: the axis of
-  the layers is in no mean. Second moments need no help, for optax takes rows
-  and columns of the two largest axes, and stacks are not as deep.
+  So stacked and unrolled layers get the same updates, as in T5X: no mean is
+  taken over the layer axis. Second moments need no change, because optax
+  factors the two largest axes and the layer axis is smaller.
   """
   factored = optax.scale_by_factored_rms(min_dim_size_to_factor=_MIN_FACTORED)
   steps = [
@@ -147,7 +146,7 @@ def _adafactor(
 
 
 def _checked(init):
-  """Refuses stacks so deep that optax would factor the axis of the layers."""
+  """Refuses stacks so deep that optax would factor the layer axis."""
 
   def checked_init(params):
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -167,7 +166,7 @@ def _each_layer(
   stateless: optax.GradientTransformation,
   applies: Callable[[str], bool] = lambda path: True,
 ) -> optax.GradientTransformation:
-  """Transforms each leaf, and each layer of a stacked leaf, by itself."""
+  """Transforms each leaf, and each layer of a stacked leaf, separately."""
 
   def update(updates, state, params):
     def transform(update, param):
@@ -194,7 +193,7 @@ def _name(path) -> str:
 def by_name(
   optimizers: Mapping[str, optax.GradientTransformation],
 ) -> optax.GradientTransformation:
-  """Gives each subtree of a dict an optimizer of its own, clipping included.
+  """Gives each subtree of a dict its own optimizer, with its own clipping.
 
   The state is a dict of their states, so that each can be sharded like its
   subtree.

@@ -1,7 +1,7 @@
-"""The device mesh, and one table from logical axes to mesh axes.
+"""The device mesh, and the rules from logical axes to mesh axes.
 
-Layers name logical axes (T5X's names); only this file knows the mesh. What is
-moved onto it and off it again is in `placement`.
+Layers name logical axes (T5X's names); only this module knows the mesh axes.
+`placement` moves arrays onto the mesh and off it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ BATCH_AXES = ('data', 'fsdp')
 # The compiler propagates shardings from the constraints in the models.
 _AXIS_TYPES = (AxisType.Auto,) * 3
 
-# A logical axis and the mesh axes that split it. An array uses a mesh axis
-# once: of two logical axes that ask for it, the one that comes first here gets
-# it. So activations give `fsdp` to `batch`.
+# Pairs of a logical axis and the mesh axes that split it. An array uses each
+# mesh axis once: the first logical axis here that asks for it gets it. So
+# activations use `fsdp` for `batch`.
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 _SPLIT_BY_TENSOR = ('vocab', 'mlp', 'heads', 'joined_kv')
@@ -41,11 +41,11 @@ _NOT_SPLIT = ('kv', 'length', 'layers', 'lora_rank', 'relpos_buckets')
 
 @dataclasses.dataclass(frozen=True)
 class LogicalMesh:
-  """A mesh of devices, and the rules from logical axes to its axes.
+  """A device mesh, and the rules from logical axes to mesh axes.
 
   Attributes:
-    mesh: axes `MESH_AXES`.
-    rules: what splits which logical axis.
+    mesh: mesh with axes `MESH_AXES`.
+    rules: mesh axes that split each logical axis.
   """
 
   mesh: Mesh | AbstractMesh
@@ -59,18 +59,18 @@ class LogicalMesh:
 
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
-  """How models and batches are split; gin builds it, with T5X's terms.
+  """How models and batches are sharded; built by gin, with T5X's terms.
 
   Attributes:
-    mesh_shape: sizes of (data, fsdp, tensor); one of them may be -1 and takes
-      the devices that the others leave. `data` replicates parameters, `fsdp`
-      shards both batch and parameters, `tensor` splits heads, hidden units
-      and vocabulary. On several TPU slices `data` is a multiple of their
-      number.
+    mesh_shape: sizes of (data, fsdp, tensor); one of them may be -1, which
+      takes the remaining devices. `data` replicates parameters, `fsdp` shards
+      both batch and parameters, `tensor` splits heads, hidden units and
+      vocabulary. On several TPU slices, `data` must be a multiple of the number
+      of slices.
     activation_partitioning_dims: 1, or 2 to split the activations between
       layers by `tensor` too, which costs communication and saves memory.
-    parameter_partitioning_dims: 2, or 1 to leave parameters whole on `fsdp`
-      and split them by `tensor` alone.
+    parameter_partitioning_dims: 2, or 1 to split parameters by `tensor` only
+      and replicate them over `fsdp`.
   """
 
   mesh_shape: Sequence[int] = (-1, 1, 1)
@@ -85,14 +85,14 @@ class Partitioner:
   ) -> LogicalMesh:
     """Makes the mesh.
 
-    Of several TPU slices, each holds a part of `data`, the outermost axis:
-    `fsdp` and `tensor`, which communicate in every layer, stay on the wires of
-    one slice. Over the network between slices go the gradients of what is
-    trained, once per step.
+    With several TPU slices, each slice holds a part of `data`, the outermost
+    axis. `fsdp` and `tensor`, which communicate in every layer, stay within a
+    slice. The network between slices carries only the gradients of the
+    trainable parameters, once per step.
 
     Args:
-      devices: of the mesh, which need not be of this machine; all devices of
-        this run if None.
+      devices: devices of the mesh, perhaps of another machine; None for all
+        devices of this run.
 
     Raises:
       ConfigError: the sizes do not multiply to the number of devices, or
@@ -101,7 +101,7 @@ class Partitioner:
     devices = jax.devices() if devices is None else devices
     num_slices = _num_slices(devices)
     data, *inner = mesh_sizes(self.mesh_shape, len(devices), num_slices)
-    # Or a mesh of other proportions than the wires of a slice is refused.
+    # Without it, JAX refuses meshes that do not match the slice's topology.
     split = {'allow_split_physical_axes': True}
     if num_slices == 1:
       placed = mesh_utils.create_device_mesh((data, *inner), devices, **split)
@@ -113,14 +113,14 @@ class Partitioner:
     return LogicalMesh(mesh, self._rules())
 
   def abstract_mesh(self, num_devices: int, num_slices: int = 1) -> LogicalMesh:
-    """Makes a mesh of devices that are not there, for shapes and shardings.
+    """Makes a mesh without devices, for shapes and shardings.
 
     Args:
-      num_devices: of the run.
-      num_slices: of which they are.
+      num_devices: number of devices of the run.
+      num_slices: number of TPU slices they form.
 
     Raises:
-      ConfigError: as `make_mesh`.
+      ConfigError: as in `make_mesh`.
     """
     sizes = mesh_sizes(self.mesh_shape, num_devices, num_slices)
     mesh = AbstractMesh(sizes, MESH_AXES, axis_types=_AXIS_TYPES)
@@ -132,7 +132,7 @@ class Partitioner:
     )
 
 
-# Every device has the whole model, and a share of each batch.
+# Every device holds the whole model and a shard of each batch.
 DATA_PARALLEL = Partitioner()
 
 
@@ -141,8 +141,8 @@ def standard_rules(
 ) -> Rules:
   """Returns T5X's standard rules for our mesh.
 
-  T5X has one axis `data` for what are `data` and `fsdp` here, and calls
-  `tensor` `model`.
+  T5X has one mesh axis `data` in place of our `data` and `fsdp`, and calls our
+  `tensor` axis `model`.
 
   Args:
     activation_partitioning_dims: 1 or 2; see `Partitioner`.
@@ -150,8 +150,9 @@ def standard_rules(
   """
   rules = [('batch', BATCH_AXES)]
   rules += [(name, 'tensor') for name in _SPLIT_BY_TENSOR]
-  # Activations have given `fsdp` to `batch`, and kernels `tensor` to their
-  # other axis, so that each of these acts on one of the two kinds.
+  # Activations already use `fsdp` for `batch`, and kernels use `tensor` for
+  # their other axis. So the first rule splits only activations, and the second
+  # only parameters.
   if activation_partitioning_dims == 2:
     rules.append(('embed', 'tensor'))
   rules.append(('embed', 'fsdp' if parameter_partitioning_dims == 2 else None))
@@ -159,10 +160,10 @@ def standard_rules(
 
 
 def make_mesh(mesh_shape: Sequence[int] = (-1, 1, 1)) -> LogicalMesh:
-  """Makes the mesh of all devices under the standard rules.
+  """Makes the mesh of all devices with the standard rules.
 
   Raises:
-    ConfigError: as `Partitioner.make_mesh`.
+    ConfigError: as in `Partitioner.make_mesh`.
   """
   return Partitioner(mesh_shape).make_mesh()
 
@@ -173,12 +174,12 @@ def mesh_sizes(
   """Returns the sizes of the mesh axes.
 
   Args:
-    mesh_shape: of `Partitioner`; -1 takes the devices that the others leave.
-    num_devices: of all slices.
-    num_slices: TPU slices that the devices are of.
+    mesh_shape: as in `Partitioner`; -1 takes the remaining devices.
+    num_devices: number of devices of all slices.
+    num_slices: number of TPU slices they form.
 
   Raises:
-    ConfigError: three sizes are not given, they do not multiply to the number
+    ConfigError: there are not three sizes, they do not multiply to the number
       of devices, or `data` cannot be spread over the slices.
   """
   sizes = list(mesh_shape)
@@ -210,10 +211,9 @@ def mesh_sizes(
 
 
 def _num_slices(devices: Sequence[jax.Device]) -> int:
-  """Returns how many TPU slices devices are of.
+  """Returns the number of TPU slices that devices form.
 
-  A slice is what is wired together; JAX numbers the hosts of GPU clusters by
-  the same attribute.
+  Only TPUs are asked: JAX numbers GPU hosts by the same attribute.
   """
   if devices[0].platform != 'tpu':
     return 1
@@ -222,7 +222,7 @@ def _num_slices(devices: Sequence[jax.Device]) -> int:
 
 @contextlib.contextmanager
 def use_mesh(mesh: LogicalMesh):
-  """Makes `mesh` and its rules current, for tracing and for compiling."""
+  """Makes `mesh` and its rules current, for tracing and compiling."""
   with jax.set_mesh(mesh.mesh), nn.logical_axis_rules(mesh.rules):
     yield
 
@@ -251,7 +251,7 @@ def shardings_of(boxed: typing.PyTree, mesh: LogicalMesh) -> typing.PyTree:
 def abstract_arrays(
   shapes: typing.PyTree, shardings: typing.PyTree
 ) -> typing.PyTree:
-  """Returns shapes and dtypes with shardings, to restore or compile with."""
+  """Returns `ShapeDtypeStruct`s with shardings, to restore or compile with."""
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=sharding
@@ -262,7 +262,7 @@ def abstract_arrays(
 
 
 def replicated(mesh: LogicalMesh) -> NamedSharding:
-  """The sharding of what every device holds whole."""
+  """The sharding of arrays that every device holds whole."""
   return NamedSharding(mesh.mesh, PartitionSpec())
 
 
@@ -282,11 +282,12 @@ def check_batch_size(
   Args:
     batch_size: rows of a global batch.
     mesh: the mesh.
-    accumulation_steps: parts in which an update is made.
-    minibatches: updates made of a batch.
+    accumulation_steps: number of gradient accumulation steps per update.
+    minibatches: number of updates per batch.
 
   Raises:
-    ConfigError: it does not.
+    ConfigError: the shards, accumulation steps and minibatches do not divide
+      `batch_size`.
   """
   shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
   factor = shards * accumulation_steps * minibatches
@@ -300,12 +301,12 @@ def check_batch_size(
 
 
 def check_parts(batch_size: int, mesh: LogicalMesh, parts: int) -> None:
-  """Refuses parts in which not every device has the same number of rows.
+  """Refuses a number of parts that does not divide each device's rows.
 
   Args:
     batch_size: rows of a global batch.
     mesh: the mesh.
-    parts: in which a batch is sampled.
+    parts: number of parts in which a batch is sampled.
 
   Raises:
     ConfigError: the parts do not divide a device's rows.

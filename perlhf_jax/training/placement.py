@@ -1,8 +1,8 @@
-"""What is put onto the mesh and read back from it, on one host or on many.
+"""Moves arrays onto the mesh and back, on one or several hosts.
 
-Each host feeds the rows that its own devices hold. Which these are is the
-mesh's matter: hosts that split a row's computation between them (`tensor`
-across hosts) feed the same rows, and a host's rows need not be neighbours.
+Each host feeds the rows that its own devices hold. The mesh decides which rows
+those are: hosts that share a row's computation (`tensor` across hosts) feed the
+same rows, and a host's rows need not be contiguous.
 """
 
 from collections.abc import Mapping
@@ -34,10 +34,10 @@ def _num_shards(mesh: partitioning.LogicalMesh) -> int:
 
 
 def host_rows(batch_size: int, mesh: partitioning.LogicalMesh) -> np.ndarray:
-  """Returns which rows of a global batch this host feeds: int64 `[rows]`.
+  """Returns the rows of a global batch that this host feeds: int64 `[rows]`.
 
   Args:
-    batch_size: rows of the global batch, a multiple of its shards.
+    batch_size: rows of the global batch, a multiple of the number of shards.
     mesh: the mesh.
   """
   size = batch_size // _num_shards(mesh)
@@ -51,7 +51,7 @@ def shard_batch(
   """Puts this host's rows of a batch on its devices.
 
   Args:
-    batch: arrays `[rows, ...]`, those of `host_rows` in their order.
+    batch: arrays `[rows, ...]` of the rows `host_rows`, in their order.
     mesh: the mesh.
 
   Returns:
@@ -88,10 +88,10 @@ def local_rows(array: jax.Array) -> np.ndarray:
   """Returns this host's rows of an array that is sharded by rows.
 
   Args:
-    array: `[batch, ...]`, split on its first axis alone.
+    array: `[batch, ...]`, sharded on its first axis only.
 
   Returns:
-    `[rows, ...]`, the rows of `host_rows` in their order.
+    `[rows, ...]`, the rows `host_rows` in their order.
   """
   shards = {}
   for shard in array.addressable_shards:
@@ -100,11 +100,11 @@ def local_rows(array: jax.Array) -> np.ndarray:
 
 
 def put(tree: typing.PyTree, shardings: typing.PyTree) -> typing.PyTree:
-  """Puts arrays, which every host has, on the mesh; each reads its part.
+  """Puts arrays that every host has on the mesh; each host slices its shards.
 
   Args:
-    tree: of numpy arrays, or of what can be sliced like one.
-    shardings: of the same structure.
+    tree: numpy arrays, or objects that can be sliced like them.
+    shardings: tree of shardings, of the same structure.
   """
 
   def put_leaf(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -116,9 +116,9 @@ def put(tree: typing.PyTree, shardings: typing.PyTree) -> typing.PyTree:
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-  """Gathers an array, rows of all hosts included, as numpy.
+  """Gathers a whole array from all hosts, as numpy.
 
-  All hosts have to call it.
+  All hosts must call it.
   """
   if array.is_fully_addressable:
     return np.asarray(array)
@@ -128,21 +128,21 @@ def to_host(array: jax.Array) -> np.ndarray:
 
 
 def gather_numbers(numbers: np.ndarray, share: int) -> np.ndarray:
-  """Gathers numbers that each host computed a share of.
+  """Gathers numbers of which each host computed a share.
 
-  All hosts have to call it.
+  All hosts must call it.
 
   Args:
-    numbers: this host's, `[share]`, or fewer on the last hosts.
-    share: numbers of a host.
+    numbers: this host's numbers, `[share]`, or fewer on the last hosts.
+    share: number of values per host.
 
   Returns:
-    float64 `[hosts * share]`, in the order of the hosts.
+    float64 `[hosts * share]`, in host order; missing values are 0.
   """
   mine = np.zeros(share)
   mine[: len(numbers)] = numbers
   if jax.process_count() == 1:
     return mine
-  # As bits: JAX would gather them in float32.
+  # Gathered as bits, because JAX would convert them to float32.
   bits = multihost_utils.process_allgather(mine.view(np.uint32))
   return np.ascontiguousarray(bits).view(np.float64).reshape(-1)

@@ -1,8 +1,8 @@
-"""Stopping when told to: SIGTERM, which announces that a machine is taken away.
+"""Stops a run on SIGTERM, which announces the preemption of a machine.
 
-The training loop asks after every step, so that what it saves is the state of
-a whole step, and the same one on every process. A user's function that is at
-work meanwhile is not waited for, see `interruptible`.
+The training loop checks after every step, so that every process saves the state
+of the same complete step. It does not wait for a user's function that is
+running, see `interruptible`.
 """
 
 from collections.abc import Iterator
@@ -23,18 +23,18 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import sigterm
 from perlhf_jax.training import multihost
 
-# Who signals a whole group of processes may reach one of them twice.
+# A signal to a group of processes may reach one of them twice.
 _SAME_NOTICE_SECONDS = 1.0
 _KILLED = 128 + signal.SIGTERM
-# How long a function may go on that was interrupted, in native code that does
-# not return, for example.
+# How long an interrupted function may go on, for example in native code that
+# does not return.
 _INTERRUPTED_SECONDS = 10.0
-# Nobody uses it: SIGALRM is what rewards of others stop their own work by.
+# An unused signal: users' reward functions may use SIGALRM for their timeouts.
 _TIME_IS_UP = getattr(signal, 'SIGRTMAX', signal.SIGUSR2)
 
 
 class Notice:
-  """Whether this run was told to stop; a context in which SIGTERM only says so.
+  """A context in which SIGTERM is noted, and does not end the process.
 
   A second SIGTERM, a second or more after the first, ends the process at once.
   """
@@ -46,31 +46,32 @@ class Notice:
     self._listener = sigterm.Listener(self._note, _interrupt)
 
   def __enter__(self) -> 'Notice':
-    """Takes SIGTERM over, if this is the main thread."""
+    """Installs the SIGTERM handler, if this is the main thread."""
     self._listener.__enter__()
     _notices.append(self)
     return self
 
   def __exit__(self, *_) -> None:
-    """Gives SIGTERM its former meaning back."""
+    """Restores the former SIGTERM handler."""
     _notices.remove(self)
     self._listener.__exit__()
 
   @property
   def is_told(self) -> bool:
-    """Whether this process was told to stop, whatever the others were."""
+    """Whether this process received SIGTERM."""
     return self._told_at is not None
 
   def ask(self) -> None:
-    """Asks all processes before a step, and does not wait for the answer."""
+    """Starts a vote of all processes before a step, without waiting for it."""
     if self._vote is not None:
       self._answer = self._vote(self.is_told)
 
   def agreed(self) -> bool:
-    """Whether to stop, after a step; the same on every process.
+    """Returns whether to stop after a step; the same on every process.
 
-    With several processes it is the answer to the last `ask`, which is there
-    when the devices have done the step before: they are not kept waiting.
+    With several processes it is the result of the last `ask`. The result is
+    ready when the devices have finished the step before, so that they are not
+    kept waiting.
     """
     if self._vote is None:
       return self.is_told
@@ -92,26 +93,26 @@ class Notice:
       sigterm.leave(_KILLED)
 
 
-# Those that listen, the innermost last.
+# Active notices, the innermost last.
 _notices: list[Notice] = []
 
 
 @contextlib.contextmanager
 def interruptible(what: str, seconds: float | None = None) -> Iterator[None]:
-  """A block of a user's code, which does not outlive SIGTERM or its time.
+  """Runs a block of user code, which SIGTERM or a time limit interrupts.
 
-  Within a `Notice` the first SIGTERM ends the block, and so does one that came
-  before. Code that does not return to Python, or catches everything, ends the
-  process some seconds later instead. Outside of the main thread, where nothing
-  can be interrupted, the block runs to its end.
+  Within a `Notice`, SIGTERM ends the block, even if it came before the block.
+  If the code does not return to Python, or catches every exception, the process
+  ends some seconds later. Outside the main thread the block cannot be
+  interrupted, and runs to its end.
 
   Args:
-    what: is called, for messages: `the reward function my.reward`.
-    seconds: that it may take; None for any time.
+    what: name of the code, for messages: `the reward function my.reward`.
+    seconds: time limit of the block; None for no limit.
 
   Raises:
-    PreemptedError: SIGTERM came.
-    DataError: it took longer.
+    PreemptedError: SIGTERM interrupted the block.
+    DataError: the block took longer than `seconds`.
   """
   if not sigterm.is_main_thread():
     yield
@@ -122,7 +123,7 @@ def interruptible(what: str, seconds: float | None = None) -> Iterator[None]:
     try:
       _calls.append(call)
       if seconds is not None:
-        # It stays: a signal that comes late must not end the process.
+        # The handler stays installed, so that a late signal does no harm.
         signal.signal(_TIME_IS_UP, _end_in_time)
         timer = _start_timer(seconds, call.time_is_up)
       if _notices and _notices[-1].is_told:
@@ -131,8 +132,8 @@ def interruptible(what: str, seconds: float | None = None) -> Iterator[None]:
     finally:
       call.close(timer)
   except BaseException as error:
-    call.close(timer)  # What ended the block may have come within the first.
-    # The block may have made another error of it.
+    call.close(timer)  # The interruption may have cut the first `close` short.
+    # The block may have turned the interruption into another error.
     if call.ended_by is _Interrupted:
       raise errors.PreemptedError(
         f'stopped by SIGTERM in {what}. Started again, the same command goes '
@@ -148,7 +149,7 @@ def interruptible(what: str, seconds: float | None = None) -> Iterator[None]:
 
 
 class _Interrupted(BaseException):
-  """Raised in a block by SIGTERM; no Exception, which the block may catch."""
+  """Raised in a block on SIGTERM; `except Exception` does not catch it."""
 
 
 class _TimeIsUp(BaseException):
@@ -157,13 +158,13 @@ class _TimeIsUp(BaseException):
 
 @dataclasses.dataclass
 class _Call:
-  """A block that is being run.
+  """A running block of `interruptible`.
 
   Attributes:
-    what: of `interruptible`.
-    is_late: whether its time is up.
-    is_over: whether it has ended.
-    ended_by: what was raised in it from outside, if anything.
+    what: name of the code, for messages.
+    is_late: whether the time limit has passed.
+    is_over: whether the block has ended.
+    ended_by: exception that interrupted the block, if any.
   """
 
   what: str
@@ -172,11 +173,11 @@ class _Call:
   ended_by: type[BaseException] | None = None
 
   def must_end(self, code: int, message: str) -> None:
-    """Ends the process unless the block ends soon; `{}` stands for it."""
+    """Ends the process unless the block ends soon; `{}` is the block's name."""
     _start_timer(_INTERRUPTED_SECONDS, self._end_process, code, message)
 
   def time_is_up(self) -> None:
-    """Interrupts the block, in a thread of the timer."""
+    """Interrupts the block; called in the timer's thread."""
     if self.is_over:
       return
     self.is_late = True
@@ -185,7 +186,7 @@ class _Call:
       'error: {} took longer than REWARD_TIME_LIMIT allows, and cannot be '
       'interrupted. The newest checkpoint is kept; nothing after it was saved.',
     )
-    # A signal, since nothing else wakes a thread that waits for the system.
+    # Only a signal interrupts a system call of the main thread.
     signal.pthread_kill(threading.main_thread().ident, _TIME_IS_UP)
 
   def end(self, by: type[BaseException]) -> None:
@@ -195,7 +196,7 @@ class _Call:
       raise by
 
   def close(self, timer: threading.Timer | None) -> None:
-    """Ends the time in which the block can be interrupted."""
+    """Marks the block as over, so that nothing interrupts it any more."""
     self.is_over = True
     _calls[:] = [each for each in _calls if each is not self]
     if timer is not None:
@@ -206,18 +207,18 @@ class _Call:
       sigterm.leave(code, message.format(self.what))
 
 
-# Blocks that are being run, the innermost last.
+# Running blocks, the innermost last.
 _calls: list[_Call] = []
 
 
 def _interrupt() -> None:
-  """Raises in the block that is being run, if there is one."""
+  """Interrupts the innermost running block, if there is one."""
   if _calls:
     _calls[-1].end(_Interrupted)
 
 
 def _end_in_time(*_) -> None:
-  """Raises in the block that is being run, if its time is up."""
+  """Interrupts the innermost running block, if its time is up."""
   if _calls and _calls[-1].is_late:
     _calls[-1].end(_TimeIsUp)
 
@@ -234,7 +235,7 @@ def _capital(text: str) -> str:
 
 
 class _Vote:
-  """A collective operation: whether any of the processes says yes."""
+  """A collective operation: whether any process says yes."""
 
   def __init__(self):
     mesh = Mesh(np.asarray(jax.devices()), ('devices',))
@@ -244,7 +245,7 @@ class _Vote:
     )
 
   def __call__(self, yes: bool) -> jax.Array:
-    """Returns the largest answer, without waiting for it."""
+    """Returns the maximum of the answers, without waiting for it."""
     answer = np.full((jax.local_device_count(),), yes, np.int32)
     return self._any(
       jax.make_array_from_process_local_data(self._split, answer)

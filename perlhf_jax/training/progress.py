@@ -12,26 +12,26 @@ import jax
 from perlhf_jax.training import metric_writer
 
 with epy.lazy_imports():
-  import tqdm  # A machine without a terminal need not have it.
+  import tqdm  # Not needed on a machine without a terminal.
 
-# Metrics beside the bar of a terminal, which has one line.
+# Number of metrics shown beside the bar, which has one line.
 _SHOWN_ON_BAR = 4
 
 
 class Progress:
-  """Counts steps and measures throughput without compilation and evaluation.
+  """Counts steps, and measures throughput without compilation and evaluation.
 
   Attributes:
-    examples_per_second: over the timed steps so far; 0 before the second.
+    examples_per_second: mean over the timed steps so far; 0 before the second.
   """
 
   def __init__(self, start_step: int, total_steps: int, batch_size: int):
     """Starts at a step.
 
     Args:
-      start_step: step that the run goes on from.
-      total_steps: step at which it ends.
-      batch_size: examples of a step, over all hosts.
+      start_step: step that the run resumes from.
+      total_steps: step at which the run ends.
+      batch_size: examples per step, over all hosts.
     """
     self._total = total_steps
     self._batch_size = batch_size
@@ -48,7 +48,7 @@ class Progress:
 
   @property
   def examples_per_second(self) -> float:
-    """Examples a second over the timed steps so far."""
+    """Examples per second over the timed steps so far."""
     if not self._seconds:
       return 0.0
     return self._steps * self._batch_size / self._seconds
@@ -78,7 +78,7 @@ class Progress:
     self._since = None
 
   def report(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-    """Shows metrics of a step, the first of them beside a bar."""
+    """Shows the metrics of a step; a bar shows only the first ones."""
     texts = [f'{name} {value:.4g}' for name, value in metrics.items()]
     shown = ' '.join(texts)
     if self._bar is not None:
@@ -97,6 +97,6 @@ class Progress:
     logging.info('%s %d/%d: %s%s', split, step, self._total, shown, timing)
 
   def close(self) -> None:
-    """Leaves the terminal as it was."""
+    """Closes the bar."""
     if self._bar is not None:
       self._bar.close()

@@ -1,12 +1,12 @@
-"""One writer in a MODEL_DIR: a file that says which run is at work there.
+"""Lock files, which keep two runs from writing to one MODEL_DIR.
 
-A bucket knows no lock and no file that only one can make. But whoever puts down
-a file of his own first, and then sees no other, is the only one: of two who do
-so, the later sees the file of the earlier. So each run has its own file,
-`lock-HOST-PROCESS-RANDOM.json`, and renews it every ten seconds. A run that was
-killed leaves it behind. It does not count if its process is gone on this host,
-or if nobody renews it while another run watches. Clocks are not compared, which
-differ between hosts, and jump.
+A bucket has neither locks nor exclusive creation of files. But a run that first
+writes its own file and then sees no other file is alone: of two such runs, the
+later one sees the earlier one's file. So each run writes its own file,
+`lock-HOST-PROCESS-RANDOM.json`, and renews it every ten seconds. A killed run
+leaves its file behind. Another run ignores that file if its process is gone on
+this host, or if it is not renewed while the other run watches it. Clocks are
+not compared, because they differ between hosts and jump.
 """
 
 from collections.abc import Iterator
@@ -30,29 +30,29 @@ from perlhf_jax.core import strict_json
 
 _PREFIX = 'lock-'
 RENEWAL_SECONDS = 10.0
-# How long a file that nobody renews is watched before it does not count.
+# How long a file must stay unchanged before its run counts as gone.
 WATCH_SECONDS = 35.0
 _POLL_SECONDS = 0.5
 _PROC = pathlib.Path('/proc')
 
-# Names of the files of runs that are at work in this process.
+# Names of the lock files of this process's active runs.
 _of_this_process: set[str] = set()
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """What a run says of itself in its file.
+  """Content of a run's lock file.
 
   Attributes:
-    host: name of its machine.
-    process: id of its process there.
-    started: when it began, in UTC.
-    machine: what tells machines and containers of one name apart; empty where
-      nothing does.
-    born: when the process began, by the machine's own count, since ids are used
-      again; empty where nothing says so.
-    renewals: how often it was renewed.
-    is_held: whether the run was alone when it looked, and so goes on.
+    host: host name of the run.
+    process: process id on that host.
+    started: start time, in UTC.
+    machine: identifier of the machine and container, since several may have one
+      host name; empty if unknown.
+    born: start of the process in ticks of its machine, since process ids are
+      reused; empty if unknown.
+    renewals: number of renewals of the file.
+    is_held: whether the run found itself alone, and so holds the lock.
   """
 
   host: str
@@ -64,7 +64,7 @@ class Claim:
   is_held: bool = False
 
   def is_of_this_machine(self) -> bool:
-    """Whether its process can be looked for here."""
+    """Whether the run's process is on this machine."""
     here = socket.gethostname(), _machine()
     return (self.host, self.machine) == here
 
@@ -82,7 +82,7 @@ class RunLock:
     """Makes a lock that is not held yet.
 
     Args:
-      model_dir: a folder that is there.
+      model_dir: an existing folder.
     """
     self._model_dir = model_dir
     self._claim = _own_claim()
@@ -96,7 +96,7 @@ class RunLock:
 
   @contextlib.contextmanager
   def held(self) -> Iterator[None]:
-    """Holds the lock while the block runs, however the block ends.
+    """Holds the lock during the block; releases it however the block ends.
 
     Raises:
       CheckpointError: another run holds it.
@@ -110,10 +110,11 @@ class RunLock:
       yield
 
   def check(self) -> None:
-    """Makes sure that nobody took MODEL_DIR away or over.
+    """Makes sure that MODEL_DIR still exists and belongs to this run.
 
     Raises:
-      OutsideError: somebody did.
+      OutsideError: MODEL_DIR or the lock file is gone, or another run took
+        MODEL_DIR over.
     """
     if self._path.exists():
       return
@@ -140,10 +141,10 @@ class RunLock:
     )
 
   def _be_alone(self) -> None:
-    """Waits until no other run is at work, if that is soon.
+    """Waits a limited time until no other run is active.
 
     Raises:
-      CheckpointError: one is.
+      CheckpointError: another run stays active.
     """
     began = time.monotonic()
     watched: dict[str, _Watched] = {}
@@ -175,14 +176,14 @@ class RunLock:
       time.sleep(_POLL_SECONDS)
 
   def _patience(self, other: '_Watched') -> float:
-    """Returns how long to wait for a run that seems to be at work."""
+    """Returns how many seconds to wait for a run that seems active."""
     if other.claim is None:
       return 2 * WATCH_SECONDS
     mine = self._claim.started, self._name
     if not other.claim.is_held and mine < (other.claim.started, other.name):
-      # Of two that begin together the later withdraws.
+      # If two runs start at the same time, the later one gives up first.
       return 2 * WATCH_SECONDS
-    # A run that is being stopped elsewhere has some time to save and go.
+    # A run that is being stopped on another machine gets time to save.
     return 0 if other.claim.is_of_this_machine() else WATCH_SECONDS
 
   def _refusal(self, other: '_Watched') -> str:
@@ -196,7 +197,7 @@ class RunLock:
     )
 
   def _renew(self) -> None:
-    """Renews the file until it is released, or somebody has removed it."""
+    """Renews the file until the lock is released or the file is removed."""
     has_warned = False
     while not self._is_over.wait(RENEWAL_SECONDS):
       try:
@@ -209,7 +210,7 @@ class RunLock:
         has_warned = True
 
   def _write(self, **changes: int) -> None:
-    """Writes the file, for readers to find the old or the new one."""
+    """Replaces the file, so that readers see the old or the new content."""
     with self._writing:
       if self._is_over.is_set():
         return
@@ -219,7 +220,7 @@ class RunLock:
       try:
         temporary.write_text(text)
         temporary.replace(self._path)
-      except Exception:  # Buckets have errors of their own.
+      except Exception:  # Buckets raise their own exception classes.
         temporary.unlink(missing_ok=True)
         raise
 
@@ -227,20 +228,20 @@ class RunLock:
     """Removes the file."""
     self._is_over.set()
     _of_this_process.discard(self._name)
-    # Not while it is being written, which would put it back.
+    # The lock keeps `_write` from creating the file again.
     with self._writing:
       try:
         self._path.unlink(missing_ok=True)
-      except Exception as error:  # The run has ended, well or not.
+      except Exception as error:  # The run has ended; a warning is enough.
         logging.warning('%s cannot be removed: %s', self._path, error)
 
 
 class _Watched:
-  """The file of another run, as it is seen again and again.
+  """The lock file of another run, read repeatedly.
 
   Attributes:
-    name: of the file.
-    claim: that is in it; None if it cannot be read.
+    name: name of the file.
+    claim: content of the file; None if it cannot be parsed.
   """
 
   def __init__(self, name: str, content: bytes):
@@ -251,7 +252,7 @@ class _Watched:
     self._is_renewed = False
 
   def look(self, content: bytes) -> None:
-    """Takes note of what is in the file now."""
+    """Notes the current content of the file."""
     if content == self._content:
       return
     self.claim = _parse(content)
@@ -260,13 +261,13 @@ class _Watched:
     self._is_renewed = True
 
   def is_gone(self) -> bool:
-    """Whether its run has ended, as far as can be told by now."""
+    """Whether the run is known, or after watching presumed, to have ended."""
     if self._is_of_this_machine():
       return not self._is_running_here()
     return time.monotonic() - self._since > WATCH_SECONDS
 
   def is_at_work(self) -> bool:
-    """Whether its run is known to be at work."""
+    """Whether the run is known to be active."""
     if self._is_of_this_machine():
       return self._is_running_here()
     return self._is_renewed and not self.is_gone()
@@ -281,7 +282,7 @@ class _Watched:
 
 
 def _read_others(folder: epath.Path, own: str) -> dict[str, bytes]:
-  """Reads the files of other runs, by name."""
+  """Reads the lock files of other runs, by file name."""
   found = {}
   for path in folder.iterdir():
     if path.name.startswith(_PREFIX) and path.name != own:
@@ -291,7 +292,7 @@ def _read_others(folder: epath.Path, own: str) -> dict[str, bytes]:
 
 
 def _parse(content: bytes) -> Claim | None:
-  """Reads a claim; None if it is damaged or of another version."""
+  """Parses a claim; None if it is damaged or of another version."""
   try:
     fields = strict_json.loads(content.decode())
     claim = Claim(**fields)
@@ -317,7 +318,7 @@ def _own_claim() -> Claim:
 
 
 def _machine() -> str:
-  """Returns what this machine and container are known by, on Linux."""
+  """Returns an identifier of this machine and container; empty if unknown."""
   try:
     boot = (_PROC / 'sys/kernel/random/boot_id').read_text().strip()
     return f'{boot} {os.readlink(_PROC / "self/ns/pid")}'
@@ -326,7 +327,7 @@ def _machine() -> str:
 
 
 def _born(process: int | str) -> str:
-  """Returns when a process began, in ticks; empty if nothing says so."""
+  """Returns when a process started, in clock ticks; empty if unknown."""
   try:
     return _stat(process)[19]
   except OSError:
@@ -334,7 +335,7 @@ def _born(process: int | str) -> str:
 
 
 def _is_running(process: int, born: str) -> bool:
-  """Whether a process of this machine is still there, and the same one."""
+  """Whether a process of this machine runs and is the one born at `born`."""
   try:
     state, *fields = _stat(process)
   except OSError:
@@ -351,6 +352,6 @@ def _is_running(process: int, born: str) -> bool:
 
 
 def _stat(process: int | str) -> list[str]:
-  """Returns the fields of a process from its state on, on Linux."""
+  """Returns the fields of Linux's /proc/PID/stat, from the state on."""
   text = (_PROC / str(process) / 'stat').read_text()
   return text.rpartition(')')[2].split()

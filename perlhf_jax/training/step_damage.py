@@ -1,4 +1,4 @@
-"""Whether a step is as it was saved, and what becomes of one that is not."""
+"""Finds damaged steps, and renames them so that they are not used."""
 
 from collections.abc import Iterator
 import itertools
@@ -14,16 +14,16 @@ from perlhf_jax.core import strict_json
 from perlhf_jax.training import multihost
 from perlhf_jax.training import step_digests
 
-# In the metadata: says that the step was saved with digests.
+# Key of the metadata of steps that were saved with digests.
 HAS_DIGESTS = 'digests'
 _SET_ASIDE = '.damaged'
 
-# Of which this process has warned.
+# Warnings that this process has logged.
 _told: set[str] = set()
 
 
 class NoJsonError(errors.CheckpointError):
-  """A file that should hold a JSON object."""
+  """A file does not hold the JSON object that it should."""
 
 
 def damage_of(
@@ -33,19 +33,19 @@ def damage_of(
   process: int = 0,
   processes: int = 1,
 ) -> str | None:
-  """Says what is wrong with a step; None if nothing is known to be.
+  """Describes the damage of a step; None if no damage is found.
 
   Args:
-    step: its folder.
-    contents: whether to read its arrays, too.
-    process: which share of the files to read.
-    processes: shares there are.
+    step: folder of the step.
+    contents: whether to read the arrays, too.
+    process: index of the share of the files to read.
+    processes: number of shares.
 
   Raises:
-    CheckpointError: its files cannot be read, whatever they hold.
+    CheckpointError: the files cannot be read, for another reason than damage.
   """
   try:
-    # It says where a folder may not be read; `is_dir` does not.
+    # Raises an error if the folder may not be read, as `is_dir` would not.
     names = {path.name for path in step.iterdir()}
     for item in step_digests.METADATA, step_digests.STATE:
       if item not in names:
@@ -55,7 +55,7 @@ def damage_of(
     except ValueError as error:
       return f'{step_digests.FILE} was changed: {error}'
     if digests is not None:
-      # A folder that was copied to where it does not belong.
+      # The folder was copied to another step's place.
       if step.name.isdecimal() and int(step.name) != digests.step:
         return f'it holds step {digests.step}'
       return step_digests.find_damage(
@@ -86,16 +86,16 @@ def damage_of(
 
 
 def damage_together(step: epath.Path) -> str | None:
-  """Reads a step whole, each process its share; all get the same answer.
+  """Checks a whole step, each process its share of the files.
 
   Args:
-    step: its folder.
+    step: folder of the step.
 
   Returns:
-    As `damage_of`.
+    As `damage_of`, and the same on every process.
 
   Raises:
-    CheckpointError: as `damage_of`, on any of the processes.
+    CheckpointError: as in `damage_of`, on any process.
     ConfigError: PERLHF_VERIFY is neither `off` nor unset.
   """
   damage = None
@@ -111,17 +111,17 @@ def damage_together(step: epath.Path) -> str | None:
 
 
 def set_aside(step: epath.Path, reason: str) -> None:
-  """Gives a damaged step another name, so that nobody takes it for a step.
+  """Renames a damaged step, so that it no longer counts as a step.
 
   Args:
-    step: its folder.
-    reason: what is wrong with it, and what follows.
+    step: folder of the step.
+    reason: the damage and its consequence, for the log.
   """
   names = (f'{step.name}{_SET_ASIDE}{suffix}' for suffix in _suffixes())
   target = next(p for p in map(step.parent.joinpath, names) if not p.exists())
   try:
     step.rename(target)
-  # File systems of buckets have exceptions of their own.
+  # Bucket file systems raise their own exception classes.
   except Exception as error:
     warn_once(
       f'{step} is damaged: {reason}. It stays where it is, for it cannot be '
@@ -134,7 +134,7 @@ def set_aside(step: epath.Path, reason: str) -> None:
 
 
 def set_aside_in(root: epath.Path) -> list[str]:
-  """Returns the names of the steps that were set aside in a folder."""
+  """Returns the names of the steps in a folder that were set aside."""
   return sorted(p.name for p in root.iterdir() if _SET_ASIDE in p.name)
 
 
@@ -144,14 +144,14 @@ def _suffixes() -> Iterator[str]:
 
 
 def warn_once(message: str) -> None:
-  """Warns, unless this process has said the same before."""
+  """Logs a warning, unless this process has logged it before."""
   if message not in _told:
     _told.add(message)
     logging.warning('%s', message)
 
 
 def metadata_file(step: epath.Path) -> epath.Path:
-  """Returns where a step says what it is."""
+  """Returns the path of a step's metadata."""
   return step / step_digests.METADATA / step_digests.METADATA
 
 
@@ -159,7 +159,7 @@ def read_json(file: epath.Path) -> dict[str, Any]:
   """Reads a JSON object.
 
   Raises:
-    NoJsonError: the file holds none, is missing, or too large to be true.
+    NoJsonError: the file holds no JSON object, is missing, or is too large.
   """
   try:
     content = plain_files.read(file, NoJsonError)

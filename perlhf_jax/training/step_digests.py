@@ -1,15 +1,15 @@
-"""Digests of the files of a step, by which damage is found before it is read.
+"""Digests of a step's files, which find damage before the step is read.
 
-When a step is saved, `digests.json` is written beside its items: the size of
-every file, and a digest of every block of it. The digest is the CRC-32C, which
-finds every flipped bit, and the sum of the words, which tells apart files that
-end with their own CRC-32C, as TensorStore's do: to CRC-32C these are all alike.
-It finds damage, and lost and swapped files; it is no signature, and does not
-hold against somebody who writes both the file and its digest.
+When a step is saved, `digests.json` is written beside its items, with the size
+of every file and a digest of every block of every file. A digest is a CRC-32C,
+which finds every flipped bit, and a sum of the words. The sum is needed because
+files that end with their own CRC-32C, as TensorStore's do, all have the same
+CRC-32C. Digests find damaged, lost and swapped files. They are not a signature:
+an attacker can write both a file and its digest.
 
-Each process digests what it wrote itself, as soon as that is on disk and before
-the step gets its name, so that no process reads what others wrote. Where a step
-is read, the processes share its blocks out among themselves.
+Each process digests the files that it wrote, once they are on disk and before
+the step gets its final name. So no process reads another process's files. When
+a step is read, the processes share the blocks to check.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,28 +36,28 @@ METRICS = 'metrics'
 
 _ITEMS = (METADATA, METRICS, STATE)
 _PART = 'digests.process_'
-# Threads, and processes, take blocks: one file may hold most of a step.
+# Threads and processes share blocks, since one file may hold most of a step.
 _BLOCK_BYTES = 64 << 20
-# Fits a core's cache, so that the checksum finds there what was just read.
+# Fits a core's cache, so that the checksum reads from the cache.
 _READ_BYTES = 1 << 20
 _THREADS = 8
 _NAMES_SHOWN = 3
 
 
 class _Block(NamedTuple):
-  """A part of a file: its name in the step's folder, and which block it is."""
+  """A block of a file: the file's name in the step's folder, and an index."""
 
   name: str
   index: int
 
 
 class Digests(NamedTuple):
-  """What the files of a step were when it was saved, by their names.
+  """Sizes and digests of a step's files when it was saved.
 
   Attributes:
-    step: its number.
-    sizes: bytes of each file.
-    blocks: digest of each block of it, in hexadecimal.
+    step: number of the step.
+    sizes: size in bytes by file name.
+    blocks: hexadecimal digest of each block, by file name.
   """
 
   step: int
@@ -66,11 +66,11 @@ class Digests(NamedTuple):
 
 
 def write(step: epath.Path, number: int) -> None:
-  """Writes the digests of a step, whose items are complete; on one process.
+  """Writes the digests of a step after all its items; one process calls it.
 
   Args:
-    step: its folder, which may have a temporary name still.
-    number: which step it is.
+    step: folder of the step, which may still have its temporary name.
+    number: number of the step.
 
   Raises:
     OSError: a file cannot be read or written.
@@ -80,7 +80,7 @@ def write(step: epath.Path, number: int) -> None:
   for file in _files(step):
     if file.name.startswith(_PART):
       part = _parse(file)
-      # What was written to since is digested again.
+      # Files whose size has changed since are digested again.
       same = {n for n, size in part.sizes.items() if sizes.get(n) == size}
       blocks |= {name: part.blocks[name] for name in same}
       file.unlink()
@@ -95,10 +95,10 @@ def write_part(
   """Writes the digests of the arrays that one process has written.
 
   Args:
-    step: the folder of the step, which has a temporary name still.
-    number: which step it is.
-    state: the folder of its arrays, which has one, too.
-    process: which process that is.
+    step: folder of the step, still with its temporary name.
+    number: number of the step.
+    state: folder of the step's arrays, still with its temporary name.
+    process: index of the process.
 
   Raises:
     OSError: a file cannot be read or written.
@@ -117,11 +117,11 @@ def write_part(
 
 
 def read(step: epath.Path) -> Digests | None:
-  """Reads the digests of a step; None of one that was saved without.
+  """Reads the digests of a step; None if it was saved without.
 
   Raises:
-    ValueError: they are damaged.
-    OSError: they cannot be read.
+    ValueError: the digests are damaged.
+    OSError: the digests cannot be read.
   """
   file = step / FILE
   return _parse(file) if file.exists() else None
@@ -135,18 +135,18 @@ def find_damage(
   process: int = 0,
   processes: int = 1,
 ) -> str | None:
-  """Says which files of a step are not what was saved.
+  """Finds the files of a step that differ from what was saved.
 
   Args:
-    step: its folder.
-    digests: of `read`.
-    contents: whether to read the arrays, too; else their files' names and
-      sizes are looked at alone.
-    process: which share of the blocks to read.
-    processes: shares there are.
+    step: folder of the step.
+    digests: digests from `read`.
+    contents: whether to read the arrays, too; otherwise only the names and
+      sizes of their files are checked.
+    process: index of the share of the blocks to read.
+    processes: number of shares.
 
   Returns:
-    Names of files and what is wrong with them; None if nothing is.
+    Names of damaged files and their damage, as text; None without damage.
 
   Raises:
     OSError: a file cannot be read, for another reason than damage.
@@ -192,7 +192,7 @@ def _find_damage(
 
 
 def is_off() -> bool:
-  """Whether the user wants no array to be read for its digest.
+  """Whether the user turned the check of the arrays' contents off.
 
   Raises:
     ConfigError: PERLHF_VERIFY is neither `off` nor unset.
@@ -217,9 +217,9 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def _sizes(step: epath.Path) -> dict[str, int]:
-  """Sizes of the files of the items of a step.
+  """Returns the sizes of the files of a step's items.
 
-  What lies beside the items is of Orbax, or of the user, and nobody reads it.
+  Other files in the folder belong to Orbax or the user, and are not read.
   """
   return {
     f'{item}/{name}': size
@@ -232,7 +232,7 @@ def _sizes(step: epath.Path) -> dict[str, int]:
 def _walk(folder: epath.Path) -> Iterator[tuple[str, int]]:
   """Yields names and sizes of the files in a folder, at any depth.
 
-  Those that file managers and network disks leave are hidden, and skipped.
+  Hidden files, which file managers and network disks leave, are skipped.
   """
   for path in folder.iterdir():
     if path.name.startswith('.'):
@@ -247,7 +247,7 @@ def _walk(folder: epath.Path) -> Iterator[tuple[str, int]]:
 def _size(path: epath.Path) -> int:
   if '://' in os.fspath(path):
     return path.stat().length
-  # Where the system does not know a file's owner, etils raises a KeyError.
+  # etils raises a KeyError if the system does not know the file's owner.
   return os.stat(path).st_size
 
 
@@ -258,7 +258,7 @@ def _blocks(sizes: dict[str, int]) -> Iterator[_Block]:
 
 
 def _count(size: int) -> int:
-  """Returns how many blocks a file of some bytes has."""
+  """Returns the number of blocks of a file of `size` bytes."""
   return -(-size // _BLOCK_BYTES)
 
 
@@ -291,7 +291,7 @@ def _digest(folder: epath.Path, blocks: Sequence[_Block]) -> list[str]:
 
 
 def _sum(data: bytes) -> int:
-  """Sums little-endian words of 64 bits, zeros behind the last one, modulo."""
+  """Sums little-endian 64-bit words modulo 2**64; zeros pad the last word."""
   words = np.frombuffer(
     data + bytes(-len(data) % 8) if len(data) % 8 else data, '<u8'
   )
@@ -311,7 +311,7 @@ def _write_json(file: epath.Path, digests: Digests) -> None:
 
 
 def _parse(file: epath.Path) -> Digests:
-  """Reads what `_write_json` wrote, and nothing else."""
+  """Reads a file of `_write_json`; any other content is a ValueError."""
   try:
     fields = strict_json.loads(plain_files.read(file, errors.CheckpointError))
     step, files = _checked(fields['step'], int), fields['files']

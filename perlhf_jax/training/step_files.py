@@ -1,16 +1,15 @@
-"""The steps of a MODEL_DIR: which there are, which are whole, and their files.
+"""Finds and reads the steps of a MODEL_DIR.
 
 MODEL_DIR/checkpoints/<step>/ holds the item `state` (a `TrainState`, or the
 `PolicyState` of reinforcement learning: for LoRA the adapter, heads and
-optimizer, never the frozen backbone), the item `metadata` (JSON: everything
+optimizer, never the frozen backbone), the item `metadata` (JSON with everything
 that is needed to use the step without the configuration that made it, see
 `checkpoints.run_metadata`), the metric of its evaluation, and the digests of
 all of them (`step_digests`). `checkpoint_manager` writes it.
 
-A step that is not as it was saved is damaged. Whoever asks for the newest step
-or for the best one gets an intact one, and damaged ones are set aside under
-another name, never removed. Who asks for a step by its number gets that one or
-an error.
+A step that is not as it was saved is damaged. A request for the newest or the
+best step returns an intact one; damaged ones are renamed, never removed. A
+request for a step by number returns that step or raises an error.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -35,24 +34,24 @@ from perlhf_jax.training import stored_arrays
 CHECKPOINTS = 'checkpoints'
 BEST = 'best'
 METRIC = 'selection'
-# Digits of a step's number; those of int64.
+# Most digits of a step number, those of int64.
 _LONGEST = 19
 _SHARING_SECONDS = 30
-# Orbax writes it last where a file system cannot rename a folder at once.
+# Orbax writes it last where folders cannot be renamed atomically.
 _COMMITTED = 'commit_success.txt'
 
 
 def absolute(path: str) -> epath.Path:
-  """Makes a path independent of the current folder; Orbax takes no other."""
+  """Makes a path absolute, as Orbax needs it."""
   return epath.Path(path if '://' in path else os.path.abspath(path))
 
 
 def prepare_model_dir(model_dir: str) -> epath.Path:
-  """Makes MODEL_DIR and proves that every process can use it.
+  """Creates MODEL_DIR and checks that every process can use it.
 
   Raises:
-    CheckpointError: it cannot be written to, or it is another folder on
-      another host.
+    CheckpointError: MODEL_DIR cannot be written to, or the hosts do not share
+      it.
   """
   path = absolute(model_dir)
   probe = path / '.write_test'
@@ -72,12 +71,12 @@ def prepare_model_dir(model_dir: str) -> epath.Path:
     multihost.raise_together(None if _appears(probe) else _not_shared(path))
   finally:
     if is_first:
-      probe.unlink(missing_ok=True)  # A second run may have been faster.
+      probe.unlink(missing_ok=True)  # Another run may have removed it.
   return path
 
 
 def _appears(path: epath.Path) -> bool:
-  """Whether a file is there, or comes to be: network file systems lag."""
+  """Whether a file exists, or appears soon: network file systems lag."""
   for _ in range(_SHARING_SECONDS):
     with contextlib.suppress(OSError):
       if path.exists():
@@ -94,55 +93,59 @@ def _not_shared(model_dir: epath.Path) -> errors.CheckpointError:
 
 
 def find_step(path: str) -> epath.Path | None:
-  """Resolves a path to one step's folder, to look at what it is.
+  """Resolves a path to a step's folder, without reading its arrays.
 
-  Arrays are not read: `intact_step` finds what can be loaded.
+  Use `intact_step` for a step to load.
 
   Args:
     path: MODEL_DIR (its newest step), MODEL_DIR/checkpoints/<step>, or
       MODEL_DIR/checkpoints/best (the best by the validation metric).
 
   Returns:
-    The step's folder, absolute; None if the path is no checkpoint of ours.
+    The step's folder, absolute; None if the path is not a perlhf_jax
+    checkpoint.
 
   Raises:
-    CheckpointError: it is one, but has no such step, or no whole one.
+    CheckpointError: the path is a checkpoint without such a step, or all its
+      steps are damaged.
   """
   return _find(path, _by_names)
 
 
 def intact_step(path: str) -> epath.Path | None:
-  """Resolves a path to a step of which every file is as it was saved.
+  """Resolves a path to a step whose files are all as they were saved.
 
   All processes call it together, and share the reading of the files. Damaged
-  steps that would have been used are set aside if they can be.
+  steps that would have been used are renamed if possible.
 
   Args:
-    path: of `find_step`.
+    path: as for `find_step`.
 
   Returns:
-    The step's folder, absolute; None if the path is no checkpoint of ours.
+    The step's folder, absolute; None if the path is not a perlhf_jax
+    checkpoint.
 
   Raises:
-    CheckpointError: it is one, but has no such step, or no intact one.
+    CheckpointError: the path is a checkpoint without such a step, or without
+      an intact one.
   """
   return _find(path, _by_contents)
 
 
 def newest_step(model_dir: epath.Path) -> epath.Path | None:
-  """Returns the newest whole step, as `find_step`; None if there is none.
+  """Returns the newest step, checked as by `find_step`; None without steps.
 
   Raises:
-    CheckpointError: there are steps, all of them damaged.
+    CheckpointError: all steps are damaged.
   """
   return _newest(model_dir, _by_names)
 
 
 def newest_intact_step(model_dir: epath.Path) -> epath.Path | None:
-  """Returns the newest intact step, as `intact_step`; None if there is none.
+  """Returns the newest step, checked as by `intact_step`; None without steps.
 
   Raises:
-    CheckpointError: there are steps, all of them damaged.
+    CheckpointError: all steps are damaged.
   """
   return _newest(model_dir, _by_contents)
 
@@ -201,10 +204,10 @@ def _by_names(root: epath.Path, wants_best: bool) -> epath.Path:
 
 
 def _by_contents(root: epath.Path, wants_best: bool) -> epath.Path:
-  """Chooses a step and reads it whole; on all processes together."""
+  """Chooses a step and checks its contents; all processes call it together."""
   with multihost.together():
     found = _order(root, wants_best)
-  # File systems lag: what the first process sees counts.
+  # File systems lag, so process 0's list is used on all processes.
   order, damaged = strict_json.loads(
     multihost.gather_texts(strict_json.dumps(found))[0]
   )
@@ -216,7 +219,7 @@ def _by_contents(root: epath.Path, wants_best: bool) -> epath.Path:
         for other, reason in damaged.items():
           step_damage.set_aside(root / other, f'{reason}. Step {name} is used')
       return root / name
-    # The run that saves steps here removes old ones.
+    # An active run may have removed this step as an old one.
     there = multihost.gather_texts(str((root / name).exists()))[0]
     if there == str(True):
       damaged[name] = damage
@@ -232,9 +235,9 @@ def _by_contents(root: epath.Path, wants_best: bool) -> epath.Path:
 def _order(
   root: epath.Path, wants_best: bool
 ) -> tuple[list[str], dict[str, str]]:
-  """Returns steps by name, the one to take first; and the damaged ones.
+  """Returns step names, best choice first, and damaged steps with reasons.
 
-  To know the best step, the metrics of all are read; damage is found then.
+  Only the choice of the best step reads metrics, and so finds damage here.
   """
   names = [step.name for step in reversed(step_folders(root))]
   if not wants_best:
@@ -264,12 +267,12 @@ def _nothing_left(
 
 
 def rank(step: epath.Path) -> tuple[float, int] | None:
-  """Returns what is larger of a better step; None if it was not evaluated.
+  """Returns a key that is larger for a better step; None if not evaluated.
 
-  Of equals the first is the better one: training longer did not help.
+  Of steps with the same metric the first is the best.
 
   Raises:
-    CheckpointError: its metrics are no JSON.
+    CheckpointError: the metrics are not JSON.
   """
   file = step / step_digests.METRICS / step_digests.METRICS
   value = step_damage.read_json(file).get(METRIC) if file.exists() else None
@@ -277,7 +280,7 @@ def rank(step: epath.Path) -> tuple[float, int] | None:
 
 
 def step_folders(root: epath.Path) -> list[epath.Path]:
-  """Returns the folders of steps that are complete, or were, oldest first."""
+  """Returns the folders of saved steps, damaged ones included, oldest first."""
   steps = [
     path
     for path in root.iterdir()
@@ -287,16 +290,16 @@ def step_folders(root: epath.Path) -> list[epath.Path]:
 
 
 def is_number(name: str) -> bool:
-  """Whether a name is that of a step."""
-  # Other digits than these, such as ², are no names of steps.
+  """Whether a name is a step number."""
+  # `isdigit` alone would accept other digits, such as ².
   is_digits = name.isascii() and name.isdigit()
   return is_digits and len(name) <= _LONGEST and str(int(name)) == name
 
 
 def _is_committed(step: epath.Path) -> bool:
-  """Whether a step is more than one that is being saved.
+  """Whether a step was saved completely.
 
-  Elsewhere than in a bucket, it gets its name when it is complete.
+  On a disk, a step gets its final name only then.
   """
   return '://' not in os.fspath(step) or any(
     (step / name).exists() for name in (step_digests.FILE, _COMMITTED)
@@ -304,7 +307,7 @@ def _is_committed(step: epath.Path) -> bool:
 
 
 def is_step(folder: epath.Path) -> bool:
-  """Whether a folder is that of a step, wherever it lies."""
+  """Whether a folder is a step, wherever it is."""
   return (folder / step_digests.FILE).exists() or (
     (folder / step_digests.METADATA).is_dir()
     and (folder / step_digests.STATE).is_dir()
@@ -314,17 +317,17 @@ def is_step(folder: epath.Path) -> bool:
 def model_dir_of(step: epath.Path) -> epath.Path:
   """Returns the MODEL_DIR of a step's folder.
 
-  A folder that was copied out of its MODEL_DIR stands for one itself.
+  For a step that was copied out of its MODEL_DIR, it is the step itself.
   """
   is_at_home = step.parent.name == CHECKPOINTS
   return step.parent.parent if is_at_home else step
 
 
 def read_metadata(step: epath.Path) -> dict[str, Any]:
-  """Reads the metadata of a step's folder.
+  """Reads the metadata of a step.
 
   Raises:
-    CheckpointError: they are no JSON.
+    CheckpointError: the metadata is not JSON.
   """
   try:
     fields = step_damage.read_json(step_damage.metadata_file(step))
@@ -338,10 +341,10 @@ def read_metadata(step: epath.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def reading(step: epath.Path) -> Iterator[None]:
-  """Makes errors of other libraries about the files of a step a user's.
+  """Turns other libraries' errors from reading a step into CheckpointErrors.
 
-  They cannot be told apart by their class. That memory ran out or another
-  process was lost is not the fault of the files.
+  Their classes do not tell what went wrong. Errors of memory, of the runtime
+  and of lost processes are not caused by the files, and pass unchanged.
   """
   try:
     yield
@@ -367,18 +370,18 @@ def read_trainable(
   """Reads the trainable leaves of a step, without the optimizer.
 
   Args:
-    step: the step's folder.
-    role: of several models that were trained together, the one to read.
-    params_shardings: of `params`, where there are any: each host then reads
-      its own part of them alone, straight onto its devices.
-    expected: the tree by its shapes and dtypes; None to take what is there.
+    step: folder of the step.
+    role: model to read, if several were trained together.
+    params_shardings: shardings of `params`, if the step has any; each host then
+      reads only its own shards, straight onto its devices.
+    expected: tree of the expected shapes and dtypes; None to accept any.
 
   Returns:
-    The tree, of numpy arrays but for what was given shardings.
+    The tree, of numpy arrays; leaves with shardings are `jax.Array`s.
 
   Raises:
-    CheckpointError: the arrays cannot be read, are not the expected ones, or do
-      not fit into the memory that is free; none was read then.
+    CheckpointError: the arrays cannot be read, or, before any is read, they are
+      not the expected ones or do not fit into the free memory.
   """
   with reading(step):
     return _read_trainable(step, role, params_shardings, expected)
@@ -387,7 +390,7 @@ def read_trainable(
 def _read_trainable(step: epath.Path, role, params_shardings, expected):
   state = step / step_digests.STATE
   stored_arrays.check_index(state)
-  # The bare handler: a Checkpointer looks for metadata of a whole step here.
+  # The bare handler, since a Checkpointer expects metadata of a whole step.
   handler = ocp.PyTreeCheckpointHandler()
   wanted = handler.metadata(state).tree.get('trainable', {})
   if role is not None:

@@ -1,4 +1,4 @@
-"""A file of JSON lines, each of them about a step of a run."""
+"""A file of JSON lines, each about a step of a run."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,25 +9,24 @@ from etils import epath
 
 from perlhf_jax.core import strict_json
 
-# Lines that cannot be read are moved to a file of this name behind the log's.
+# Suffix of the file to which unreadable lines are moved.
 ASIDE = '.damaged'
 _NUMBERS_SHOWN = 5
 
 
 class StepLog:
-  """Appends to a file; what a resumed run will make again is dropped first.
+  """Appends records to a file; drops records that a resumed run will repeat.
 
-  Lines that cannot be read, such as those of a disk that lost its power, are
-  set aside with a warning that names them. For the first process only: the
-  others have nothing to write.
+  Lines that cannot be read, for example after a power failure, are moved to
+  another file with a warning that names them. Only process 0 uses it.
   """
 
   def __init__(self, path: epath.Path, start_step: int):
-    """Opens the file, keeping lines up to `start_step`.
+    """Opens the file, and keeps its records up to `start_step`.
 
     Args:
-      path: of the file, which need not exist.
-      start_step: step that the run goes on from; 0 for a new one.
+      path: path of the file, which need not exist.
+      start_step: step that the run resumes from; 0 for a new run.
     """
     self._path, self._start_step = path, start_step
     self._lines: list[str] = []
@@ -38,20 +37,20 @@ class StepLog:
         damaged[number] = line
       elif record['step'] <= start_step:
         self._lines.append(line.decode())
-    # Before they are dropped: a kill in between doubles them.
+    # Moved before they are dropped: a kill in between only duplicates them.
     if damaged:
       self._set_aside(damaged)
     self._size = 0
     self._rewrite()
 
   def append(self, records: Iterable[Mapping[str, Any]]) -> None:
-    """Appends records, each of which has a `step`.
+    """Appends records, each with a `step`.
 
-    What was removed from the file, or put into it, by somebody else meanwhile
-    is undone: it holds the records of this run.
+    If somebody else has changed the file meanwhile, it is rewritten with the
+    records of this run.
 
     Args:
-      records: what is not a finite number in them is written as null.
+      records: records to append; numbers that are not finite become null.
     """
     lines = [
       strict_json.dumps(strict_json.null_nonfinite(record))
@@ -95,7 +94,7 @@ class StepLog:
       )
 
   def _is_intact(self) -> bool:
-    """Whether the file is as this run left it, as far as its size tells."""
+    """Whether the file still has the size that this run left."""
     is_there = self._path.exists()
     if is_there and self._path.stat().length == self._size:
       return True
@@ -107,7 +106,7 @@ class StepLog:
     return False
 
   def _set_aside(self, damaged: Mapping[int, bytes]) -> None:
-    """Moves damaged lines to a file beside, and names them."""
+    """Moves damaged lines to the file `ASIDE`, and logs their numbers."""
     aside = self._path.with_name(self._path.name + ASIDE)
     before = aside.read_bytes() if aside.exists() else b''
     aside.write_bytes(
@@ -128,9 +127,9 @@ class StepLog:
 
 
 def _numbered_lines(path: epath.Path) -> list[tuple[int, bytes]]:
-  """Reads lines that are not empty, with their numbers from 1 on.
+  """Reads the lines that are not empty, with their numbers from 1.
 
-  A last one that a kill cut short is left out.
+  A last line without a newline, which a kill cut short, is left out.
   """
   if not path.exists():
     return []

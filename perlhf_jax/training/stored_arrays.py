@@ -1,7 +1,7 @@
-"""What the files of a step say of its arrays, checked before one is read.
+"""Checks the array metadata of a step before any array is read.
 
-A file of a hundred bytes can say that an array has any size, and Orbax and
-TensorStore make room for it before they look for its numbers.
+A file of a hundred bytes can declare an array of any size, and Orbax and
+TensorStore allocate it before they look for its values.
 """
 
 from collections.abc import Mapping
@@ -27,13 +27,13 @@ _AGAIN = 'Copy the checkpoint again, or use another step.'
 
 
 def check_index(state: epath.Path) -> None:
-  """Makes sure that the names of arrays are no paths out of the checkpoint.
+  """Makes sure that no array name is a path out of the checkpoint.
 
   Args:
     state: folder of the item that Orbax wrote.
 
   Raises:
-    CheckpointError: a name leads elsewhere, or the index is damaged.
+    CheckpointError: a name leads out of `state`, or the index is damaged.
   """
   path = state / _INDEX
   try:
@@ -61,12 +61,12 @@ def check_index(state: epath.Path) -> None:
 def check_shapes(
   found: Mapping[str, Any], expected: Mapping[str, Any], step: epath.Path
 ) -> None:
-  """Makes sure that the arrays of a step are those of its model.
+  """Makes sure that a step holds the arrays of its model.
 
   Args:
-    found: what the step's files say, nested; leaves have a shape and a dtype.
-    expected: what the model has, likewise.
-    step: its folder, for messages.
+    found: nested dict of the step's arrays; leaves have a shape and a dtype.
+    expected: nested dict of the model's arrays, likewise.
+    step: folder of the step, for messages.
 
   Raises:
     CheckpointError: arrays are missing, left over, or of another shape or
@@ -97,15 +97,16 @@ def check_shapes(
 def check_room(
   arrays: Mapping[str, Any], shardings: Mapping[str, Any], step: epath.Path
 ) -> None:
-  """Makes sure that this machine can hold arrays before they are read.
+  """Makes sure that this machine has memory for arrays before they are read.
 
   Args:
-    arrays: nested; leaves have a shape and a dtype.
-    shardings: of those that go straight onto devices, by the same paths.
-    step: its folder, for messages.
+    arrays: nested dict; leaves have a shape and a dtype.
+    shardings: shardings of the arrays that are read straight onto devices, by
+      the same paths; the others are read into host memory.
+    step: folder of the step, for messages.
 
   Raises:
-    CheckpointError: they need more memory than is free.
+    CheckpointError: the arrays need more memory than is free.
   """
   places = tree_paths.flatten(shardings)
   host = device = 0

@@ -1,10 +1,10 @@
-"""Slices of Cloud TPU by their usual names, as the compiler knows them.
+"""Cloud TPU slices by their usual names, translated for the compiler.
 
-libtpu compiles for slices that are not there. It calls them by generation and
-shape, `v5e:4x4`, and knows none of the names by which they are rented. These
-are in tpu_topologies.txt, which the launchers read as well.
+libtpu compiles for slices that this machine does not have. It names them by
+generation and shape, such as `v5e:4x4`, not by the names of Cloud TPU. These
+names are in tpu_topologies.txt, which the launchers read as well.
 
-Several slices that run one program have a number before the name: `2xv5e-16`.
+The number of slices that run one program precedes the name: `2xv5e-16`.
 """
 
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ from jax.experimental import topologies
 
 from perlhf_jax.core import errors
 
-# Of a process that only compiles. Without them libtpu looks for a TPU, warns
-# that there is none, and lets one process a machine use it.
+# Environment of a process that only compiles. Without it, libtpu looks for a
+# TPU, warns that there is none, and allows one process per machine.
 _ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -37,13 +37,14 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class _Generation:
-  """What the slices of a generation have in common.
+  """Common properties of a generation's slices.
 
   Attributes:
-    compiler_name: libtpu's.
-    devices_per_chip: devices that JAX sees.
-    memory_gib: what libtpu lets a program use of a device's memory.
-    chip_config_name: libtpu's, where its default is not how chips are rented.
+    compiler_name: libtpu's name of the generation.
+    devices_per_chip: JAX devices per chip.
+    memory_gib: GiB of a device's memory that libtpu lets a program use.
+    chip_config_name: libtpu's chip configuration, if Cloud TPU does not use
+      libtpu's default.
   """
 
   compiler_name: str
@@ -52,7 +53,7 @@ class _Generation:
   chip_config_name: str | None = None
 
 
-# The limits are those that libtpu 0.0.42 names when a program is too large.
+# Memory limits from libtpu 0.0.42's error when a program is too large.
 _GENERATIONS: Mapping[str, _Generation] = {
   'v2': _Generation('v2', 2, 7.48),
   'v3': _Generation('v3', 2, 15.48),
@@ -68,17 +69,17 @@ _SEVERAL = re.compile(r'(\d+)x(.+)')
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """A slice, or several alike.
+  """One slice, or several equal slices.
 
   Attributes:
-    name: as Cloud TPU calls it, such as `v5e-16`, after the number of slices
-      and an x if there are several.
-    generation: such as `v5e`.
+    name: Cloud TPU's name, such as `v5e-16`; for several slices with their
+      number in front, such as `2xv5e-16`.
+    generation: TPU generation, such as `v5e`.
     shape: chips of a slice along each axis.
-    num_devices: devices that JAX sees, of all slices.
-    memory_bytes: what a program may use of a device.
-    chip_config_name: libtpu's; None for its default.
-    num_slices: that run one program.
+    num_devices: JAX devices of all slices.
+    memory_bytes: bytes of a device's memory that a program may use.
+    chip_config_name: libtpu's chip configuration; None for its default.
+    num_slices: number of slices that run one program.
   """
 
   name: str
@@ -91,13 +92,13 @@ class Topology:
 
   @property
   def compiler_name(self) -> str:
-    """The name that libtpu knows a slice by."""
+    """The name that libtpu gives the slice."""
     generation = _GENERATIONS[self.generation].compiler_name
     return f'{generation}:{"x".join(map(str, self.shape))}'
 
   @property
   def chips_per_host_bounds(self) -> tuple[int, int, int]:
-    """The chips of a host along each axis."""
+    """Chips per host along each axis."""
     return (1, 1, 1) if math.prod(self.shape) == 1 else (2, 2, 1)
 
   @property
@@ -108,7 +109,7 @@ class Topology:
 
 
 def names(generation: str | None = None) -> tuple[str, ...]:
-  """Returns the names of all slices, or of those of a generation."""
+  """Returns the names of all slices, or of one generation's slices."""
   return tuple(
     topology.name
     for topology in _topologies().values()
@@ -117,14 +118,14 @@ def names(generation: str | None = None) -> tuple[str, ...]:
 
 
 def find(name: str) -> Topology:
-  """Finds a slice, or several alike, by name.
+  """Finds a slice, or several equal slices, by name.
 
   Args:
-    name: as Cloud TPU calls it; `v5litepod-16` is `v5e-16`. `2xv5e-16` is two
-      of them.
+    name: Cloud TPU's name, where `v5litepod-16` means `v5e-16`; `2xv5e-16` is
+      two slices.
 
   Raises:
-    ConfigError: there is none of that name.
+    ConfigError: no slice has this name.
   """
   num_slices, canonical = _canonical(name)
   if canonical in _topologies():
@@ -143,10 +144,11 @@ def family(name: str) -> tuple[Topology, ...]:
   """Returns all slices of a generation, the smallest first.
 
   Args:
-    name: of the generation, or of a slice of it; `2xv5e` for two of each.
+    name: name of a generation, or of one of its slices; `2xv5e` gives pairs of
+      slices.
 
   Raises:
-    ConfigError: there is none of that name.
+    ConfigError: no generation or slice has this name.
   """
   num_slices, generation = _canonical(name)
   if generation not in _GENERATIONS:
@@ -157,10 +159,10 @@ def family(name: str) -> tuple[Topology, ...]:
 
 
 def devices(topology: Topology) -> list[jax.Device]:
-  """Returns the devices of slices, which one can compile for and not run on.
+  """Returns the devices of slices, for compiling only.
 
   Raises:
-    ConfigError: there is no libtpu.
+    ConfigError: libtpu is not installed.
   """
   if importlib.util.find_spec('libtpu') is None:
     raise errors.ConfigError(
@@ -185,7 +187,7 @@ def devices(topology: Topology) -> list[jax.Device]:
 
 
 def _canonical(name: str) -> tuple[int, str]:
-  """Splits a name into a number of slices and the name of one."""
+  """Splits a name into the number of slices and the name of one slice."""
   several = _SEVERAL.fullmatch(name.strip().lower())
   number, one = several.groups() if several else ('1', name.strip().lower())
   if not int(number):
@@ -209,7 +211,7 @@ def _several(topology: Topology, num_slices: int) -> Topology:
 
 @functools.cache
 def _topologies() -> Mapping[str, Topology]:
-  """Reads the table: slices by name."""
+  """Reads the table of slices, by name."""
   table = resources.files(__package__) / 'tpu_topologies.txt'
   by_name = {}
   for line in table.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""The loop: batches in, updates, metrics, evaluations and checkpoints out."""
+"""The training loop: updates, metrics, evaluations and checkpoints."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -33,11 +33,11 @@ State = Any
 
 @runtime_checkable
 class Step(Protocol):
-  """What the loop repeats, such as a `compiled_step.CompiledStep`.
+  """A training step, such as a `compiled_step.CompiledStep`.
 
   Attributes:
     newly_compiled: whether the last call compiled.
-    memory_bytes: what the largest program needs on a device.
+    memory_bytes: bytes per device that the largest program needs.
   """
 
   newly_compiled: bool
@@ -46,24 +46,24 @@ class Step(Protocol):
   def __call__(
     self, state: State, frozen: Mapping[str, Any], batch: typing.Batch
   ) -> tuple[State, Mapping[str, jax.Array]]:
-    """Makes one step."""
+    """Runs one step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-  """How long to train and how often to look.
+  """Length of training, and periods of records, evaluations and checkpoints.
 
   Attributes:
-    train_steps: updates in all, those before a resume included.
+    train_steps: total number of updates, including those before a resume.
     log_period: steps between two training records.
     eval_period: steps between two evaluations.
-    checkpoint_period: steps between two checkpoints; each is evaluated, so
-      that the best can be chosen.
-    accumulation_steps: parts in which a batch is differentiated.
-    keep_best: checkpoints to keep by the validation metric.
-    keep_latest: checkpoints to keep by age, beside those: where the newest is
-      damaged, the run goes on from the one before it.
-    seed: of initialisation and dropout.
+    checkpoint_period: steps between two checkpoints; each checkpoint is
+      evaluated, so that the best can be chosen.
+    accumulation_steps: number of gradient accumulation steps per batch.
+    keep_best: number of checkpoints to keep by the validation metric.
+    keep_latest: number of other checkpoints to keep, the newest ones; if the
+      newest is damaged, the run resumes from the one before it.
+    seed: seed of initialisation and dropout.
   """
 
   train_steps: Annotated[int, checks.AtLeastOne]
@@ -85,14 +85,14 @@ class Selection:
 
   Attributes:
     metric: name of an evaluation metric.
-    maximize: whether more is better.
+    maximize: whether higher is better.
   """
 
   metric: str
   maximize: bool = True
 
   def value(self, metrics: Mapping[str, float]) -> float:
-    """Returns a number of which more is better; -inf where undefined."""
+    """Returns a number, higher is better; -inf if the metric is undefined."""
     value = metrics[self.metric] * (1 if self.maximize else -1)
     return value if math.isfinite(value) else -math.inf
 
@@ -115,40 +115,40 @@ def train(
   describe: Callable[[int, int], Mapping[str, float]] | None = None,
   still_ours: Callable[[], None] = lambda: None,
 ) -> State:
-  """Trains until `train_steps`, from wherever `state` stands.
+  """Trains from the step of `state` to `train_steps`.
 
   Args:
     config: lengths and periods.
-    model_dir: where metrics and the summary go.
+    model_dir: folder of metrics and summary.
     manager: saves checkpoints.
     step: `(state, frozen, batch) -> (state, metrics)`.
-    state: fresh or restored.
-    frozen: weights that the step reads only.
-    batches: gives the endless stream of host batches from a step on.
-    batch_size: examples of a batch, over all hosts.
-    evaluate: metrics of a state on the evaluation data.
-    selection: what picks the best checkpoint.
+    state: initial or restored state.
+    frozen: weights that the step only reads.
+    batches: returns the endless stream of host batches from a step on.
+    batch_size: examples per batch, over all hosts.
+    evaluate: returns metrics of a state on the evaluation data.
+    selection: metric that picks the best checkpoint.
     mesh: the mesh.
-    summary: what MODEL_DIR/summary.json is to hold beside throughput and
+    summary: further entries of MODEL_DIR/summary.json, beside throughput and
       memory.
-    check: raises a UserError on metrics with which training must not go on,
-      at every record and before every checkpoint; by default on a loss or
-      gradient that is not finite.
-    describe: metrics of the batches from a step on, up to another one, which
-      training records have for those since the last record.
-    still_ours: raises an OutsideError if `model_dir` is no longer this run's;
-      asked before anything is written.
+    check: raises a UserError if training must stop because of its metrics;
+      called at every record and before every checkpoint. By default it checks
+      that loss and gradient are finite.
+    describe: returns metrics of the batches from one step up to another, which
+      training records contain for the batches since the last record.
+    still_ours: raises an OutsideError if `model_dir` no longer belongs to this
+      run; called before anything is written.
 
   Returns:
     The last state.
 
   Raises:
-    UserError: by `check`, with the last checkpoint kept; or by `step` or
-      `evaluate`, of input that they cannot use: the state before that step,
-      or the one that was to be evaluated, is saved.
-    PreemptedError: SIGTERM told this process, or another, to stop; the state
-      is saved. It does not wait for a user's function that is at work; the
-      state is then the one before that.
+    UserError: `check` raised it, and the last checkpoint is kept; or `step` or
+      `evaluate` got input they cannot use, and the state before that step, or
+      the state to evaluate, is saved.
+    PreemptedError: this process or another received SIGTERM; the state is
+      saved. If a user's function was running, it is interrupted, and the state
+      before it is saved.
   """
   check = check or check_finite
   first = int(state.step)
@@ -175,13 +175,13 @@ def train(
       notice.ask()
       with saving(state):
         state, metrics = step(state, frozen, batch)
-      # One step ahead keeps the devices busy; from further ahead a notice would
-      # be followed too late.
+      # Dispatching one step ahead keeps the devices busy; dispatching more
+      # would delay the answer to a SIGTERM.
       jax.block_until_ready(pending)
       pending = metrics
       if step.newly_compiled:
         jax.block_until_ready(metrics)
-        # What went by since the step before the last is not measured.
+        # The time since the step before the last is not measured.
         progress.resume(done)
       else:
         progress.pause(done - 1)
@@ -198,7 +198,7 @@ def train(
         progress.pause(done)
         if records:
           if describe is not None:
-            # The same wherever a run was interrupted.
+            # Independent of where the run was interrupted.
             since = (done - 1) // config.log_period * config.log_period
             metrics.update(describe(since, done))
           timing = progress.since_last_record()
@@ -239,10 +239,10 @@ def _closing(
   writer: metric_writer.MetricWriter,
   progress: progress_lib.Progress,
 ) -> Iterator[None]:
-  """Closes everything in the end, without waiting for a process that is gone.
+  """Closes everything at the end, without waiting for a lost process.
 
-  A save is complete when all processes have done their part. The others do not
-  get there when this process alone fails, or when one of them is lost.
+  A save needs all processes. So if this process fails alone, or another one is
+  lost, the manager is not closed, since that would wait for the save.
   """
   try:
     yield
@@ -254,9 +254,9 @@ def _closing(
       if is_stopped or _is_shared(error):
         manager.close()
     except Exception as another:
-      if is_stopped:  # Nothing is saved, then.
+      if is_stopped:  # The promised save failed.
         raise
-      # What went wrong first is said in the end.
+      # The first error is raised below.
       told = outside.failure_of(another) or another
       logging.warning('The run cannot be closed as usual: %s', told)
     raise
@@ -266,13 +266,13 @@ def _closing(
 
 
 def _is_shared(error: BaseException) -> bool:
-  """Whether every process has this error."""
+  """Whether every process raises this error."""
   return multihost.is_alone() or getattr(error, 'on_every_host', False)
 
 
 @contextlib.contextmanager
 def _saving(manager, first, model_dir, state) -> Iterator[None]:
-  """Saves a state if what is done with it ends in a mistake or is stopped."""
+  """Saves `state` if the block raises a UserError or is preempted."""
   try:
     yield
   except errors.UserError as error:
@@ -284,7 +284,7 @@ def _saving(manager, first, model_dir, state) -> Iterator[None]:
 
 
 def _stopped(step: int, model_dir: epath.Path) -> errors.PreemptedError:
-  """Says that a run was stopped after a step, which is saved."""
+  """Returns the error of a run that was stopped after a step and saved."""
   if not step:
     return errors.PreemptedError(
       'stopped by SIGTERM before the first step was done, so that there is '
@@ -297,7 +297,7 @@ def _stopped(step: int, model_dir: epath.Path) -> errors.PreemptedError:
 
 
 def _save_unmeasured(manager, state, first, error=None):
-  """Saves a state that would be lost, if all processes can."""
+  """Saves an unsaved state without a metric, if all processes can save."""
   if error is not None and not _is_shared(error):
     return
   if int(state.step) not in (first, manager.latest_step()):
@@ -305,7 +305,7 @@ def _save_unmeasured(manager, state, first, error=None):
 
 
 def _check_together(check, step, metrics):
-  """Checks metrics; they are the same on every process, and so is an error."""
+  """Checks metrics, which are the same on every process; so is an error."""
   try:
     check(step, metrics)
   except errors.UserError as error:
@@ -323,7 +323,7 @@ def _has_summary(model_dir: epath.Path) -> bool:
 def _write_summary(
   model_dir: epath.Path, summary: Mapping[str, float | None]
 ) -> None:
-  """Writes MODEL_DIR/summary.json, on the first process."""
+  """Writes MODEL_DIR/summary.json, on process 0."""
   if jax.process_index() != 0:
     return
   temporary = model_dir / f'{_SUMMARY}.tmp'
@@ -334,7 +334,7 @@ def _write_summary(
 def _write_lost_summary(
   model_dir: epath.Path, steps: int, summary: Mapping[str, float]
 ) -> None:
-  """Writes the summary of a finished run again, as far as records tell it."""
+  """Restores the summary of a finished run from its records."""
   if jax.process_index() != 0:
     return
   timing = metric_writer.mean_timing(model_dir, steps)

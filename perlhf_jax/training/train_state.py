@@ -1,4 +1,4 @@
-"""What training changes, and how it lies on the mesh."""
+"""The state of training, and its shardings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,15 +16,15 @@ from perlhf_jax.training import partitioning
 
 @struct.dataclass
 class TrainState:
-  """Everything a checkpoint must hold to go on exactly.
+  """Everything that a checkpoint needs for an exact resume.
 
-  The step also gives the position in the data and the dropout randomness.
+  The step also determines the position in the data and the dropout randomness.
 
   Attributes:
-    step: int32 scalar, updates made so far.
-    trainable: `{'lora': …}` or `{'params': …}`, and `'heads'` where there are
-      any. Frozen weights are no part of the state.
-    opt_state: the optimizer's state over `trainable`.
+    step: int32 scalar, number of updates so far.
+    trainable: `{'lora': …}` or `{'params': …}`, and `'heads'` if there are any.
+      The state does not contain frozen weights.
+    opt_state: the optimizer's state for `trainable`.
   """
 
   step: typing.PyTree
@@ -51,12 +51,12 @@ def state_shardings(
 ) -> TrainState:
   """Returns the sharding of every leaf of the state.
 
-  Optimizer leaves of a parameter's shape lie as the parameter does, and so do
-  those that lack some of its axes (Adafactor's rows and columns), as far as
-  they have them. Others are scalars, which every device holds.
+  Optimizer leaves of a parameter's shape are sharded like the parameter. Leaves
+  without some of its axes (Adafactor's rows and columns) are sharded like the
+  axes they have. Other leaves are scalars, which are replicated.
 
   Args:
-    trainable_shardings: of `trainable`.
+    trainable_shardings: shardings of `trainable`.
     trainable: arrays or shapes.
     optimizer: the optimizer.
     mesh: the mesh.
@@ -77,12 +77,12 @@ def state_shardings(
 
 
 def _sharding_of_part(shape, parameter_shape, sharding):
-  """Returns the sharding of what has all of a parameter's axes, or some."""
+  """Returns the sharding of a leaf with all or some of a parameter's axes."""
   spec = [*sharding.spec, *[None] * len(parameter_shape)]
   rest, kept = list(shape), []
   for size, axis in zip(parameter_shape, spec, strict=False):
     if rest and rest[0] == size:
       kept.append(axis)
       rest.pop(0)
-  # What is left over has axes of its own, such as a placeholder's.
+  # A leaf with other axes, such as a placeholder, is replicated.
   return NamedSharding(sharding.mesh, PartitionSpec(*([] if rest else kept)))

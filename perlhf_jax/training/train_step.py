@@ -15,9 +15,9 @@ class LossOutput(NamedTuple):
   """Sums over a batch, so that parts of a batch can be added exactly.
 
   Attributes:
-    loss_sum: what is differentiated, before division by `weight_sum`.
-    weight_sum: what the sums are divided by (tokens, pairs, examples).
-    metric_sums: further sums to report as means under the same weight.
+    loss_sum: loss to differentiate, before division by `weight_sum`.
+    weight_sum: divisor of the sums (number of tokens, pairs or examples).
+    metric_sums: further sums, reported as means with the same divisor.
   """
 
   loss_sum: jax.Array
@@ -30,7 +30,7 @@ LossFn = Callable[
   [Mapping[str, Any], Mapping[str, Any], typing.PyTree, jax.Array | None],
   LossOutput,
 ]
-# Likewise -> (gradients of `loss_sum` by trainable, LossOutput)
+# Same arguments -> (gradients of `loss_sum` by trainable, LossOutput)
 Differentiate = Callable[
   [Mapping[str, Any], Mapping[str, Any], typing.PyTree, jax.Array | None],
   tuple[Mapping[str, Any], LossOutput],
@@ -42,7 +42,7 @@ TrainStep = Callable[
 
 
 def gradients_of(loss_fn: LossFn) -> Differentiate:
-  """Returns the function that differentiates a loss as a whole."""
+  """Returns a function that differentiates a loss with `jax.grad`."""
 
   def differentiate(trainable, frozen, batch, rng):
     def loss(trainable):
@@ -65,20 +65,20 @@ def make_train_step(
 ) -> TrainStep:
   """Returns `(state, frozen, batch) -> (state, metrics)`.
 
-  Only `state.trainable` is differentiated: no gradient of a frozen weight
-  exists, not even for a norm. With `accumulation_steps` parts the update is
-  that of the whole batch, whatever the weight of each part. A batch is a pytree
-  of arrays `[batch, …]`.
+  Only `state.trainable` is differentiated; gradients of frozen weights are
+  never computed. With several `accumulation_steps` the update equals the
+  update of the whole batch, whatever the weights of the parts. A batch is a
+  pytree of arrays `[batch, …]`.
 
   Args:
-    differentiate: gives the gradients of a batch and its loss, as sums;
-      `gradients_of` a loss, unless the parts of a loss know a better way.
-    optimizer: its learning rate is that of `schedule`.
-    schedule: for reporting the rate.
-    seed: of dropout; the key of a step is a function of seed and step alone.
-    accumulation_steps: parts in which the batch is differentiated.
-    skip_nonfinite: whether a loss or gradient that is not finite leaves
-      weights and optimizer as they were; the metric `skipped` is then 1.
+    differentiate: returns the gradients and the loss of a batch, as sums;
+      usually `gradients_of` a loss.
+    optimizer: optimizer with the learning rate of `schedule`.
+    schedule: learning rate to report.
+    seed: seed of dropout; a step's key is a function of seed and step alone.
+    accumulation_steps: number of gradient accumulation steps per batch.
+    skip_nonfinite: whether a step whose loss or gradient is not finite leaves
+      weights and optimizer unchanged; the metric `skipped` is then 1.
   """
 
   def accumulate(trainable, frozen, batch, rng):
@@ -86,7 +86,7 @@ def make_train_step(
       return differentiate(trainable, frozen, batch, rng)
 
     def split(x):
-      # Every device keeps its own rows: part i takes rows i, i + parts, ….
+      # Part i takes rows i, i + parts, …, so that devices keep their own rows.
       parts = x.reshape(-1, accumulation_steps, *x.shape[1:])
       return jnp.swapaxes(parts, 0, 1)
 

@@ -243,7 +243,7 @@ def test_empty_split_is_an_error():
   [
     ({'split': 'tset'}, r"no split 'tset'; it has empty, train"),
     ({'name': 'toyy'}, 'Did you mean toy'),
-    ({'module': 'no_such_module'}, 'MIXTURE_OR_TASK_MODULE'),
+    ({'module': 'no_such_module'}, r"'no_such_module' cannot.*PYTHONPATH"),
     ({'lengths': {'inputs': 8}}, r"needs 'targets'.*Give for example"),
     ({'lengths': {'inputs': 1, 'targets': 8}}, "needs 'inputs' of at least 2"),
     ({'lengths': LENGTHS | {'chosen': 3}}, "unknown entry 'chosen'"),

@@ -1,10 +1,9 @@
 import copy
-import io
 import json
 
 import pytest
-import sentencepiece
 import seqio
+import tiny_pieces
 
 from perlhf_jax.core import errors
 from perlhf_jax.data import vocabularies
@@ -12,19 +11,8 @@ from perlhf_jax.data import vocabularies
 
 def train_model(path, pad_id=0, eos_id=1):
   text = ['the cat sat on the mat', 'a dog ran to the cat', 'who ran where']
-  model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(text * 20),
-    model_writer=model,
-    vocab_size=40,
-    hard_vocab_limit=False,
-    pad_id=pad_id,
-    eos_id=eos_id,
-    unk_id=2,
-    bos_id=-1,
-    minloglevel=2,
-  )
-  path.write_bytes(model.getvalue())
+  ids = {'pad_id': pad_id, 'eos_id': eos_id}
+  path.write_bytes(tiny_pieces.train(text * 20, 40, **ids))
   return str(path)
 
 

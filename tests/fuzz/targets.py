@@ -25,6 +25,7 @@ import tfrecord_bytes
 import tiny_metadata
 import tiny_models
 import tiny_pali
+import tiny_pieces
 
 from perlhf_jax.checkpoints import run_changes
 from perlhf_jax.checkpoints import run_metadata
@@ -347,30 +348,10 @@ _BINDINGS = (
 )
 
 
-@functools.cache
-def _pieces() -> bytes:
-  """A small SentencePiece model."""
-  import io
-
-  import sentencepiece
-
-  model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(['the cat sat on the mat', 'a dog ran'] * 20),
-    model_writer=model,
-    vocab_size=30,
-    hard_vocab_limit=False,
-    pad_id=0,
-    eos_id=1,
-    unk_id=2,
-    bos_id=-1,
-    minloglevel=2,
-  )
-  return model.getvalue()
-
-
 def targets() -> dict[str, Target]:
   """Returns every parser by its name."""
+  texts = ['the cat sat on the mat', 'a dog ran'] * 20
+  pieces = tiny_pieces.train(texts, 30)
   png = tf.io.encode_png(np.zeros((3, 4, 3), np.uint8)).numpy()
   jpeg = tf.io.encode_jpeg(np.zeros((3, 4, 3), np.uint8)).numpy()
   orbax = _json(_ORBAX)
@@ -413,7 +394,10 @@ def targets() -> dict[str, Target]:
       (_json({'tokenizer_class': 'ByT5Tokenizer', 'extra_ids': 125}),),
       _parse_tokenizer,
     ),
-    'vocabulary': Target((_pieces(),), _parse_vocabulary),
+    'vocabulary': Target(
+      (pieces,),
+      _parse_vocabulary,
+    ),
     't5x_index': Target((_T5X,), _parse_t5x),
     'orbax_index': Target((orbax,), _parse_t5x_metadata),
     'input_lines': Target((_lines(*_ROWS),), _parse_input),

@@ -169,7 +169,7 @@ def test_the_vocabulary_of_bytes_comes_back(extra_ids, tmp_path):
 
 @pytest.mark.parametrize('extra_ids', [0, 100])
 def test_a_sentencepiece_model_comes_back(extra_ids, tmp_path):
-  import sentencepiece
+  import tiny_pieces
 
   from perlhf_jax.data import vocabularies
 
@@ -190,20 +190,9 @@ def test_a_sentencepiece_model_comes_back(extra_ids, tmp_path):
     is_leaf=lambda leaf: hasattr(leaf, 'value'),
   )
   text = 'the quick brown fox jumps over the lazy dog while it rains'
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter([text, text[::-1]]),
-    model_prefix=str(tmp_path / 'own'),
-    vocab_size=60,
-    hard_vocab_limit=False,
-    pad_id=0,
-    eos_id=1,
-    unk_id=2,
-    bos_id=-1,
-    minloglevel=2,
-  )
-  given = vocabularies.sentencepiece_vocabulary(
-    str(tmp_path / 'own.model'), extra_ids
-  )
+  own = tmp_path / 'own.model'
+  own.write_bytes(tiny_pieces.train([text, text[::-1]], 60))
+  given = vocabularies.sentencepiece_vocabulary(str(own), extra_ids)
   path = tmp_path / 'out'
   output.write(
     _contents(params, config, vocabulary=vocabularies.to_dict(given)), path

@@ -57,11 +57,9 @@ def test_a_file_that_the_bucket_lacks(asked, tmp_path):
 def test_other_remote_folders_are_refused(monkeypatch):
   monkeypatch.setattr('etils.epath.gpath.PosixGPath.is_dir', lambda _: True)
   monkeypatch.setattr('etils.epath.gpath.PosixGPath.exists', lambda _: True)
+  index = t5x_directories.ORBAX / 'checkpoint_7' / 'state' / '_METADATA'
   monkeypatch.setattr(
-    'etils.epath.gpath.PosixGPath.read_text',
-    lambda *_, **__: (
-      t5x_directories.ORBAX / 'checkpoint_7' / 'state' / '_METADATA'
-    ).read_text(),
+    'perlhf_jax.core.plain_files.read', lambda *_, **__: index.read_bytes()
   )
   with pytest.raises(errors.CheckpointError, match='from gs://'):
     t5x.load_config('s3://bucket/checkpoint_7')

@@ -4,12 +4,12 @@ That `tokenizers` itself obeys them so is for tests/oracles.
 """
 
 import base64
-import io
 import json
 import re
 
 import pytest
 import sentencepiece
+import tiny_pieces
 
 from perlhf_jax.core import errors
 from perlhf_jax.interop import hf_tokenizer
@@ -32,20 +32,7 @@ OWN = {
 
 
 def _train(**options):
-  model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(TEXTS[:3] * 5),
-    model_writer=model,
-    vocab_size=330,
-    hard_vocab_limit=False,
-    pad_id=0,
-    eos_id=1,
-    unk_id=2,
-    bos_id=-1,
-    minloglevel=2,
-    **options,
-  )
-  return model.getvalue()
+  return tiny_pieces.train(TEXTS[:3] * 5, 330, **options)
 
 
 def _normalized(text, rules):

@@ -30,8 +30,10 @@ UMT5 = dataclasses.replace(CONFIG, relpos_bias_per_layer=True)
 
 def config_of_gin_file(name):
   """Reads T5Config's block; gin itself would import the data floor."""
-  block = (GIN / f'{name}.gin').read_text().split('t5_config.T5Config:')[1]
-  fields = dict(re.findall(r'^  (\w+) = (.+)$', block, re.MULTILINE))
+  fields = {}
+  for file in 'bases/t5_1_1.gin', f'{name}.gin':  # The latter includes it.
+    block = (GIN / file).read_text().split('t5_config.T5Config:')[1]
+    fields |= re.findall(r'^  (\w+) = (.+)$', block, re.MULTILINE)
   fields.pop('dropout_rate')
   values = {name: ast.literal_eval(v) for name, v in fields.items()}
   return t5_config.T5Config(**values)

@@ -318,7 +318,7 @@ CASES = (
   (_lines('score', '--batch_size=0'), ('batch_size',)),
   (
     _lines('generate', '--max_length=1000000000'),
-    ('1,000,000,000 tokens', 'GiB', '--max_length='),
+    ('1,000,000,000 tokens', '65,536', '--max_length=65536'),
   ),
   (_lines('generate', '--checkpoint=runs/rm'), ('reward model',)),
   (_lines('generate', '--seed=-1'), ('seed',)),

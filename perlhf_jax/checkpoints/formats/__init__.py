@@ -1,1 +1,1 @@
-"""Formats of checkpoints, one a file, in one registry."""
+"""Checkpoint formats, one per file, in one registry."""

@@ -1,4 +1,4 @@
-"""What a format of checkpoints is to the rest of the library."""
+"""The interface of checkpoint formats."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -21,21 +21,21 @@ from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 
-# A parameter's path and array, which `np.asarray` may have to read first ->
-# what is kept of it.
+# (parameter's path, array or an object that `np.asarray` reads) -> the value to
+# keep.
 Put = Callable[[str, Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class WriteOptions:
-  """How a checkpoint is written.
+  """How to write a checkpoint.
 
   Attributes:
-    dtype: 'float32' or 'bfloat16', of the weights; None for 'bfloat16' if the
-      model is in it and 'float32' if not.
-    overwrite: whether a model that is there is replaced.
-    base: of adapters, where their base is or will be, as they record it; None
-      for where it was loaded from.
+    dtype: dtype of the weights, 'float32' or 'bfloat16'; None for 'bfloat16' if
+      the model is in bfloat16, else 'float32'.
+    overwrite: whether to replace an existing model.
+    base: the path of their base that adapters record; None for the path from
+      which it was loaded.
   """
 
   dtype: str | None = None
@@ -43,10 +43,10 @@ class WriteOptions:
   base: str | None = None
 
   def check_new(self, what: str) -> None:
-    """Raises a ConfigError of a format that replaces nothing.
+    """Raises a ConfigError if `overwrite` is set; for formats without it.
 
     Args:
-      what: it writes.
+      what: what the format writes, for the message.
     """
     if self.overwrite:
       raise errors.ConfigError(
@@ -54,33 +54,33 @@ class WriteOptions:
       )
 
   def dtype_of(self, params: Mapping[str, Any]) -> str:
-    """Returns the dtype in which weights are written."""
+    """Returns the dtype to write weights in."""
     return self.dtype or stored.dtype_of(tree_paths.flatten(params).values())
 
 
 def fetch(path: str, leaf: Any) -> np.ndarray:
-  """Makes a weight of `LoadedModel` an array of this host's memory."""
+  """Returns a weight of `LoadedModel` as an array in this host's memory."""
   if isinstance(leaf, jax.Array):
     return placement.to_host(leaf)
   return output.as_numpy(path, leaf)
 
 
 def onto_mesh(shardings: Mapping[str, Any]) -> Put:
-  """Returns what puts each array on the mesh, and keeps that.
+  """Returns a `Put` that places each array on the mesh.
 
   Args:
-    shardings: of the parameters, nested.
+    shardings: nested shardings of the parameters.
   """
   places = tree_paths.flatten(shardings)
   return lambda path, leaf: placement.put(stored.read(path, leaf), places[path])
 
 
 class Format(abc.ABC):
-  """Tells one kind of checkpoints from others.
+  """Recognises one kind of checkpoints.
 
   Attributes:
-    name: short, in lower case, for command lines.
-    title: what a user is told to give, with its article.
+    name: a short name in lower case, for command lines.
+    title: the name in messages, with its article.
   """
 
   name: str
@@ -88,10 +88,10 @@ class Format(abc.ABC):
 
   @abc.abstractmethod
   def recognises(self, path: str) -> bool:
-    """Whether a path holds such a checkpoint, a damaged one included.
+    """Whether a path holds a checkpoint of this format, even a damaged one.
 
     Args:
-      path: local or remote; there may be nothing.
+      path: local or remote; it need not exist.
 
     Raises:
       CheckpointError: a remote path cannot be reached.
@@ -102,8 +102,8 @@ class WritableFormat(Format):
   """Writes models.
 
   Attributes:
-    keeps_adapters: whether `write` takes adapters beside their base; others
-      take merged models.
+    keeps_adapters: whether `write` takes a model with separate adapters; if
+      not, it takes merged models.
   """
 
   keeps_adapters: bool = False
@@ -115,88 +115,87 @@ class WritableFormat(Format):
     target: str,
     options: WriteOptions,
   ) -> None:
-    """Writes a model; on several hosts all of them call it.
+    """Writes a model; all hosts must call it.
 
     Args:
-      loaded: has weights, each of which `fetch` makes an array of, and a
-        vocabulary.
-      target: a local folder, which is complete or not there afterwards.
-      options: how.
+      loaded: a model with a vocabulary, and with weights that `fetch` can read.
+      target: a local folder; afterwards it is complete or does not exist.
+      options: how to write it.
 
     Raises:
-      CheckpointError: the model has no such form, or the folder cannot be
-        written or has something in it.
+      CheckpointError: the format cannot hold the model, or the folder cannot be
+        written or is not empty.
     """
 
 
 class ModelFormat(Format):
-  """Reads encoder-decoders, or what was trained on them.
+  """Reads encoder-decoders, or adapters trained on them.
 
-  Formats of whole models are `WeightsFormat`s, those of adapters that do not
-  tell of which model they are `AdapterFormat`s.
+  Subclass `WeightsFormat` for formats of whole models, and `AdapterFormat` for
+  formats of adapters that do not record their model.
   """
 
   def settle(self, path: str) -> str:
-    """Returns where exactly the weights lie that are read, and checks them.
+    """Returns the exact path of the weights to read, after checking them.
 
-    On several hosts all of them call it. That is the path itself, unless a
-    format has several versions of a model, or can tell whether it is damaged.
+    All hosts must call it. The default returns the path itself. Formats that
+    hold several versions of a model, or can detect damage, override it.
 
     Args:
-      path: that the format recognises.
+      path: a path that the format recognises.
 
     Raises:
-      CheckpointError: what lies there is damaged.
+      CheckpointError: the checkpoint is damaged.
     """
     return path
 
   @abc.abstractmethod
   def peek(self, path: str) -> loaded_model.LoadedModel:
-    """Returns what lies at a path, without weights.
+    """Returns the model at a path, without weights.
 
     Args:
-      path: that the format recognises.
+      path: a path that the format recognises.
 
     Raises:
-      CheckpointError: it cannot be used.
+      CheckpointError: the checkpoint cannot be used.
     """
 
   @abc.abstractmethod
   def load(
     self, peeked: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh
   ) -> loaded_model.LoadedModel:
-    """Reads the weights; `loading.load` puts them on their base.
+    """Reads the weights; `loading.load` adds the base.
 
     Args:
-      peeked: of `peek`, and of adapters of `AdapterFormat.on_base`.
+      peeked: the result of `peek`, or of `AdapterFormat.on_base` for adapters.
       mesh: where to put the weights.
 
     Raises:
-      CheckpointError: they cannot be used.
+      CheckpointError: the weights cannot be used.
     """
 
 
 class AdapterFormat(ModelFormat):
-  """Reads adapters that do not tell of which model they are.
+  """Reads adapters that do not record the architecture of their model.
 
-  What `peek` returns has a `base`, whose path may be empty, and no `config`.
+  The result of `peek` has a `base`, whose path may be empty, and no `config`.
   """
 
   @abc.abstractmethod
   def on_base(
     self, peeked: loaded_model.LoadedModel, base: loaded_model.LoadedModel
   ) -> loaded_model.LoadedModel:
-    """Returns what adapters are on a model, still without weights.
+    """Completes the description of adapters from their base.
 
     Args:
-      peeked: of `peek`.
-      base: the model, without weights.
+      peeked: the result of `peek`.
+      base: the base, without weights.
 
     Returns:
-      `peeked` with `config`, `vocabulary` and `lora_config`.
+      `peeked` with `config`, `vocabulary` and `lora_config`, without weights.
 
     Raises:
-      CheckpointError: they are not of such a model.
+      CheckpointError: the adapters do not fit the base.
     """
 
 
@@ -211,7 +210,8 @@ class WeightsFormat(ModelFormat):
       path: local or remote.
 
     Raises:
-      CheckpointError: it is missing, or of no model that is supported.
+      CheckpointError: the configuration is missing, or the model is not
+        supported.
     """
 
   @abc.abstractmethod
@@ -221,15 +221,17 @@ class WeightsFormat(ModelFormat):
     """Reads the weights, one array at a time.
 
     Args:
-      path: of `local_directory`.
-      config: of `load_config`.
-      put: what is kept of each array, such as its part on the mesh.
+      path: the result of `local_directory`.
+      config: the result of `load_config`.
+      put: returns the value to keep for each array, such as its shards on the
+        mesh.
 
     Returns:
       A nested dict with our names and unrolled layers.
 
     Raises:
-      CheckpointError: weights are missing, too many, damaged or misshapen.
+      CheckpointError: weights are missing, unexpected, damaged or of a wrong
+        shape.
     """
 
   @abc.abstractmethod
@@ -237,20 +239,21 @@ class WeightsFormat(ModelFormat):
     """Reads the tokenizer; None if the format has none.
 
     Args:
-      path: of `local_directory`.
+      path: the result of `local_directory`.
     """
 
   def local_directory(self, path: str) -> str | os.PathLike[str]:
-    """Returns where weights and vocabulary are read from.
+    """Returns the path to read weights and vocabulary from.
 
-    That is the path itself, unless a format copies what is remote.
+    The default returns the path itself. Formats that copy remote directories
+    override it.
     """
     return path
 
   def peek(self, path: str) -> loaded_model.LoadedModel:
-    """Returns what lies at a path, without weights.
+    """Returns the model at a path, without weights.
 
-    A remote vocabulary is not copied for a look, and is None.
+    A remote vocabulary is not copied; then `vocabulary` is None.
     """
     is_remote = remote_files.is_remote(path)
     return loaded_model.LoadedModel(
@@ -268,23 +271,24 @@ class WeightsFormat(ModelFormat):
     return self.read(peeked, onto_mesh(places))
 
   def open(self, peeked: loaded_model.LoadedModel) -> loaded_model.LoadedModel:
-    """Returns what `load` does, but weights stay in their files if they can.
+    """Loads as `load` does, but leaves weights in their files if it can.
 
-    They are read when they are written: no machine need hold the whole model.
+    Weights are read when they are written, so no machine must hold the whole
+    model.
     """
     return self.read(peeked, lambda name, leaf: leaf)
 
   def read(
     self, peeked: loaded_model.LoadedModel, put: Put
   ) -> loaded_model.LoadedModel:
-    """Reads all there is, for `load` and `open`.
+    """Reads weights and vocabulary, for `load` and `open`.
 
     Args:
-      peeked: of `peek`.
-      put: of `load_params`.
+      peeked: the result of `peek`.
+      put: see `load_params`.
 
     Raises:
-      CheckpointError: it cannot be used.
+      CheckpointError: the checkpoint cannot be used.
     """
     path, config = peeked.path, peeked.config
     directory = error = None
@@ -292,7 +296,7 @@ class WeightsFormat(ModelFormat):
       directory = self.local_directory(path)
     except errors.CheckpointError as e:
       error = e
-    # One host may have no room for a copy of a remote directory.
+    # One host may lack disk space for a copy of a remote directory.
     multihost.raise_together(error)
 
     def put_named(name, leaf):
@@ -311,20 +315,20 @@ class WeightsFormat(ModelFormat):
 
 
 class VitFormat(Format):
-  """Reads image towers, which INITIAL_VIT_PATH puts in front of a T5."""
+  """Reads image towers, which INITIAL_VIT_PATH adds to a T5."""
 
   @abc.abstractmethod
   def load_config(self, path: str) -> vit_config.ViTConfig:
-    """Reads the architecture, as `WeightsFormat.load_config`."""
+    """Reads the architecture; see `WeightsFormat.load_config`."""
 
   @abc.abstractmethod
   def load_params(
     self, path: str, config: vit_config.ViTConfig, put: Put
   ) -> Mapping[str, Any]:
-    """Reads the weights, as `WeightsFormat.load_params`.
+    """Reads the weights; see `WeightsFormat.load_params`.
 
     Args:
       path: local or remote.
-      config: of `load_config`.
-      put: what is kept of each array.
+      config: the result of `load_config`.
+      put: returns the value to keep for each array.
     """

@@ -1,4 +1,4 @@
-"""Hugging Face directories of T5, as a format."""
+"""The format of Hugging Face T5 directories."""
 
 import dataclasses
 
@@ -18,8 +18,8 @@ from perlhf_jax.training import layer_layout
 class HuggingFace(format_lib.WeightsFormat, format_lib.WritableFormat):
   """See `interop.hf`.
 
-  A PaLI is written as its parts, which the format `pali` reads, and a reward
-  model with its head.
+  A PaLI is written as a directory of its parts, which the format `pali` reads.
+  A reward model is written with its head.
   """
 
   name = 'hf'

@@ -1,4 +1,4 @@
-"""Directories of a PaLI's parts, as a format."""
+"""The format of directories of a PaLI's parts."""
 
 from etils import epath
 

@@ -1,4 +1,4 @@
-"""PEFT directories of adapters, as a format."""
+"""The format of PEFT adapter directories."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ from perlhf_jax.interop import reward_head
 
 
 class Peft(format_lib.AdapterFormat, format_lib.WritableFormat):
-  """See `interop.peft`. What is written stands on a Hugging Face directory."""
+  """See `interop.peft`. The base of written adapters is a Hugging Face T5."""
 
   name = 'peft'
   title = 'a PEFT directory of adapters'

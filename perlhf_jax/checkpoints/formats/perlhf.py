@@ -1,4 +1,4 @@
-"""Our own checkpoints, which say themselves what they are."""
+"""The format of our own checkpoints, which record their metadata."""
 
 import dataclasses
 import os
@@ -22,15 +22,15 @@ from perlhf_jax.training import checkpoint_manager
 from perlhf_jax.training import layer_layout
 from perlhf_jax.training import step_files
 
-# Of what a policy records: other checkpoints, which it then does not name.
+# Fields of a policy's metadata that name other checkpoints. `write` drops them.
 _OTHERS = ('reference', 'reward_checkpoints')
 
 
 class Perlhf(format_lib.ModelFormat, format_lib.WritableFormat):
   """MODEL_DIR (its newest step), or one of its steps.
 
-  Training writes steps by itself. Written here is a MODEL_DIR of one step that
-  holds every weight, adapters merged, and names no other checkpoint.
+  Training does not use `write`, which makes a MODEL_DIR of one step. The step
+  holds every weight, with adapters merged, and names no other checkpoint.
   """
 
   name = 'perlhf'
@@ -41,7 +41,7 @@ class Perlhf(format_lib.ModelFormat, format_lib.WritableFormat):
     return step_files.find_step(path) is not None
 
   def settle(self, path):
-    """See `format`; where a step is damaged, an earlier one is taken."""
+    """See `format`; if a step is damaged, returns an earlier one."""
     return str(step_files.intact_step(path))
 
   def peek(self, path):
@@ -68,7 +68,7 @@ class Perlhf(format_lib.ModelFormat, format_lib.WritableFormat):
       places, _ = tuned_params.split(places, config, lora=is_lora)
     trainable = step_files.read_trainable(
       epath.Path(peeked.path),
-      # The value model is of use to training only.
+      # Only training needs the value model.
       role='policy' if peeked.kind == run_metadata.POLICY else None,
       params_shardings=places,
       expected=_expected(metadata),
@@ -116,7 +116,7 @@ class Perlhf(format_lib.ModelFormat, format_lib.WritableFormat):
 
 
 def _expected(metadata: run_metadata.RunMetadata) -> dict[str, Any]:
-  """Returns shapes and dtypes of what a step holds of its model."""
+  """Returns the shapes and dtypes of the weights that a step holds."""
   config, adapters = metadata.model, None
   is_lora = metadata.tuning == run_metadata.LORA
   if is_lora:
@@ -139,12 +139,12 @@ def _expected(metadata: run_metadata.RunMetadata) -> dict[str, Any]:
 
 
 def _read(leaf):
-  """Reads a weight that still lies in its file."""
+  """Reads a weight if it is still in its file."""
   return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
 def _describe(loaded) -> run_metadata.RunMetadata:
-  """Returns what a checkpoint says of itself that holds a whole model."""
+  """Returns the metadata of a checkpoint that holds a whole model."""
   known = {
     'model': loaded.config,
     'lora': None,

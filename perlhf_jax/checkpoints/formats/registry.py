@@ -1,4 +1,4 @@
-"""Every format that is known, ours and those that others register."""
+"""The registry of formats: the built-in ones and those that users add."""
 
 from typing import TypeVar
 
@@ -28,15 +28,15 @@ _formats: list[format_lib.Format] = [
 
 
 def register(format_: format_lib.Format) -> None:
-  """Adds a format, which is asked before those that are known already.
+  """Adds a format, which takes precedence over all earlier ones.
 
-  From then on, all that takes a checkpoint takes what it recognises.
+  Every command that takes a checkpoint then takes checkpoints of this format.
 
   Args:
     format_: a `ModelFormat`, most easily a `WeightsFormat`; or a `VitFormat`.
 
   Raises:
-    ConfigError: there is one of that name.
+    ConfigError: a format of that name exists.
   """
   if format_.name in {each.name for each in _formats}:
     raise errors.ConfigError(
@@ -47,10 +47,10 @@ def register(format_: format_lib.Format) -> None:
 
 
 def writer(name: str) -> format_lib.WritableFormat:
-  """Returns the format of a name, which can be written.
+  """Returns the writable format with a name.
 
   Raises:
-    ConfigError: there is none.
+    ConfigError: there is no such format.
   """
   names = {
     each.name: each
@@ -66,14 +66,14 @@ def writer(name: str) -> format_lib.WritableFormat:
 
 
 def find(path: str, kind: type[_Kind] = format_lib.ModelFormat) -> _Kind:
-  """Returns the format that reads what lies at a path.
+  """Returns the format that reads the checkpoint at a path.
 
   Args:
     path: local or remote.
     kind: `ModelFormat` or `VitFormat`.
 
   Raises:
-    CheckpointError: no format recognises it, or it cannot be reached.
+    CheckpointError: no format recognises the path, or it cannot be reached.
   """
   with remote_files.explained(path):
     known = [each for each in _formats if isinstance(each, kind)]

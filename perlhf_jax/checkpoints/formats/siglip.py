@@ -1,4 +1,4 @@
-"""SigLIP directories, whose image tower is a ViT to put in front of a T5."""
+"""The format of SigLIP directories, whose ViT can be added to a T5."""
 
 from perlhf_jax.checkpoints.formats import format as format_lib
 from perlhf_jax.interop import siglip

@@ -1,4 +1,4 @@
-"""T5X checkpoints, as a format."""
+"""The format of T5X checkpoints."""
 
 from perlhf_jax.checkpoints.formats import format as format_lib
 from perlhf_jax.core import errors
