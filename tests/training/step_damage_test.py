@@ -9,50 +9,24 @@ import shutil
 import array_reference
 from etils import epath
 import flipped_bits
-import jax
-import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+import small_steps
 
 from perlhf_jax.core import errors
 from perlhf_jax.training import array_digests
-from perlhf_jax.training import array_verification
 from perlhf_jax.training import checkpoint_manager
-from perlhf_jax.training import step_damage
 from perlhf_jax.training import step_digests
 from perlhf_jax.training import step_files
-from perlhf_jax.training import train_state
 
-METADATA = {'kind': 'test', 'format_version': 3}
 # Written after the digests, and read by nobody.
 OF_ORBAX = {'_CHECKPOINT_METADATA', 'commit_success.txt'}
-# The validation metric of each step: the newest is the best.
-METRICS = {1: 0.1, 2: 0.7, 3: 0.9}
-
-
-def _state(step):
-  rng = np.random.default_rng(step)
-  leaves = {
-    name: jnp.asarray(rng.normal(size=shape), jnp.float32)
-    for name, shape in (('a', (64, 16)), ('b', (3,)))
-  }
-  return train_state.TrainState(
-    jnp.asarray(step, jnp.int32), {'lora': leaves}, {'mu': leaves}
-  )
-
-
-def _save(folder, steps, **keep):
-  manager = checkpoint_manager.CheckpointManager(folder, METADATA, **keep)
-  for step in steps:
-    manager.save(_state(step), METRICS.get(step))
-  manager.close()
 
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
   folder = epath.Path(tmp_path_factory.mktemp('saved')) / 'run'
-  _save(folder, METRICS)
+  small_steps.save(folder, small_steps.METRICS)
   return folder
 
 
@@ -94,45 +68,6 @@ DAMAGES = {
 }
 
 
-def _read(step):
-  return jax.tree.map(np.asarray, step_files.read_trainable(step))
-
-
-def _whole(step):
-  """Reads the whole state of a step."""
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-    _state(1),
-  )
-  return jax.tree.map(np.asarray, checkpoint_manager.restore(step, abstract))
-
-
-def _intact(path):
-  """Returns the step that whoever reads a whole state gets."""
-
-  def read(step):
-    _whole(step)
-    return step
-
-  return step_files.read_intact(str(path), read)
-
-
-def _assert_holds(step, number):
-  _assert_same_as(_whole(step), number)
-  expected = jax.tree.map(np.asarray, _state(number).trainable)
-  found = _read(step)
-  assert jax.tree.structure(found) == jax.tree.structure(expected)
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
-def _assert_same_as(state, number):
-  expected = array_digests.by_name(_state(number))
-  found = array_digests.by_name(state)
-  assert found.keys() == expected.keys()
-  for name, leaf in expected.items():
-    np.testing.assert_array_equal(found[name], leaf)
-
-
 @pytest.mark.parametrize('damage', DAMAGES)
 def test_each_file_of_the_newest_step(saved, tmp_path, damage, caplog):
   newest = saved / 'checkpoints' / '3'
@@ -148,15 +83,15 @@ def test_each_file_of_the_newest_step(saved, tmp_path, damage, caplog):
     DAMAGES[damage](file, rng)
     if file.exists() and file.read_bytes() == before:
       continue
-    step = _intact(run)
+    step = small_steps.intact(run)
     if name in OF_ORBAX or (step.name == '3' and '/d/' in name):
       # Bytes of arrays' files that nobody needs may be others.
       assert name in OF_ORBAX or damage in ('flipped', 'zeroed', 'foreign')
       assert step.name == '3'
-      _assert_holds(step, 3)
+      small_steps.assert_holds(step, 3)
       continue
     assert step.name == '2', name
-    _assert_holds(step, 2)
+    small_steps.assert_holds(step, 2)
     assert (run / 'checkpoints' / '3.damaged').is_dir()
     assert not (run / 'checkpoints' / '3').exists()
     message = caplog.records[-1].getMessage()
@@ -182,7 +117,7 @@ def test_a_file_of_another_step_in_the_place_of_one(saved, tmp_path):
       continue
     else:
       shutil.copy(source, target)
-    assert _intact(run).name == '2', name
+    assert small_steps.intact(run).name == '2', name
 
 
 def test_two_files_of_a_step_swapped(run):
@@ -193,66 +128,66 @@ def test_two_files_of_a_step_swapped(run):
   first, second, *_ = [f for f in files if 'state' in str(f)]
   first.write_bytes(data[1])
   second.write_bytes(data[0])
-  assert _intact(run).name == '2'
+  assert small_steps.intact(run).name == '2'
 
 
 def test_a_whole_step_under_another_number(run, caplog):
   steps = run / 'checkpoints'
   shutil.copytree(steps / '1', steps / '7')
-  assert _intact(run).name == '3'
+  assert small_steps.intact(run).name == '3'
   assert 'it holds step 1' in caplog.text
 
 
 def test_an_array_more_than_was_saved(run):
   (run / 'checkpoints/3/state/array_metadatas').mkdir(exist_ok=True)
   (run / 'checkpoints/3/state/array_metadatas/process_9').write_text('{}')
-  assert _intact(run).name == '2'
+  assert small_steps.intact(run).name == '2'
 
 
 def test_what_others_leave_in_a_step_is_no_damage(run):
   (run / 'checkpoints/3/eval.json').write_text('{}')
   (run / 'checkpoints/3/state/.nfs0001').write_text('')
-  assert _intact(run).name == '3'
+  assert small_steps.intact(run).name == '3'
 
 
 @pytest.mark.parametrize('name', ['13', '²', '013', '4.5', '\uff13', '-1', 'x'])
 def test_a_folder_that_is_no_step(run, name):
   (run / 'checkpoints' / name).mkdir()
   assert step_files.newest_step(run).name == '3'
-  assert _intact(run).name == '3'
+  assert small_steps.intact(run).name == '3'
   aside = run / 'checkpoints' / '13.damaged'
   assert aside.exists() == (name == '13')
   # A run goes on there.
-  _save(run, [13])
-  assert _intact(run).name == '13'
+  small_steps.save(run, [13])
+  assert small_steps.intact(run).name == '13'
 
 
 def test_a_file_in_the_place_of_a_step(run):
   (run / 'checkpoints' / '13').write_text('')
-  assert _intact(run).name == '3'
-  _save(run, [13])
-  assert _intact(run).name == '13'
+  assert small_steps.intact(run).name == '3'
+  small_steps.save(run, [13])
+  assert small_steps.intact(run).name == '13'
 
 
 def test_the_best_that_is_damaged(run):
   best = str(run / 'checkpoints' / 'best')
-  assert _intact(best).name == '3'
+  assert small_steps.intact(best).name == '3'
   DAMAGES['removed'](run / 'checkpoints/3/metrics/metrics', None)
   # Looking moves nothing.
   assert step_files.find_step(best).name == '2'
   assert (run / 'checkpoints' / '3').exists()
-  assert _intact(best).name == '2'
+  assert small_steps.intact(best).name == '2'
   assert (run / 'checkpoints' / '3.damaged').exists()
 
 
 def test_a_step_by_its_number_is_that_one_or_an_error(run):
   step = run / 'checkpoints' / '3'
-  assert _intact(step) == step
+  assert small_steps.intact(step) == step
   flipped_bits.flip_a_value(step, 'trainable/lora/a')
   # Only whoever reads arrays can know.
   assert step_files.find_step(str(step)) == step
   with pytest.raises(errors.CheckpointError) as error:
-    _intact(step)
+    small_steps.intact(step)
   message = str(error.value)
   assert str(step) in message and 'the array trainable/lora/a' in message
   assert step.exists()
@@ -261,9 +196,9 @@ def test_a_step_by_its_number_is_that_one_or_an_error(run):
 def test_a_step_that_was_copied_out_is_checked(run, tmp_path):
   copy = tmp_path / 'mine'
   shutil.copytree(run / 'checkpoints' / '3', copy)
-  assert _intact(copy) == epath.Path(copy)
+  assert small_steps.intact(copy) == epath.Path(copy)
   (copy / 'metadata' / 'metadata').unlink()
-  for find in step_files.find_step, _intact:
+  for find in step_files.find_step, small_steps.intact:
     with pytest.raises(errors.CheckpointError, match='metadata is missing'):
       find(str(copy))
 
@@ -274,7 +209,7 @@ def test_nothing_intact_is_one_error_each_time(run):
     (steps / step / 'metadata' / 'metadata').write_text('{')
   for _ in range(2):
     for find in (
-      _intact,
+      small_steps.intact,
       step_files.find_step,
       lambda path: step_files.newest_whole_step(epath.Path(path)),
     ):
@@ -292,7 +227,7 @@ def test_where_nothing_may_be_written(run, monkeypatch, caplog):
 
   monkeypatch.setattr(type(run), 'rename', refuse)
   for _ in range(2):
-    assert _intact(run).name == '2'
+    assert small_steps.intact(run).name == '2'
   assert (run / 'checkpoints' / '3').exists()
   # Once.
   assert caplog.text.count('stays where it is') == 1
@@ -301,8 +236,8 @@ def test_where_nothing_may_be_written(run, monkeypatch, caplog):
 def test_two_damaged_steps_of_one_number(run):
   for _ in range(2):
     shutil.rmtree(run / 'checkpoints/3/state')
-    assert _intact(run).name == '2'
-    _save(run, [3])
+    assert small_steps.intact(run).name == '2'
+    small_steps.save(run, [3])
   names = {p.name for p in (run / 'checkpoints').iterdir()}
   assert {'3.damaged', '3.damaged-2', '3', '2'} <= names
 
@@ -314,40 +249,42 @@ def test_a_step_of_an_earlier_version(saved, tmp_path, caplog):
     (run / 'checkpoints' / step / 'digests.json').unlink()
     (run / 'checkpoints' / step / 'metadata/metadata').write_text('{"a": 1}')
   for _ in range(2):
-    step = _intact(run)
+    step = small_steps.intact(run)
     assert step.name == '3'
-    _assert_holds(step, 3)
+    small_steps.assert_holds(step, 3)
   assert caplog.text.count('without digests') == 1
   # What can be seen without digests is seen.
   (run / 'checkpoints/3/metadata/metadata').write_text('{"a"')
-  assert _intact(run).name == '2'
+  assert small_steps.intact(run).name == '2'
   # And of the rest, no other library speaks.
   for file in pathlib.Path(run, 'checkpoints/2/state').rglob('*'):
     if file.is_file():
       file.write_bytes(bytes(file.stat().st_size))
   with pytest.raises(errors.CheckpointError, match='cannot be read'):
-    _intact(run)
+    small_steps.intact(run)
 
 
 def test_the_check_of_contents_can_be_switched_off(run, monkeypatch):
   flipped_bits.flip_a_value(run / 'checkpoints' / '3', 'trainable/lora/a')
   monkeypatch.setenv('PERLHF_VERIFY', 'off')
-  assert _intact(run).name == '3'
+  assert small_steps.intact(run).name == '3'
   monkeypatch.setenv('PERLHF_VERIFY', 'no')
   with pytest.raises(errors.ConfigError, match="PERLHF_VERIFY is 'no'"):
-    _intact(run)
+    small_steps.intact(run)
   monkeypatch.delenv('PERLHF_VERIFY')
-  assert _intact(run).name == '2'
+  assert small_steps.intact(run).name == '2'
 
 
 def test_retention_counts_whole_steps_only(run):
   steps = run / 'checkpoints'
   # Of 1, 2 and 3, all but the oldest are damaged while the run goes on.
-  manager = checkpoint_manager.CheckpointManager(run, METADATA, keep_latest=1)
+  manager = checkpoint_manager.CheckpointManager(
+    run, small_steps.METADATA, keep_latest=1
+  )
   for step in '23':
     shutil.rmtree(steps / step / 'state')
-  manager.save(_state(4), 0.0)
-  manager.save(_state(5), 0.0)
+  manager.save(small_steps.state(4), 0.0)
+  manager.save(small_steps.state(5), 0.0)
   manager.close()
   names = {p.name for p in steps.iterdir()}
   # The best of the whole ones, the newest beside it; and what may be looked at.
@@ -356,9 +293,9 @@ def test_retention_counts_whole_steps_only(run):
 
 def test_two_steps_are_kept_beside_the_best(tmp_path):
   folder = epath.Path(tmp_path)
-  manager = checkpoint_manager.CheckpointManager(folder, METADATA)
+  manager = checkpoint_manager.CheckpointManager(folder, small_steps.METADATA)
   for step in range(1, 7):
-    manager.save(_state(step), float(step))
+    manager.save(small_steps.state(step), float(step))
   manager.close()
   names = {p.name for p in (folder / 'checkpoints').iterdir()}
   assert names == {'4', '5', '6'}
@@ -366,7 +303,7 @@ def test_two_steps_are_kept_beside_the_best(tmp_path):
 
 def test_an_unfinished_removal_is_finished(run):
   shutil.copytree(run / 'checkpoints/1', run / 'checkpoints/0.removed')
-  _save(run, [4])
+  small_steps.save(run, [4])
   assert not (run / 'checkpoints/0.removed').exists()
 
 
@@ -385,7 +322,7 @@ def test_digests_are_those_of_the_files_and_arrays(saved):
     assert entry['bytes'] == len(data)
     digest = f'{_crc32c(data):08x}{_sum_of_words(data):016x}'
     assert entry.get('digest') == (None if name in of_arrays else digest)
-  leaves = array_digests.by_name(_state(3))
+  leaves = array_digests.by_name(small_steps.state(3))
   assert set(leaves) == {
     'step',
     *(f'{t}/{n}' for t in ('trainable/lora', 'opt_state/mu') for n in 'ab'),
@@ -445,86 +382,5 @@ def test_files_that_end_with_their_own_checksum_are_told_apart(saved):
 )
 def test_digests_that_are_none(run, text, caplog):
   (run / 'checkpoints/3/digests.json').write_text(text)
-  assert _intact(run).name == '2'
+  assert small_steps.intact(run).name == '2'
   assert 'digests.json was changed' in caplog.text
-
-
-def test_bits_of_the_arrays(saved, tmp_path):
-  """Single bits all over the arrays' files: found, or of no consequence."""
-  run = epath.Path(shutil.copytree(saved, tmp_path / 'run'))
-  step = run / 'checkpoints' / '3'
-  digests = step_digests.read(step)
-  rng = random.Random(3)
-  found = 0
-  for file in sorted(pathlib.Path(step, 'state').rglob('*')):
-    if not file.is_file() or not file.stat().st_size:
-      continue
-    before = file.read_bytes()
-    for _ in range(12):
-      flipped_bits.flip(file, rng)
-      if 'd' not in file.parts:
-        assert file.name in step_damage.damage_of(step)
-      else:
-        assert step_damage.damage_of(step) is None
-        verified = array_verification.find_damage(step, digests)
-        try:
-          _assert_same_as(_whole(step), 3)
-          assert verified is None
-        except step_damage.DamagedError as error:
-          assert verified is not None
-          assert error.step == step and error.damage in str(error)
-          found += 1
-      file.write_bytes(before)
-  # Most bytes of these files are values.
-  assert found > 12
-  assert array_verification.find_damage(step, digests) is None
-
-
-def test_a_bit_that_decodes_is_found_by_its_array(run):
-  flipped_bits.flip_a_value(run / 'checkpoints' / '3', 'opt_state/mu/a')
-  step = run / 'checkpoints' / '3'
-  damage = array_verification.find_damage(step, step_digests.read(step))
-  assert 'the array opt_state/mu/a was changed' in damage
-  # The weights are intact, for whoever reads them alone.
-  assert step_files.read_intact(str(run), _read)['lora'].keys() == {'a', 'b'}
-  assert step.exists()
-  assert _intact(run).name == '2'
-
-
-def test_errors_that_damage_does_not_cause(run, monkeypatch):
-  """A disk that refuses, or memory that ends, makes no step a damaged one."""
-  for error in (
-    PermissionError(13, 'no'),
-    ValueError('PERMISSION_DENIED: Error opening "x"'),
-    ValueError('UNAVAILABLE: try again'),
-    MemoryError(),
-  ):
-
-    def fail(*_, error=error, **__):
-      raise error
-
-    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'restore', fail)
-    with pytest.raises((errors.CheckpointError, MemoryError)) as raised:
-      step_files.read_intact(str(run), step_files.read_trainable)
-    assert not isinstance(raised.value, step_damage.DamagedError)
-  assert (run / 'checkpoints' / '3').exists()
-
-
-def test_nothing_is_set_aside_before_a_step_is_read(run):
-  steps = run / 'checkpoints'
-  for name in '123':
-    flipped_bits.flip_a_value(steps / name, 'trainable/lora/a')
-  for _ in range(2):
-    with pytest.raises(errors.CheckpointError) as error:
-      _intact(run)
-    assert all(f'{n} (the array trainable' in str(error.value) for n in '123')
-  assert {p.name for p in steps.iterdir()} == {'1', '2', '3'}
-
-
-def test_digests_of_blocks_are_of_an_earlier_version(run, caplog):
-  step = run / 'checkpoints' / '3'
-  (step / 'digests.json').write_text(
-    '{"step": 3, "block_bytes": 67108864, "files": {}}'
-  )
-  assert _intact(run).name == '3'
-  assert 'without digests of its arrays' in caplog.text
