@@ -50,7 +50,6 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import strict_json
 from perlhf_jax.data import json_documents
 from perlhf_jax.data import preference_tasks
-from perlhf_jax.data import row_checks
 from perlhf_jax.data import sources
 from perlhf_jax.data import tfrecord_rows
 from tasks import android_actions
@@ -238,7 +237,8 @@ def _add_task(name: str, kind: str, answers: _Answers, has_screens: bool):
         files='[android_control/]android_control-* and splits.json',
       ),
       read=tfrecord_rows.read,
-      lists=row_checks.list_features(kind, has_screens, kind == 'prompts'),
+      images=has_screens,
+      references=kind == 'prompts',
       find_splits=_find_splits,
     ),
   )

@@ -31,13 +31,13 @@ from perlhf_jax.core import strict_json
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import dataset_config
 from perlhf_jax.data import input_pipeline
+from perlhf_jax.data import kinds
 from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import line_files
-from perlhf_jax.stages import reward_scoring
 from perlhf_jax.training import model_variables
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
@@ -174,18 +174,18 @@ def benchmark(
     for tuning in dict.fromkeys(tunings)
   }
   objective = None if task is None else task.objective
-  if objective is not None:
+  has_rewards = objective is not None
+  if has_rewards:
     batch = task.rewards()
   else:
+    objective = kinds.PAIRWISE
     batch = batches_lib.pair_batch(rng, prompts, limits, vocab_size)
   programs = {
-    tuning: reward_lib.RewardPrograms(
-      start, setting, objective or reward_scoring.PAIRWISE, batch
-    )
+    tuning: reward_lib.RewardPrograms(start, setting, objective, batch)
     for tuning, setting in settings.items()
   }
   of_rewards = timing.measure(programs, repeats, machine)
-  if objective is not None:
+  if has_rewards:
     by_length = real_lengths.measure(
       programs, task.by_length(task_batches), mesh, machine
     )
@@ -229,7 +229,7 @@ def benchmark(
       'lora_rank': lora.rank,
       'algorithm': type(algorithm).__name__,
       'prompts': mixture_or_task_name or _RANDOM,
-      'objective': objective or reward_scoring.PAIRWISE,
+      'objective': objective.name,
       'prompt_lengths': [min(lengths), float(np.mean(lengths)), max(lengths)],
       'task_feature_lengths': dict(limits),
       'batch_size': batch_size,

@@ -309,7 +309,8 @@ class _Check:
       self._vocabulary,
       None if self._config is None else self._config.image_size,
     )
-    self._report.ok(what, f'{examples.kind}, first {len(examples)} rows read')
+    kind = examples.kind.name
+    self._report.ok(what, f'{kind}, first {len(examples)} rows read')
 
   def _check_lines(self) -> None:
     """Checks the lines that `score` and `generate` read."""

@@ -172,7 +172,7 @@ def prepare(
       **answers.means(),
     }
     # Judged responses have targets too, but these may be bad.
-    if examples.kind == 'sft':
+    if examples.kind.shows_answers:
       rows = range(len(examples))
       targets = [examples.texts(row)['targets'] for row in rows]
       texts = answers.responses

@@ -15,6 +15,7 @@ from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
+from perlhf_jax.data import kinds
 from perlhf_jax.data import length_buckets
 from perlhf_jax.models import activation_bytes
 from perlhf_jax.models import prompts as prompts_lib
@@ -185,9 +186,12 @@ def decode_prompts(
     length = length_buckets.padded_length(
       max(lengths[i] for i in lines), prompt_length
     )
-    batch = feature_converters.PromptConverter(
-      length, truncate_prompt=truncate_prompt
-    )([{'inputs': prompts[i]} for i in fill(lines)])
+    converter = feature_converters.Converter(
+      kinds.PROMPTS, length, truncate_prompt=truncate_prompt
+    )
+    batch = converter(
+      [converter.cut({'inputs': prompts[i]}) for i in fill(lines)]
+    )
     batch['line'] = np.asarray(fill(lines), np.int32)
     return batch
 

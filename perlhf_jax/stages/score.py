@@ -16,6 +16,7 @@ from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
+from perlhf_jax.data import kinds
 from perlhf_jax.data import length_buckets
 from perlhf_jax.models import activation_bytes
 from perlhf_jax.models import output_layer
@@ -32,7 +33,7 @@ from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 
-# A host batch of SFT or pointwise features -> numbers [batch]
+# A host batch of sft or pointwise features -> numbers [batch]
 BatchScorer = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 _PROMPT_REMEDY = '--prompt_length={} (cuts longer prompts)'
@@ -166,9 +167,7 @@ def score(
       examples,
       batches,
       scorer,
-      feature_converters.PointwiseConverter
-      if is_reward
-      else feature_converters.SftConverter,
+      kinds.POINTWISE if is_reward else kinds.SFT,
       batch_size=batch_size,
       truncate_prompt=model.truncate_prompt,
       image_rows=[image_rows[index] for index in row_of],
@@ -239,7 +238,7 @@ def score_examples(
   examples: Sequence[Mapping[str, Any]],
   batches: Sequence[LineBatch],
   scorer: BatchScorer,
-  converter_class: type[feature_converters.Converter],
+  kind: kinds.Kind,
   *,
   batch_size: int,
   truncate_prompt: str,
@@ -252,7 +251,7 @@ def score_examples(
     examples: `inputs` and `targets` as tokens with EOS.
     batches: which examples are scored together.
     scorer: scores one batch.
-    converter_class: makes the scorer's features.
+    kind: the kind of task that has the scorer's features.
     batch_size: rows per batch.
     truncate_prompt: which end of a long prompt to keep.
     image_rows: the images of each example.
@@ -263,8 +262,11 @@ def score_examples(
   """
 
   def convert(batch):
-    converter = converter_class(*batch.lengths, truncate_prompt=truncate_prompt)
-    return converter([examples[i] for i in batch.indices], batch_size)
+    converter = feature_converters.Converter(
+      kind, *batch.lengths, truncate_prompt=truncate_prompt
+    )
+    cut = [converter.cut(examples[i]) for i in batch.indices]
+    return converter(cut, batch_size)
 
   def images_of(batch):
     padding = [()] * (batch_size - len(batch.indices))
@@ -328,7 +330,7 @@ def _reward_scorer(
   loaded: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh
 ) -> BatchScorer:
   model, variables = placed.place_reward_model(loaded, mesh)
-  scorer = reward_scoring.make_scorer(model, mesh, reward_scoring.POINTWISE)
+  scorer = reward_scoring.make_scorer(model, mesh, kinds.POINTWISE)
   return lambda batch: scorer(variables, {}, batch)['scores']
 
 

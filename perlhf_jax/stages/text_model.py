@@ -12,7 +12,7 @@ import numpy as np
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.checkpoints import loading
 from perlhf_jax.core import errors
-from perlhf_jax.data import feature_converters
+from perlhf_jax.data import kinds
 from perlhf_jax.stages import generate as generate_lib
 from perlhf_jax.stages import prompt_images
 from perlhf_jax.stages import score as score_lib
@@ -97,9 +97,7 @@ class TextModel:
       )
     lengths = self.about.lengths
     limits = lengths.get('inputs'), lengths.get('targets')
-    return self._score(
-      prompts, responses, images, limits, feature_converters.PointwiseConverter
-    )
+    return self._score(prompts, responses, images, limits, kinds.POINTWISE)
 
   def logprobs(
     self,
@@ -126,7 +124,7 @@ class TextModel:
     return self._score(
       *(prompts, responses, images),
       (None, None),
-      feature_converters.SftConverter,
+      kinds.SFT,
     )
 
   def generate(
@@ -201,9 +199,7 @@ class TextModel:
     ]
     return texts if num_samples > 1 else [several[0] for several in texts]
 
-  def _score(
-    self, prompts, responses, images, limits, converter
-  ) -> list[float]:
+  def _score(self, prompts, responses, images, limits, kind) -> list[float]:
     if len(prompts) != len(responses):
       raise errors.DataError(
         f'There are {len(prompts)} prompts and {len(responses)} responses; '
@@ -235,7 +231,7 @@ class TextModel:
       examples,
       batches,
       self._scorer,
-      converter,
+      kind,
       batch_size=self._batch_size,
       truncate_prompt=self.about.truncate_prompt,
       image_rows=image_rows,
