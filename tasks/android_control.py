@@ -209,8 +209,8 @@ def _read_splits(path: str) -> dict[int, str]:
   """Returns the split of each episode, by number."""
   if not tf.io.gfile.exists(path):
     raise errors.DataError(
-      f'{path} does not exist, which says which episodes are for training. Get'
-      f' it from {HOMEPAGE} and put it beside the TFRecord files.'
+      f'{path}, which lists the episodes of each split, does not exist. Get it'
+      f' from {HOMEPAGE} and put it beside the TFRecord files.'
     )
   document = json_documents.load(path, dict)
   for split in SPLITS:

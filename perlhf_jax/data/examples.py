@@ -135,8 +135,8 @@ class Examples:
         )
         row = int(np.searchsorted(column.ends, place, side='right'))
         raise errors.DataError(
-          f'{self.origins[row]}: {bad}. The vocabulary and the model are not '
-          "of each other: give the model's own VOCABULARY."
+          f'{self.origins[row]}: {bad}. The vocabulary belongs to another '
+          "model: set VOCABULARY to the model's own."
         )
 
   def example(self, index: int) -> dict[str, Any]:
@@ -282,6 +282,7 @@ class Examples:
     parts = 'prompt+response' if self.kind.responses else 'prompt'
     return (
       f'batches are padded to ({parts} tokens) {lengths}.'
-      f' {self.padding_share(0, steps):.1%} of what is computed is padding;'
-      f' at {shown(self._limits)} alone it would be {whole:.1%}.'
+      f' {self.padding_share(0, steps):.1%} of the computed tokens are'
+      f' padding; with the shape {shown(self._limits)} alone it would be'
+      f' {whole:.1%}.'
     )

@@ -73,7 +73,7 @@ def load_examples(
   if kind is None:
     raise errors.ConfigError(
       f'Task {config.mixture_or_task_name!r} has the features'
-      f' {", ".join(provider.output_features)}, which are of no known kind:'
+      f' {", ".join(provider.output_features)}, which match no kind of task:'
       + ''.join(
         f' {known.name} has {", ".join(known.required)};'
         for known in kinds.KINDS.values()
@@ -233,9 +233,9 @@ def _image_spec(
     return None
   if image_size is None:
     raise errors.ConfigError(
-      f'Task {config.mixture_or_task_name!r} has images, and the model reads'
-      ' text alone. Use a PaLI, such as gin/models/pali_tiny.gin, or a'
-      ' checkpoint of one.'
+      f'Task {config.mixture_or_task_name!r} has images, but the model reads'
+      ' only text. Use a PaLI, such as gin/models/pali_tiny.gin, or a'
+      ' checkpoint of a PaLI.'
     )
   count = 1 if count is None else count
   if not isinstance(count, int) or count < 1:

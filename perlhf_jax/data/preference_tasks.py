@@ -122,7 +122,7 @@ def _layouts(
     return [[sources.FileGroup((files,), fractions)]]
   if splits is not None:
     raise errors.ConfigError(
-      f'Task {name!r}: the files already say their splits; leave out splits.'
+      f'Task {name!r}: files already names the splits; leave out splits.'
     )
   if isinstance(files, Mapping):
     is_known = all(isinstance(each, str) for each in files.values())
@@ -152,8 +152,8 @@ def _check_shares(name: str, splits: Any):
   )
   if not are_shares or not math.isclose(sum(shares), 1, abs_tol=1e-6):
     raise errors.ConfigError(
-      f'Task {name!r}: splits is {splits!r}; give the share of each split,'
-      " which add up to 1, such as {'train': 0.9, 'validation': 0.1}."
+      f'Task {name!r}: splits is {splits!r}; give the share of each split; the'
+      " shares must add up to 1, such as {'train': 0.9, 'validation': 0.1}."
     )
 
 

@@ -63,5 +63,5 @@ def _list_problem(name: str, items: Any) -> str | None:
     return f'{name} is {type(items).__name__}, not a list'
   for item in items:
     if not isinstance(item, known) or not item:
-      return f'{name} holds {item!r}, which is no {what}'
+      return f'{name} holds {item!r}, which cannot be used as {what}'
   return None

@@ -288,7 +288,7 @@ class FileSource(TextSource):
         its_split, problem = own_functions.attempt(split_of, row.record)
         if not problem and its_split not in fractions:
           problem = (
-            f'the split is {its_split!r}, none of {", ".join(fractions)}'
+            f'the split is {its_split!r}, not one of {", ".join(fractions)}'
           )
         if problem:
           its_split, row = None, row._replace(problem=problem)
@@ -325,9 +325,9 @@ class FileSource(TextSource):
     where = paths[0] if len(paths) == 1 else f'{len(paths)} files'
     where = f'{where} ({", ".join(paths[:3])}, …)' if len(paths) > 1 else where
     if not paths:
-      return 'none of the files that were found has rows of it'
+      return 'none of the files has rows of this split'
     if not count:
-      return f'there is no record in {where}'
+      return f'{where} has no records'
     parse = user_code.place_of(self.parse)
     if left_out == count:
       return (
@@ -398,7 +398,7 @@ class PythonSource(TextSource):
 
   def why_empty(self, split: str) -> str:
     """Returns that the function made no rows."""
-    return f'{user_code.place_of(self._make_rows)} made no row of it'
+    return f'{user_code.place_of(self._make_rows)} made no rows'
 
   def _made_rows(self, split: str) -> Iterator[dict[str, Any]]:
     """Yields the function's rows; a row's origin is its number."""

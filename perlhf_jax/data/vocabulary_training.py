@@ -65,7 +65,7 @@ def train_vocabulary(
     )
   except RuntimeError as error:
     raise errors.ConfigError(
-      f'No vocabulary of {vocab_size} pieces can be made of {task}: {error}'
+      f'No vocabulary of {vocab_size} pieces can be made from {task}: {error}'
     ) from error
   path = epath.Path(output_path)
   path.parent.mkdir(parents=True, exist_ok=True)
