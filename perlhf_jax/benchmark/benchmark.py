@@ -265,8 +265,8 @@ def _check_can_read() -> None:
   missing = [m for m in _READERS if importlib.util.find_spec(m) is None]
   if missing:
     raise errors.ConfigError(
-      f'A task, or a checkpoint, needs {" and ".join(missing)}, which is not '
-      'installed. Install perlhf_jax with all that it asks for (pip install '
+      f'A task or a checkpoint can only be read with {" and ".join(missing)} '
+      'installed. Install perlhf_jax with all its dependencies (pip install '
       '-e . -c constraints.txt in its folder), or leave out '
       'MIXTURE_OR_TASK_NAME and INITIAL_CHECKPOINT_PATH.'
     )
@@ -277,8 +277,8 @@ def _resolve_start(
 ) -> loaded_model.LoadedModel:
   if path is None and model is None:
     raise errors.ConfigError(
-      'No model: give a gin/models/*.gin file, for random weights, or '
-      'INITIAL_CHECKPOINT_PATH.'
+      'There is no model. Give a gin/models/*.gin file for random weights, or '
+      'set INITIAL_CHECKPOINT_PATH.'
     )
   if path is None and task is None:
     return loaded_model.LoadedModel(model)
@@ -287,8 +287,8 @@ def _resolve_start(
     return initial.load_initial(model, vocabulary, None, path, mesh)
   if vocabulary is None:
     raise errors.ConfigError(
-      f'The prompts of {task} need a VOCABULARY to become tokens: put a file '
-      'of gin/vocabularies behind the model file, give '
+      f'The prompts of {task} are tokenised with VOCABULARY, which is None: '
+      'add a file of gin/vocabularies after the model file, set '
       'INITIAL_CHECKPOINT_PATH, or leave out MIXTURE_OR_TASK_NAME for random '
       'prompts.'
     )
