@@ -166,10 +166,10 @@ class CheckpointManager:
       if 'structures do not match' not in str(error.__cause__):
         raise
       raise errors.CheckpointError(
-        f'The state of step {step} in MODEL_DIR has other parts than this run '
-        'has: the optimizer is another one, or a KL controller, a '
-        'normalisation or the like came or went. Give another MODEL_DIR, or '
-        'the configuration that began this one.'
+        f'The state of step {step} in MODEL_DIR has other parts than this '
+        'run: the optimizer was changed, or a part such as a KL controller or '
+        'a normalisation was added or removed. Give another MODEL_DIR, or the '
+        'configuration that this run started with.'
       ) from error
 
   def close(self) -> None:

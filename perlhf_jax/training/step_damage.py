@@ -74,7 +74,7 @@ def damage_of(
     return f'{error.filename or error} is missing'
   except OSError as error:
     raise errors.CheckpointError(
-      f'The step {step} cannot be read ({error}). See that it is there, and '
+      f'The step {step} cannot be read ({error}). Check that it exists and '
       'that you may read it.'
     ) from error
   if contents:
@@ -124,8 +124,8 @@ def set_aside(step: epath.Path, reason: str) -> None:
   # Bucket file systems raise their own exception classes.
   except Exception as error:
     warn_once(
-      f'{step} is damaged: {reason}. It stays where it is, for it cannot be '
-      f'renamed ({error}).'
+      f'{step} is damaged: {reason}. It stays where it is, because it cannot '
+      f'be renamed ({error}).'
     )
   else:
     logging.warning(
@@ -169,5 +169,5 @@ def read_json(file: epath.Path) -> dict[str, Any]:
   except ValueError as error:
     raise NoJsonError(f'{file} is not JSON ({error})') from error
   if not isinstance(fields, dict):
-    raise NoJsonError(f'{file} holds no JSON object')
+    raise NoJsonError(f'{file} does not hold a JSON object')
   return fields

@@ -174,7 +174,11 @@ def _find_damage(
       for name, size in digests.sizes.items()
       if found.get(name, size) != size
     ),
-    *(f'{name} is not of it' for name in found if name not in digests.sizes),
+    *(
+      f'{name} does not belong to it'
+      for name in found
+      if name not in digests.sizes
+    ),
   ]
   if wrong:
     return _listed(wrong)
@@ -200,8 +204,8 @@ def is_off() -> bool:
   given = os.environ.get(VARIABLE, '')
   if given not in ('', OFF):
     raise errors.ConfigError(
-      f'{VARIABLE} is {given!r}. Set it to {OFF}, and checkpoints are read '
-      'without a check of their contents; or do not set it.'
+      f'{VARIABLE} is {given!r}. Set it to {OFF} to read checkpoints without '
+      'checking their contents, or do not set it.'
     )
   return given == OFF
 
@@ -333,5 +337,5 @@ def _parse(file: epath.Path) -> Digests:
 
 def _checked(value: Any, kind: type) -> Any:
   if type(value) is not kind:
-    raise ValueError(f'{value!r} in the place of a {kind.__name__}')
+    raise ValueError(f'{value!r} instead of a {kind.__name__}')
   return value

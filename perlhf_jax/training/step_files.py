@@ -182,7 +182,7 @@ def _check_one(step: epath.Path, choose) -> None:
   if damage is not None:
     error = errors.CheckpointError(
       f'The step {step} is damaged: {damage}. Give another step, or its '
-      'MODEL_DIR, of which the newest intact one is taken.'
+      'MODEL_DIR, whose newest intact step is then used.'
     )
     error.on_every_host = choose is _by_contents
     raise error
