@@ -88,10 +88,11 @@ def score(
     batch_size: responses per batch; it does not change the scores.
     base_checkpoint: path of an adapter's base, if it is not where the adapter
       records it.
-    prompt_length: longest prompt in tokens, EOS included; by default that of
-      the training for a reward model, and no limit for a language model.
+    prompt_length: longest prompt in tokens, EOS included; by default the
+      length of the training for a reward model, and no limit for a language
+      model.
     response_length: longest response in tokens, for reward models only; by
-      default that of the training.
+      default the length of the training.
     mesh_shape: devices as (data, fsdp, tensor), for models that do not fit on
       one device; one of the sizes may be -1.
 
@@ -113,8 +114,8 @@ def score(
     response_length = response_length or model.lengths.get('targets')
   elif response_length is not None:
     raise errors.ConfigError(
-      '--response_length cuts responses, and the log-probability of a cut '
-      'response is not that of the response. Leave it out.'
+      '--response_length would cut responses and so change their '
+      'log-probabilities. Leave it out.'
     )
   image_rows, image_spec = line_images.read(model, rows, input_path)
   # The row of each example; a row has one example per response.

@@ -151,8 +151,8 @@ class TextModel:
       top_p: samples from the fewest tokens that have this probability together.
       num_beams: width of a beam search, instead of sampling.
       num_samples: responses per prompt.
-      max_length: longest response in tokens, EOS included; None for that of the
-        training, or 128 if unknown.
+      max_length: longest response in tokens, EOS included; None for the length
+        of the training, or 128 if unknown.
       seed: seed of the sampling. The samples depend only on the seed, the
         prompt and its place among the prompts.
 
@@ -248,6 +248,6 @@ class TextModel:
   def _check_writes(self) -> None:
     if self.about.is_reward_model:
       raise errors.CheckpointError(
-        f'{self.about.path} is a reward model, which scores text and writes '
-        'none; call score, or load a language model.'
+        f'{self.about.path} is a reward model, which scores text and cannot '
+        'write it; call score, or load a language model.'
       )

@@ -223,7 +223,7 @@ def _weights(path):
 def test_records_have_the_padding_and_the_log_the_shapes(ragged, caplog):
   caplog.set_level(logging.INFO)
   _train(ragged / 'by_length')
-  assert 'of what is computed is padding' in caplog.text
+  assert 'of the computed tokens are padding' in caplog.text
   assert 'prompt_tokens 8x' in caplog.text
   _train(ragged / 'mixed', '--gin.LENGTH_BUCKETS=0')
   padding = {
@@ -252,10 +252,10 @@ def test_a_run_of_before_goes_on_in_its_order(ragged, caplog):
   (step / 'digests.json').unlink()
   path.write_text(json.dumps(fields))
   _train(chosen, '--gin.LENGTH_BUCKETS=0')
-  assert 'goes on so' not in caplog.text
+  assert 'without batches by length' not in caplog.text
   caplog.set_level(logging.INFO)
   _train(before)
-  assert 'began without batches by length, and goes on so' in caplog.text
+  assert 'started without batches by length' in caplog.text
   again = _weights(before)
   for name, leaf in _weights(chosen).items():
     np.testing.assert_array_equal(again[name], leaf)
