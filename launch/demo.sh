@@ -5,7 +5,7 @@
 #
 #   launch/demo.sh [OUTPUT_DIR]          default: demo_output in this checkout
 #
-# Run again on the same folder it goes on from where it was.
+# A second run with the same folder goes on where the first one stopped.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"

@@ -5,7 +5,7 @@
 say_how_long() { # MINUTES, which it took on two CPU cores
   echo "This takes about $1 minutes on two CPU cores (this machine has" \
     "$(nproc)), and a few minutes more on the first start, which installs." \
-    "Stopped and started again, it goes on from where it was."
+    "Start it again after a stop, and it goes on where it stopped."
 }
 
 # WORLD is the prefix of the tasks and the folder of gin/ that describes them.

@@ -5,7 +5,7 @@
 #
 #   launch/demo_vqa.sh [OUTPUT_DIR]      default: demo_vqa_output
 #
-# Run again on the same folder it goes on from where it was.
+# A second run with the same folder goes on where the first one stopped.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The pipeline of launch/demo_vqa.sh on the real files of easy-VQA: SFT on
-# demonstrations of which about 40% are wrong, a pointwise LoRA reward model,
-# LoRA reinforcement learning, and what is left in sft/eval.json and
-# policy_lora/eval.json: VQA accuracy (judge_score) on the held-out test split.
+# demonstrations, about 40% of them wrong, a pointwise LoRA reward model, and
+# LoRA reinforcement learning. sft/eval.json and policy_lora/eval.json get the
+# VQA accuracy (judge_score) on the held-out test split.
 #
 #   PERLHF_DATA_DIR=/path/to/data launch/easy_vqa.sh [OUTPUT_DIR]
 #

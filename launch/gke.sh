@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs one perlhf command on every host of a TPU node pool of a GKE cluster, or
 # of several, as a JobSet (jobset.x-k8s.io/v1alpha2) in kubectl's current
-# context. perlhf checks the command first. The JobSet is made anew after a
+# context. perlhf checks the command first. The JobSet is made again after a
 # preemption and after exit code 75, and the command goes on from its last
 # checkpoint; exit codes 1 and 2 end it.
 #
@@ -23,7 +23,7 @@
 #                                                    print; default: MODEL_DIR's
 #   --labels              PERLHF_LABELS              KEY=VALUE,... of JobSet, pods
 #   --spot                                           the nodes are spot nodes
-#   --reservation         PERLHF_RESERVATION         the nodes are of it
+#   --reservation         PERLHF_RESERVATION         of the nodes
 #   --max_restarts                                   default: 100
 #   --grace_seconds       to save, after SIGTERM;    default: 600
 #   --delete                                         only delete the JobSet

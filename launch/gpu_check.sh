@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What one GPU makes of the large models, in at most 8 minutes: T5 1.1 XL and
-# XXL with random weights in bfloat16, the reward step, an iteration of
-# reinforcement learning and the sampler, LoRA against full tuning where that
-# fits, and the share of what the GPU reaches. A plain PyTorch + PEFT loop runs
-# beside it where the same Python has torch, transformers, peft and trl.
+# Measures the large models on one GPU, in at most 8 minutes: T5 1.1 XL and XXL
+# with random weights in bfloat16, the reward step, an iteration of
+# reinforcement learning and the sampler, LoRA against full tuning where both
+# fit, and the shares of the GPU's measured rates. A plain PyTorch + PEFT loop
+# is measured, too, if the same Python has torch, transformers, peft and trl.
 #
 #   launch/gpu_check.sh [--dry] OUTPUT_DIR
 #

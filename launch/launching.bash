@@ -51,7 +51,7 @@ read_flags() {
         return
         ;;
       --*) ;;
-      *) die "'$1' is no flag; the perlhf command goes after --" ;;
+      *) die "'$1' is not a flag; the perlhf command goes after --" ;;
     esac
     flag="${1#--}"
     flag="${flag%%=*}"
@@ -279,8 +279,8 @@ require_gke() { # TOPOLOGY ACCELERATOR HOSTS
   [[ "$2" != - ]] ||
     die "GKE has no $1: launch/tpu_vm.sh rents it from Cloud TPU"
   ((num_slices == 1 || $3 > 1)) ||
-    die "GKE joins slices of several hosts only, and $1 has one: take larger" \
-      "ones, or one slice"
+    die "GKE joins slices of several hosts only, and $1 has one: use larger" \
+      "slices, or one slice"
 }
 
 # name_slices NAME: as perlhf names so many of them.

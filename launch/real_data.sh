@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# From nothing to a policy on real preferences, on the CPU: a vocabulary, a tiny
-# T5 tuned on the good responses, from it a LoRA and a fully tuned reward model,
-# evaluated on the held-out split; then two LoRA reward models, each from one
-# half of the data, and a LoRA policy that is trained against the first and
+# Trains a policy on real preferences from scratch, on the CPU: a vocabulary, a
+# tiny T5 tuned on the good responses, from it a LoRA and a fully tuned reward
+# model, evaluated on the held-out split; then two LoRA reward models, each from
+# one half of the data, and a LoRA policy that is trained against the first and
 # judged on held-out prompts by both.
 #
 #   PERLHF_DATA_DIR=/path/to/data launch/real_data.sh coffee [OUTPUT_DIR]

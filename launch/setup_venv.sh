@@ -64,7 +64,7 @@ if [[ -e "$venv" ]]; then
   if [[ ! -e "$finished" || "$(head -n 1 "$started")" != "$root" ]] ||
     [[ -n "$python" &&
       "$(version_of "$python")" != "$(tail -n 1 "$started")" ]]; then
-    echo "Removing .venv: it is half-made, moved, or of another Python." >&2
+    echo "Removing .venv: it is incomplete, moved, or for another Python." >&2
     rm -rf "$venv"
   fi
 fi

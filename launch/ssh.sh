@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Has perlhf check a command here, and runs it on every host of a list, over
-# ssh, as one process a host. It is started again where it ends with exit code
-# 75 or a connection is lost, and goes on from its last checkpoint. Ctrl-C makes
+# ssh, as one process per host. After exit code 75 or a lost connection the
+# command is started again, and goes on from its last checkpoint. Ctrl-C makes
 # all hosts save and stop.
 #
 #   launch/ssh.sh --hosts=node1,node2 -- \

@@ -3,9 +3,9 @@
 # has perlhf check the command, asks for the slice (a queued resource), waits
 # for it, installs the last commit of this checkout on all hosts, runs the
 # command with --multihost, and deletes the slice when the command has ended.
-# After a preemption a new slice is asked for, and the command goes on from its
-# last checkpoint; so it does after exit code 75. A slice of that name that is
-# there already is used as it is.
+# After a preemption it asks for a new slice. Then, and after exit code 75, the
+# command goes on from its last checkpoint. An existing slice of that name is
+# used as it is.
 #
 #   launch/tpu_vm.sh --name=rm --topology=v5e-16 --zone=us-west4-a --spot -- \
 #     perlhf train_reward ... --gin.MODEL_DIR="'gs://my-bucket/rm'"

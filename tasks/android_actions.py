@@ -58,7 +58,7 @@ def action_text(action: Action) -> str:
   kind = action['action_type']
   if kind not in _PARAMETERS:
     raise ValueError(
-      f'the action type is {kind!r}, none of {", ".join(_PARAMETERS)}'
+      f'the action type is {kind!r}, not one of {", ".join(_PARAMETERS)}'
     )
   words = [kind]
   for parameter in _PARAMETERS[kind]:

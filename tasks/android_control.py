@@ -50,7 +50,6 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import strict_json
 from perlhf_jax.data import json_documents
 from perlhf_jax.data import preference_tasks
-from perlhf_jax.data import row_checks
 from perlhf_jax.data import sources
 from perlhf_jax.data import tfrecord_rows
 from tasks import android_actions
@@ -210,8 +209,8 @@ def _read_splits(path: str) -> dict[int, str]:
   """Returns the split of each episode, by number."""
   if not tf.io.gfile.exists(path):
     raise errors.DataError(
-      f'{path} does not exist, which says which episodes are for training. Get'
-      f' it from {HOMEPAGE} and put it beside the TFRecord files.'
+      f'{path}, which lists the episodes of each split, does not exist. Get it'
+      f' from {HOMEPAGE} and put it beside the TFRecord files.'
     )
   document = json_documents.load(path, dict)
   for split in SPLITS:
@@ -238,7 +237,8 @@ def _add_task(name: str, kind: str, answers: _Answers, has_screens: bool):
         files='[android_control/]android_control-* and splits.json',
       ),
       read=tfrecord_rows.read,
-      lists=row_checks.list_features(kind, has_screens, kind == 'prompts'),
+      images=has_screens,
+      references=kind == 'prompts',
       find_splits=_find_splits,
     ),
   )

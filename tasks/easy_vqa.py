@@ -83,7 +83,7 @@ def wrong_answer(record: Mapping[str, Any]) -> str:
     if right in answers:
       others = [answer for answer in answers if answer != right]
       return seeded_draws.draw(f'{SEED}/wrong/{_key(record)}', others)
-  raise ValueError(f'{right!r} is no yes or no, colour or shape of easy-VQA')
+  raise ValueError(f'{right!r} is not yes, no, a colour or a shape of easy-VQA')
 
 
 def parse_sft(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def find_split(record: Mapping[str, Any]) -> str:
     if record['split'] == upstream:
       return split
   raise ValueError(
-    f'the split is {record["split"]!r}, none of'
+    f'the split is {record["split"]!r}, not one of'
     f' {", ".join(_COMPARISONS.values())}'
   )
 

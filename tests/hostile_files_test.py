@@ -143,8 +143,8 @@ def test_a_record_that_is_longer_than_its_file(tmp_path, packed, length):
   (row,) = tfrecord_rows.read(str(path))
   assert row.origin == f'{path}#0' and 'is damaged' in row.problem
   if not packed:
-    assert f'{length:,} bytes by its length' in row.problem
-    with pytest.raises(errors.DataError, match=f'{length:,} bytes by its'):
+    assert f'{length:,} bytes' in row.problem
+    with pytest.raises(errors.DataError, match=f'{length:,} bytes'):
       tfrecord_rows.check_lengths(str(path))
 
 
@@ -312,7 +312,9 @@ def test_an_index_that_names_files_elsewhere(world, name):
   (world / 'hf/model.safetensors').rename(world / 'model.safetensors')
   index = world / 'hf/model.safetensors.index.json'
   index.write_text(json.dumps({'weight_map': {'shared.weight': name}}))
-  with pytest.raises(errors.CheckpointError, match='is no plain name of a fil'):
+  with pytest.raises(
+    errors.CheckpointError, match='not the plain name of a file'
+  ):
     hf.load_params(world / 'hf', hf.load_config(world / 'hf'))
 
 
@@ -353,7 +355,9 @@ def test_an_array_of_any_size_in_a_hundred_bytes(world):
   with pytest.raises(errors.CheckpointError) as caught:
     _load(world / 'sft')
   message = str(caught.value)
-  assert 'float32 [200000, 200000] there, and float32 [40, 16] by' in message
+  assert (
+    'float32 [200000, 200000] in its files, but float32 [40, 16]' in message
+  )
 
 
 @pytest.mark.parametrize(
@@ -420,7 +424,7 @@ def test_a_vocabulary_that_is_none(world, capsys):
       {'kind': 'sentencepiece', 'extra_ids': 0, 'model_base64': '?'},
       'not in base64',
     ),
-    ('byte', 'is no JSON object'),
+    ('byte', 'is not a JSON object'),
   ):
     metadata.write_text(json.dumps({**raw, 'vocabulary': vocabulary}))
     tiny_step.seal(metadata.parent.parent)

@@ -152,7 +152,7 @@ def test_help_of_a_command(capsys):
 
 def test_help_of_a_command_tells_its_macros(capsys):
   assert main.run(['train', '--help'], fake_commands.COMMANDS) == 0
-  to_give, may_give = capsys.readouterr().out.split('May be given:')
+  to_give, may_give = capsys.readouterr().out.split('Optional:')
   assert '  MODEL_DIR\n  TRAIN_STEPS\n' in to_give
   assert '  LORA_RANK = 8\n' in may_give
   assert 'MODEL_DIR' not in may_give

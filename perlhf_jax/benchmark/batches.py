@@ -7,6 +7,7 @@ import numpy as np
 
 from perlhf_jax.core import typing
 from perlhf_jax.data import feature_converters
+from perlhf_jax.data import kinds
 from perlhf_jax.data import length_buckets
 
 # The shortest random sequence, as a share of the length limit.
@@ -55,7 +56,7 @@ def random_prompts(
   """
   limit = task_feature_lengths['inputs']
   prompts = random_tokens(rng, count, limit, vocab_size)
-  converter = feature_converters.PromptConverter(limit)
+  converter = feature_converters.Converter(kinds.PROMPTS, limit)
   batch = converter([{'inputs': prompt} for prompt in prompts])
   batch = length_buckets.trim_prompts(batch, max(map(len, prompts)))
   num_images = task_feature_lengths.get('images', 1)
@@ -99,8 +100,8 @@ def pair_batch(
   chosen, rejected = (
     random_tokens(rng, len(texts), length, vocab_size) for _ in range(2)
   )
-  converter = feature_converters.PairwiseConverter(
-    task_feature_lengths['inputs'], length
+  converter = feature_converters.Converter(
+    kinds.PAIRWISE, task_feature_lengths['inputs'], length
   )
   pairs = converter(
     [

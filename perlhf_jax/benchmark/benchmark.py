@@ -31,13 +31,13 @@ from perlhf_jax.core import strict_json
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import dataset_config
 from perlhf_jax.data import input_pipeline
+from perlhf_jax.data import kinds
 from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import line_files
-from perlhf_jax.stages import reward_scoring
 from perlhf_jax.training import model_variables
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
@@ -174,18 +174,18 @@ def benchmark(
     for tuning in dict.fromkeys(tunings)
   }
   objective = None if task is None else task.objective
-  if objective is not None:
+  has_rewards = objective is not None
+  if has_rewards:
     batch = task.rewards()
   else:
+    objective = kinds.PAIRWISE
     batch = batches_lib.pair_batch(rng, prompts, limits, vocab_size)
   programs = {
-    tuning: reward_lib.RewardPrograms(
-      start, setting, objective or reward_scoring.PAIRWISE, batch
-    )
+    tuning: reward_lib.RewardPrograms(start, setting, objective, batch)
     for tuning, setting in settings.items()
   }
   of_rewards = timing.measure(programs, repeats, machine)
-  if objective is not None:
+  if has_rewards:
     by_length = real_lengths.measure(
       programs, task.by_length(task_batches), mesh, machine
     )
@@ -229,7 +229,7 @@ def benchmark(
       'lora_rank': lora.rank,
       'algorithm': type(algorithm).__name__,
       'prompts': mixture_or_task_name or _RANDOM,
-      'objective': objective or reward_scoring.PAIRWISE,
+      'objective': objective.name,
       'prompt_lengths': [min(lengths), float(np.mean(lengths)), max(lengths)],
       'task_feature_lengths': dict(limits),
       'batch_size': batch_size,
@@ -265,8 +265,8 @@ def _check_can_read() -> None:
   missing = [m for m in _READERS if importlib.util.find_spec(m) is None]
   if missing:
     raise errors.ConfigError(
-      f'A task, or a checkpoint, needs {" and ".join(missing)}, which is not '
-      'installed. Install perlhf_jax with all that it asks for (pip install '
+      f'A task or a checkpoint can only be read with {" and ".join(missing)} '
+      'installed. Install perlhf_jax with all its dependencies (pip install '
       '-e . -c constraints.txt in its folder), or leave out '
       'MIXTURE_OR_TASK_NAME and INITIAL_CHECKPOINT_PATH.'
     )
@@ -277,8 +277,8 @@ def _resolve_start(
 ) -> loaded_model.LoadedModel:
   if path is None and model is None:
     raise errors.ConfigError(
-      'No model: give a gin/models/*.gin file, for random weights, or '
-      'INITIAL_CHECKPOINT_PATH.'
+      'There is no model. Give a gin/models/*.gin file for random weights, or '
+      'set INITIAL_CHECKPOINT_PATH.'
     )
   if path is None and task is None:
     return loaded_model.LoadedModel(model)
@@ -287,8 +287,8 @@ def _resolve_start(
     return initial.load_initial(model, vocabulary, None, path, mesh)
   if vocabulary is None:
     raise errors.ConfigError(
-      f'The prompts of {task} need a VOCABULARY to become tokens: put a file '
-      'of gin/vocabularies behind the model file, give '
+      f'The prompts of {task} are tokenised with VOCABULARY, which is None: '
+      'add a file of gin/vocabularies after the model file, set '
       'INITIAL_CHECKPOINT_PATH, or leave out MIXTURE_OR_TASK_NAME for random '
       'prompts.'
     )

@@ -74,7 +74,8 @@ def benchmark_input(
   )
   if examples.images is None:
     raise errors.ConfigError(
-      f'Task {task!r} has no images; `perlhf tasks` says which have.'
+      f'Task {task!r} has no images; `perlhf tasks` lists the tasks with '
+      'images.'
     )
   passes = {
     'pipeline': lambda: _through_pipeline(examples, num_batches),

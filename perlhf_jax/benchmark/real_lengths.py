@@ -56,7 +56,7 @@ def measure(
   batches = list(batches)
   keys = [_shape(batch) for batch in batches]
   first = {key: batch for key, batch in zip(keys, batches, strict=True)}
-  logging.info('Compiling the step for %d shapes of batches.', len(first))
+  logging.info('Compiling the step for %d batch shapes.', len(first))
   costs = {
     tuning: {
       key: timing.first_call(

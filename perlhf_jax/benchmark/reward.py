@@ -9,6 +9,7 @@ from perlhf_jax.benchmark import timing
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
+from perlhf_jax.data import kinds
 from perlhf_jax.models import frozen_dtypes
 from perlhf_jax.models import reward_model
 from perlhf_jax.runs import run as run_lib
@@ -23,7 +24,7 @@ class RewardPrograms:
     self,
     start: loaded_model.LoadedModel,
     setting: setting_lib.Setting,
-    objective: str,
+    objective: kinds.Kind,
     batch: typing.Batch,
   ):
     """Prepares the program.
@@ -31,7 +32,7 @@ class RewardPrograms:
     Args:
       start: the initial model, with weights.
       setting: how to tune it.
-      objective: `pairwise` or `pointwise`.
+      objective: `kinds.PAIRWISE` or `kinds.POINTWISE`.
       batch: a batch on the host.
     """
     self._run = run = run_lib.make_run(

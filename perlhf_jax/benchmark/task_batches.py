@@ -7,7 +7,7 @@ import itertools
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.core import typing
 from perlhf_jax.data import input_pipeline
-from perlhf_jax.stages import train_reward
+from perlhf_jax.data import kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +21,10 @@ class TaskBatches:
   examples: input_pipeline.Examples
 
   @property
-  def objective(self) -> str | None:
+  def objective(self) -> kinds.Kind | None:
     """The objective of a reward model on the task; None if there is none."""
     kind = self.examples.kind
-    return kind if kind in train_reward.SELECTION else None
+    return None if kind.reward_metric is None else kind
 
   def prompts(self) -> typing.Batch:
     """Returns the first batch of prompts, in the order of the stream."""

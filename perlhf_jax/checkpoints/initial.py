@@ -83,24 +83,24 @@ def check_from_scratch(
   """
   if initial_vit_path is not None:
     raise errors.ConfigError(
-      'INITIAL_VIT_PATH is put in front of the T5 of '
-      'INITIAL_CHECKPOINT_PATH, which is None; give both.'
+      'INITIAL_VIT_PATH adds a ViT to the T5 of INITIAL_CHECKPOINT_PATH, '
+      'which is None; set both.'
     )
   if lora is not None:
     raise errors.ConfigError(
-      'LoRA adapts a trained model, and INITIAL_CHECKPOINT_PATH is None. '
-      'Give one, or train all weights with --gin_file=gin/lora/none.gin.'
+      'LoRA adapts a trained model, but INITIAL_CHECKPOINT_PATH is None. Set '
+      'it, or train all weights with --gin_file=gin/lora/none.gin.'
     )
   if model is None or vocabulary is None:
     raise errors.ConfigError(
-      'No model: give a gin/models/*.gin file to train from scratch, or '
-      'INITIAL_CHECKPOINT_PATH.'
+      'There is no model. Give a gin/models/*.gin file to train from scratch, '
+      'or set INITIAL_CHECKPOINT_PATH.'
     )
   check_vocabulary(model, vocabulary)
   if getattr(model, 'train_vit', True) is False:
     raise errors.ConfigError(
-      'A PaLI from random weights would keep a ViT that has seen nothing, '
-      'because PaliConfig.train_vit is False. Set it to True, or give an '
+      'The ViT of this PaLI has random weights, and PaliConfig.train_vit is '
+      'False, so it would never learn. Set train_vit to True, or set '
       'INITIAL_CHECKPOINT_PATH.'
     )
 
@@ -144,8 +144,8 @@ def match(
   """
   if adds_vit and not getattr(model or config, 'train_projection', True):
     raise errors.ConfigError(
-      'The projection of the image tokens of INITIAL_VIT_PATH begins at '
-      'random; set PaliConfig.train_projection to True.'
+      'With INITIAL_VIT_PATH, the projection of image tokens starts from '
+      'random weights; set PaliConfig.train_projection to True.'
     )
   if model is None:
     model = config
@@ -164,8 +164,8 @@ def match(
   if their_vocabulary is None:
     if vocabulary is None:
       raise errors.ConfigError(
-        f'{path} holds no vocabulary, and VOCABULARY is None: put a file of '
-        'gin/vocabularies behind the gin/models file.'
+        f'{path} holds no vocabulary, and VOCABULARY is None: add a file of '
+        'gin/vocabularies after the gin/models file.'
       )
     check_vocabulary(model, vocabulary)
   elif vocabulary is not None and vocabulary != their_vocabulary:

@@ -203,7 +203,7 @@ class LoadedModel:
     for _, bad in token_ids.find_bad([tokens], num_ids):
       raise errors.DataError(
         token_ids.describe(bad, where, num_ids, f'the model {self.path}')
-        + '. Its vocabulary is of another model.'
+        + '. Its vocabulary belongs to another model.'
       )
     return tokens
 

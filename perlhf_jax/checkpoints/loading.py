@@ -89,9 +89,9 @@ def _with_vocabulary(loaded, path, vocabulary) -> loaded_model.LoadedModel:
     return loaded
   if vocabulary is None:
     raise errors.CheckpointError(
-      f'{path} is {loaded}, which holds no vocabulary. Make a checkpoint of it '
-      f'that does: perlhf convert --to=perlhf --source={path} --target=DIR '
-      '--vocabulary=spiece.model (or --vocabulary=byte).'
+      f'{path} is {loaded}, which holds no vocabulary. Convert it to a '
+      f'checkpoint that holds one: perlhf convert --to=perlhf --source={path} '
+      '--target=DIR --vocabulary=spiece.model (or --vocabulary=byte).'
     )
   return dataclasses.replace(loaded, vocabulary=vocabulary)
 
@@ -166,13 +166,13 @@ def _longer(chain: tuple[str, ...], path: str) -> tuple[str, ...]:
   longer = (*chain, str(here if '://' in path else here.resolve()))
   if longer[-1] in chain:
     raise errors.CheckpointError(
-      f'{path} names itself as its base: {" -> ".join(longer)}. Say where its '
-      f'base is with {_MOVED}.'
+      f'{path} names itself as its base: {" -> ".join(longer)}. Give the path '
+      f'of its base with {_MOVED}.'
     )
   if len(longer) > _MAX_CHAIN:
     raise errors.CheckpointError(
-      f'{path} is the base of a base, {len(chain)} times over; at most '
-      f'{_MAX_CHAIN} models may stand on each other.'
+      f'{path} ends a chain of {len(chain)} bases; a chain has at most '
+      f'{_MAX_CHAIN}.'
     )
   return longer
 
@@ -188,7 +188,7 @@ def _peek(
   place = base_checkpoint or peeked.base['path']
   if not place:
     raise errors.CheckpointError(
-      f'The adapter {path} names no base; say where it is with {_MOVED}.'
+      f'The adapter {path} names no base; give its path with {_MOVED}.'
     )
   with _explained(peeked.base, 'The adapter', path, 'base'):
     base = _peek(place, None, chain)[1]
@@ -461,5 +461,6 @@ def _explained(recorded, owner, step, role) -> Iterator[None]:
     known = '' if fingerprint is None else f' (fingerprint {fingerprint})'
     raise errors.CheckpointError(
       f'{owner} {step} needs its {role} {recorded["path"]}{known}, which '
-      f'cannot be loaded: {error} If it has moved, say where with {_MOVED}.'
+      f'cannot be loaded: {error} If it was moved, give its new path with '
+      f'{_MOVED}.'
     ) from error

@@ -119,7 +119,7 @@ def load(
     found = fingerprint_of(loaded)
     if wanted in (None, found):
       return loaded
-    failures.append(f'{place} is another one (fingerprint {found}).')
+    failures.append(f'{place} is another model (fingerprint {found}).')
   raise errors.CheckpointError(' '.join(failures))
 
 

@@ -96,8 +96,8 @@ def going_on(
   if lacking:
     logging.warning(
       'Step %d was saved by a version that recorded no fingerprints of data '
-      'and settings, so nobody can tell whether they are what they were. From '
-      'now on they are recorded.',
+      'and settings, so changes since then cannot be detected. From now on '
+      'they are recorded.',
       step,
     )
   found = [c for c in found if c.name.partition('.')[0] not in lacking]
@@ -112,13 +112,13 @@ def going_on(
   if other_eval:
     _log(
       other_eval,
-      'The validation data is not what it was, so the metrics of earlier and '
-      'later steps, by which the best is chosen, do not compare',
+      'The validation data has changed, so the metrics of earlier and later '
+      'steps, which choose the best checkpoint, are not comparable',
     )
   _log(
     matters,
-    f'Going on from step {step} with what is accepted, and recorded in the '
-    'checkpoints from now on',
+    f'Going on from step {step} with accepted changes, which the checkpoints '
+    'record from now on',
   )
   _log_versions(saved, given)
   record = [
@@ -182,19 +182,21 @@ def _refusal(changes: Sequence[_Change], step: int) -> str:
   more = len(changes) - _MOST_SHOWN
   if more > 0:
     shown += f'; and {more} more'
-  advice = 'Give another MODEL_DIR, or the configuration that began this one'
+  advice = (
+    'Give another MODEL_DIR, or the configuration that this run started with'
+  )
   if any(c.name == 'data.fingerprint' for c in changes):
     shown += (
-      ' (the fingerprint is of every row and of their order, so rows were '
+      ' (the fingerprint covers all rows and their order, so rows were '
       'changed, moved, added or left out)'
     )
     advice = (
-      'Give another MODEL_DIR, or the configuration and the data that began '
-      'this one'
+      'Give another MODEL_DIR, or the configuration and the data that this '
+      'run started with'
     )
   if not any(c.is_fixed for c in changes):
     advice += (
-      '; or --gin.ACCEPT_CHANGES=True, to go on with what is changed, which '
+      '; or set --gin.ACCEPT_CHANGES=True to go on with the changes, which '
       'the checkpoints then record'
     )
   return (

@@ -196,7 +196,7 @@ def _check_together(metadata: RunMetadata) -> None:
   """Checks that the parts are consistent with each other."""
   told = metadata.objective is not None
   if told and None in (metadata.kind, metadata.tuning):
-    raise errors.ConfigError('it has an objective, and no kind or no tuning.')
+    raise errors.ConfigError('it has an objective, but lacks kind or tuning.')
   if metadata.tuning == LORA and None in (metadata.lora, metadata.base):
     raise errors.ConfigError(
       "its tuning is 'lora', and it has no lora or base."

@@ -58,7 +58,7 @@ def verify(path: str) -> Iterator[Finding]:
   if folder is None or not folder.is_dir() or not step_files.is_step(folder):
     raise errors.ConfigError(
       f'{path} is neither a MODEL_DIR nor a step of one: it holds no digests '
-      'against which its files could be verified. Leave out --verify.'
+      'to verify its files with. Leave out --verify.'
     )
   yield _verify_step(folder)
 
@@ -87,7 +87,7 @@ def _verify_record(file: epath.Path) -> Finding:
     records = text.splitlines() if file.suffix == '.jsonl' else [text]
     for number, record in enumerate(records, start=1):
       if not isinstance(strict_json.loads(record, allow_nan=True), dict):
-        raise ValueError(f'record {number} is no JSON object')
+        raise ValueError(f'record {number} is not a JSON object')
   except (ValueError, errors.CheckpointError) as error:
     return Finding(file.name, f'damaged: {error}', damaged=True)
   return Finding(file.name, f'intact, {len(records)} records', damaged=False)

@@ -76,7 +76,7 @@ def parse(
     for option, value in check.items():
       if value is not None and not is_check:
         raise errors.ConfigError(
-          f'--{option} says for what to check a command: give --check too'
+          f'--{option} only has an effect with --check: give --check too'
         )
   except absl_flags.UnrecognizedFlagError as error:
     hint = gin_scan.did_you_mean(error.flagname, values, '--')
@@ -104,7 +104,7 @@ def _rewritten(command: Command, arg: str) -> str:
     return arg
   name, value = match.groups()
   if not command.gin_file:
-    raise errors.ConfigError(f'not configured by gin, so {arg} says nothing')
+    raise errors.ConfigError(f'not configured by gin, so {arg} has no effect')
   if not value.strip():
     raise errors.ConfigError(f'{arg} gives no value: write --gin.{name}=VALUE')
   return f'--gin_bindings={name}={value}'

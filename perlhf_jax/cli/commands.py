@@ -8,7 +8,7 @@ from perlhf_jax.cli import flags as flags_lib
 from perlhf_jax.cli.flags import Flag
 
 # Asks for a check instead of a run.
-CHECK = Flag('check', 'check all that can be checked, and start nothing')
+CHECK = Flag('check', 'check the command as far as possible, and start nothing')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,9 @@ COMMANDS: Mapping[str, Command] = {
     on_hosts=True,
   ),
   'benchmark': Command(
-    help='LoRA against full tuning here: time, memory, trained share',
+    help=(
+      'LoRA against full tuning on this machine: time, memory, trained share'
+    ),
     function='perlhf_jax.benchmark.benchmark.benchmark',
     example=(
       'perlhf benchmark'
@@ -157,12 +159,12 @@ COMMANDS: Mapping[str, Command] = {
     on_hosts=True,
   ),
   'benchmark_input': Command(
-    help='images per second that the input pipeline decodes and batches here',
+    help='images per second of the input pipeline on this machine',
     function='perlhf_jax.benchmark.benchmark_input.benchmark_input',
     example='perlhf benchmark_input --task=easy_vqa_rm --image_size=64',
   ),
   'plan': Command(
-    help='which TPU slice a run fits, found without one',
+    help='which TPU slice a run fits, found without a TPU',
     function='perlhf_jax.plan.plan.plan',
     example=(
       'perlhf plan'

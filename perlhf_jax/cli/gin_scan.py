@@ -150,13 +150,13 @@ class Scan:
         name, _, value = text.partition('=')
         raise errors.ConfigError(
           f'{flag}: {value} is not a gin value, which is a Python literal, '
-          '@name or %NAME. Text needs quotes of its own, inside those of the '
+          '@name or %NAME. Text needs its own quotes inside the quotes of the '
           f'shell: --gin.{name}="\'{value}\'"'
         ) from error
     known = sorted(self.uses().keys() - {REQUIRED.name})
     for name in [each for each in given if each not in known]:
       files = ' or '.join(files_defining(name))
-      hint = f'; is --gin_file={files} left out?' if files else ''
+      hint = f'; is --gin_file={files} missing?' if files else ''
       raise errors.ConfigError(
         f'{given[name]} sets {name}, which none of the gin files reads'
         f'{hint or did_you_mean(name, known)} '

@@ -15,9 +15,9 @@ perlhf COMMAND [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [flags]
 
 {commands}
 
-perlhf COMMAND --help tells what a command takes.
+perlhf COMMAND --help lists the flags and settings of a command.
 
-Of the environment: PERLHF_DATA_DIR is the folder of the data.
+Environment variables: PERLHF_DATA_DIR is the folder of the data.
 PERLHF_START_CACHE is the folder where tokens and compiled programs are
 kept for the next start (~/.cache/perlhf_jax), or off.
 PERLHF_VERIFY=off reads checkpoints without checking their contents."""
@@ -69,17 +69,17 @@ def _macros(scan: gin_scan.Scan) -> Iterator[str]:
   """Lists the macros of gin files: required ones, then optional ones."""
   yield ''
   files = ', '.join(name for name, _ in scan.files)
-  yield f'To be given, as --gin.NAME=VALUE, with {files}:'
+  yield f'Required, as --gin.NAME=VALUE, with {files}:'
   required = scan.required()
   for name in required:
     yield _row(name, scan.notes.get(name, ''))
   ways: dict[str, list[str]] = {}
   for name in scan.undefined():
     file = next(iter(gin_scan.files_defining(name)), None)
-    ways.setdefault(f'for example by --gin_file={file}', []).append(name)
+    ways.setdefault(f'for example --gin_file={file}', []).append(name)
   for way, names in ways.items():
     yield _row(', '.join(names), '' if way.endswith('None') else way)
-  yield from ('', 'May be given:')
+  yield from ('', 'Optional:')
   for name, (value, _) in scan.macros.items():
     if name not in required:
       yield _row(f'{name} = {value!r}', scan.notes.get(name, ''))

@@ -34,8 +34,8 @@ from perlhf_jax.core import user_code
 
 _HELP = ('--help', '-h')
 _TOLD = (
-  'stopped by SIGTERM. What was saved before is kept; started again, the same '
-  'command goes on.'
+  'stopped by SIGTERM. Files that were saved are kept; start the same command '
+  'again to go on.'
 )
 
 

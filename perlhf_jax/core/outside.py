@@ -22,7 +22,7 @@ _NETWORK = 'The network or the file system behind it did not answer'
 _BY_NUMBER = {
   errno.ENOSPC: ('the disk is full', _ROOM),
   errno.EDQUOT: ('the quota of the disk is used up', _ROOM),
-  errno.EFBIG: ('a file is larger than is allowed there', 'Raise the limit'),
+  errno.EFBIG: ('a file exceeds the size limit there', 'Raise the limit'),
   errno.EROFS: (
     'the disk is read-only',
     'Have it mounted for writing; a disk that fails often ends up read-only',
@@ -30,7 +30,7 @@ _BY_NUMBER = {
   errno.EACCES: ('permission is denied', _RIGHTS),
   errno.EPERM: ('permission is denied', _RIGHTS),
   errno.ENOENT: (
-    'a file or folder is not there, or no longer',
+    'a file or folder does not exist, or no longer',
     'Put it back in its place',
   ),
   errno.ENOTDIR: ('a file is where a folder should be', 'Move it away'),
@@ -41,7 +41,7 @@ _BY_NUMBER = {
   errno.ENOMEM: ('the machine has no memory left', 'Give it more'),
   errno.EIO: ('the disk reports an input/output error', None),
   errno.EBUSY: ('a file is in use', None),
-  errno.EAGAIN: ('the system is short of something', None),
+  errno.EAGAIN: ('the system lacks a resource', None),
   **dict.fromkeys(
     (
       errno.ESTALE,
@@ -67,9 +67,9 @@ _BY_NUMBER = {
 _BY_STATUS = {
   'RESOURCE_EXHAUSTED': ('the storage is full, or its quota used up', _ROOM),
   'PERMISSION_DENIED': ('permission is denied', _RIGHTS),
-  'UNAUTHENTICATED': ('nobody is signed in there', 'Sign in'),
+  'UNAUTHENTICATED': ('no account is signed in there', 'Sign in'),
   'NOT_FOUND': (
-    'a file or folder is not there, or no longer',
+    'a file or folder does not exist, or no longer',
     'Put it back in its place',
   ),
   'UNAVAILABLE': (_NETWORK.lower(), None),

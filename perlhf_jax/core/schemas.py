@@ -40,7 +40,7 @@ def make(
   """
   with blamed_on(source, error, remedy):
     if not isinstance(raw, Mapping):
-      raise errors.ConfigError(f'{checks.shown(raw)} is no JSON object.')
+      raise errors.ConfigError(f'{checks.shown(raw)} is not a JSON object.')
     fields = {each.name: each for each in dataclasses.fields(schema)}
     missing = [
       name
@@ -53,7 +53,7 @@ def make(
     problems = [
       f'{schema.__name__.lstrip("_")} {what} '
       f'{", ".join(map(checks.shown, names[:5]))}.'
-      for names, what in ((missing, 'lacks'), (unknown, 'has no place for'))
+      for names, what in ((missing, 'lacks'), (unknown, 'has no field'))
       if names
     ]
     hints = checks.annotations_of(schema)

@@ -50,8 +50,9 @@ def read(path: str, *, is_gzip: bool) -> Iterator[bytes]:
       length += len(rest)
       if length > MAX_LINE_BYTES:
         raise errors.DataError(
-          f'{path}:{number} is longer than {MAX_LINE_BYTES:,} bytes, which no '
-          'record is. Check that the file has one object a line.'
+          f'{path}:{number} is longer than {MAX_LINE_BYTES:,} bytes, the most '
+          'that a record may have. Check that the file has one object per '
+          'line.'
         )
     if length:
       yield b''.join(parts)
@@ -88,8 +89,8 @@ def bounded(
     total += len(chunk)
     if total > most:
       raise errors.DataError(
-        f'{path} has {packed_bytes:,} bytes and unpacks to more than {most:,}, '
-        f'{MAX_EXPANSION} times as many at most. If it is what it should be, '
-        'unpack it first (gunzip).'
+        f'{path} has {packed_bytes:,} bytes and unpacks to more than '
+        f'{most:,}; the limit is {MAX_EXPANSION} times its size. If the file '
+        'is right, unpack it first (gunzip).'
       )
     yield chunk

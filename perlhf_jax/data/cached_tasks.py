@@ -84,7 +84,7 @@ def read(
     rows.sort(key=lambda row: row[sources.POSITION].tolist())
   else:
     logging.warning(
-      'The rows of %s come in the order of its cache, for they have no %r.',
+      'The rows of %s come in the order of its cache, because they have no %r.',
       *(task.name, sources.POSITION),
     )
   return iter(rows)
@@ -113,7 +113,7 @@ def _has_rows(task: seqio.Task, split: str) -> bool:
   if len(found) != count:
     raise errors.DataError(
       f'The cache {folder} is incomplete: {len(found)} of {count} files'
-      f' {prefix}-* are there. Copy it again, or make it anew. {_make(task)}'
+      f' {prefix}-* are there. Copy it again, or rebuild it. {_make(task)}'
     )
   try:
     for name in found:

@@ -62,7 +62,7 @@ def _first_match(root: str, patterns: Patterns) -> list[str]:
       # Buckets have no folders, and a request per file would take long.
       if '://' not in path and os.path.isdir(path):
         raise errors.DataError(
-          f'{path} is a folder, and a file is wanted: name the file, or write'
+          f'{path} is a folder, not a file: name the file, or write'
           f' {os.path.basename(path)}/*.jsonl for all files in it.'
         )
     if paths:

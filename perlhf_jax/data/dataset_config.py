@@ -10,11 +10,13 @@ from perlhf_jax.core import errors
 LengthBuckets = Annotated[
   int,
   checks.Range(
-    least=0, most=8, hint='each is a program to compile; 0 is for one shape'
+    least=0,
+    most=8,
+    hint='each shape is a program to compile; 0 means one shape',
   ),
 ]
 LengthWindow = Annotated[
-  int, checks.Range(least=1, hint='the batches of a window')
+  int, checks.Range(least=1, hint='the number of batches per window')
 ]
 
 
@@ -92,6 +94,6 @@ def check_lengths(task_feature_lengths: Mapping[str, int]) -> None:
   for name in ('inputs', 'targets'):
     if name not in task_feature_lengths:
       raise errors.ConfigError(
-        f'TASK_FEATURE_LENGTHS has no {name!r}: give the most tokens of a '
-        "prompt ('inputs') and of a response ('targets')."
+        f'TASK_FEATURE_LENGTHS has no {name!r}: give the maximum number of '
+        "tokens of a prompt ('inputs') and of a response ('targets')."
       )

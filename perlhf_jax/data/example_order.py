@@ -40,7 +40,9 @@ class ExampleOrder:
     shuffle: bool = True,
   ):
     if not sizes or min(sizes) < 1 or len(sizes) != len(rates):
-      raise ValueError(f'Sizes {sizes} and rates {rates} do not fit.')
+      raise ValueError(
+        f'The numbers of sizes {sizes} and rates {rates} differ.'
+      )
     if len(sizes) > 1 and (min(rates) < 0 or sum(rates) <= 0):
       raise errors.ConfigError(
         f'The rates of a mixture must be positive, but they are {rates}.'

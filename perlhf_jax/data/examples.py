@@ -17,9 +17,9 @@ from perlhf_jax.data import batch_order
 from perlhf_jax.data import example_order
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images as images_lib
+from perlhf_jax.data import kinds
 from perlhf_jax.data import length_buckets as length_buckets_lib
 from perlhf_jax.data import padding_lengths
-from perlhf_jax.data import row_checks
 from perlhf_jax.data import token_columns
 from perlhf_jax.data import token_ids
 
@@ -33,7 +33,6 @@ class Examples:
   Attributes:
     name: name of the task or mixture.
     split: name of the split.
-    kind: sft, pairwise, pointwise or prompts.
     columns: truncated tokens (`TokenColumn`) or numbers of each feature.
     origins: origin of each row, for messages and reports.
     converter: converter that makes batches of the examples.
@@ -55,7 +54,6 @@ class Examples:
     self,
     name: str,
     split: str,
-    kind: str,
     columns: dict[str, token_columns.TokenColumn | np.ndarray],
     origins: Sequence[str],
     converter: feature_converters.Converter,
@@ -72,7 +70,6 @@ class Examples:
   ):
     self.name = name
     self.split = split
-    self.kind = kind
     self.columns = columns
     self.origins = origins
     self.converter = converter
@@ -90,16 +87,11 @@ class Examples:
 
   def _arrange(self):
     """Chooses the shapes of batches, and groups examples by shape."""
-    responses = [
-      column.lengths
-      for name, column in self.columns.items()
-      if name != 'inputs' and isinstance(column, token_columns.TokenColumn)
-    ]
-    prompts = self.columns['inputs'].lengths
+    responses = [self.columns[name].lengths for name in self.kind.responses]
+    prompts = self.columns[kinds.INPUTS].lengths
     longest = np.max([np.zeros_like(prompts), *responses], axis=0)
     self._lengths = np.stack([prompts, longest], axis=1)
     self._num_tokens = sum(responses, prompts)
-    self._num_responses = len(responses)
     self.padding = self._batches = None
     if self._length_buckets <= 1:
       return
@@ -113,11 +105,16 @@ class Examples:
       )
 
   @property
+  def kind(self) -> kinds.Kind:
+    """The kind of the examples."""
+    return self.converter.kind
+
+  @property
   def _limits(self) -> tuple[int, int]:
     return self.converter.prompt_length, self.converter.response_length
 
   def __len__(self) -> int:
-    return len(self.columns['inputs'])
+    return len(self.columns[kinds.INPUTS])
 
   def check_ids(self, num_ids: int) -> None:
     """Makes sure that a model's embedding has all token ids.
@@ -138,8 +135,8 @@ class Examples:
         )
         row = int(np.searchsorted(column.ends, place, side='right'))
         raise errors.DataError(
-          f'{self.origins[row]}: {bad}. The vocabulary and the model are not '
-          "of each other: give the model's own VOCABULARY."
+          f'{self.origins[row]}: {bad}. The vocabulary belongs to another '
+          "model: set VOCABULARY to the model's own."
         )
 
   def example(self, index: int) -> dict[str, Any]:
@@ -159,32 +156,30 @@ class Examples:
     """TASK_FEATURE_LENGTHS, with the number of images filled in."""
     if self.image_spec is None:
       return dict(lengths)
-    return {**lengths, row_checks.IMAGES: self.image_spec.count}
+    return {**lengths, kinds.IMAGES: self.image_spec.count}
 
   def images_of(self, index: int) -> tuple[images_lib.Image, ...]:
     """The images of one row, encoded or as paths."""
     return () if self.images is None else self.images[index]
 
   def references_of(self, index: int) -> list[str] | None:
-    """Right answers of a row: its references or, for sft, the target.
+    """Right answers of a row: its references, or the target of sft.
 
     None if unknown: the targets of judged responses may be bad answers.
     """
     if self.references is not None:
       return list(self.references[index])
-    return [self.texts(index)['targets']] if self.kind == 'sft' else None
+    if self.kind.shows_answers:
+      return [self.texts(index)['targets']]
+    return None
 
   def prompts(self) -> 'Examples':
     """Returns the same rows with their prompts only."""
-    if self.kind == 'prompts':
+    if self.kind is kinds.PROMPTS:
       return self
     prompts = copy.copy(self)
-    prompts.kind = 'prompts'
-    prompts.columns = {'inputs': self.columns['inputs']}
-    prompts.converter = feature_converters.PromptConverter(
-      self.converter.prompt_length,
-      truncate_prompt=self.converter.truncate_prompt,
-    )
+    prompts.columns = {kinds.INPUTS: self.columns[kinds.INPUTS]}
+    prompts.converter = self.converter.of_prompts()
     prompts._arrange()
     return prompts
 
@@ -247,7 +242,7 @@ class Examples:
     if self.padding is not None:
       return self.padding.fit(lengths)
     prompt, response = self._limits
-    if self.kind == 'prompts':
+    if not self.kind.responses:
       longest = int(lengths[:, 0].max())
       prompt = length_buckets_lib.padded_length(longest, prompt)
     return prompt, response
@@ -263,7 +258,7 @@ class Examples:
     for step in range(first, last):
       rows = self.train_rows(step)
       prompt, response = self._shape(rows)
-      positions += len(rows) * (prompt + self._num_responses * response)
+      positions += len(rows) * (prompt + len(self.kind.responses) * response)
       tokens += int(self._num_tokens[rows].sum())
     return 1 - tokens / positions
 
@@ -274,19 +269,20 @@ class Examples:
     """
     steps = min(-(-len(self) // self.batch_size), _STEPS_DESCRIBED)
     prompt, response = self._limits
-    limit = prompt + self._num_responses * response
+    limit = prompt + len(self.kind.responses) * response
     whole = 1 - self._num_tokens.mean() / limit
 
     def shown(shape):
-      return '+'.join(map(str, shape if self._num_responses else shape[:1]))
+      return '+'.join(map(str, shape if self.kind.responses else shape[:1]))
 
     shapes = self.padding.shapes if self.padding else [self._limits]
     lengths = ', '.join(map(shown, shapes))
-    if self.padding is None and self.kind == 'prompts':
+    if self.padding is None and not self.kind.responses:
       lengths = f'powers of two up to {lengths}'
-    parts = 'prompt+response' if self._num_responses else 'prompt'
+    parts = 'prompt+response' if self.kind.responses else 'prompt'
     return (
       f'batches are padded to ({parts} tokens) {lengths}.'
-      f' {self.padding_share(0, steps):.1%} of what is computed is padding;'
-      f' at {shown(self._limits)} alone it would be {whole:.1%}.'
+      f' {self.padding_share(0, steps):.1%} of the computed tokens are'
+      f' padding; with the shape {shown(self._limits)} alone it would be'
+      f' {whole:.1%}.'
     )

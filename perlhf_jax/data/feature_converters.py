@@ -1,10 +1,8 @@
 """Converts tokenised examples to the batches that models read.
 
-Each converter declares the features it takes from a task (`TASK_FEATURES`) and
-the features it gives to a model (`MODEL_FEATURES`), truncates, and pads.
-Converters are plain numpy and use no file, task or vocabulary. So training,
-evaluation and the scoring of a list of strings make the same batches from the
-same text.
+A converter cuts and pads the features of a `kinds.Kind`. It is plain numpy and
+uses no file, task or vocabulary. So training, evaluation and the scoring of a
+list of strings make the same batches from the same text.
 
 Truncation policy:
   * A prompt that is too long keeps its end (`keep_end`), EOS included, because
@@ -13,43 +11,26 @@ Truncation policy:
   * A response keeps its start. In reward batches EOS follows it, because the
     score is read there; a target of supervised tuning that was cut has no
     EOS, because a model must not learn to stop in the middle.
+
+Each example is cut once, by `Converter.cut`; a batch of longer texts is an
+error.
 """
 
-import abc
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from perlhf_jax.core import errors
-from perlhf_jax.data import row_checks
+from perlhf_jax.data import kinds
 
 PAD_ID = 0
 EOS_ID = 1
 TRUNCATE_PROMPT = ('keep_end', 'keep_start')
 
 Example = Mapping[str, Any]
-Batch = dict[str, np.ndarray]
+Batch = kinds.Batch
 
-
-class FeatureSpec(NamedTuple):
-  """Type and rank of a feature; model features count the batch axis."""
-
-  dtype: str
-  rank: int
-
-
-_TOKENS = FeatureSpec('int32', 1)
-_TOKEN_BATCH = FeatureSpec('int32', 2)
-_MASK_BATCH = FeatureSpec('bool', 2)
-_EXAMPLE_MASK = FeatureSpec('bool', 1)
-
-# Further features of batches with images, of every kind; see
-# `images.pixel_batches`.
-IMAGE_FEATURES: Mapping[str, FeatureSpec] = {
-  'images': FeatureSpec('uint8', 5),
-  'image_mask': FeatureSpec('bool', 2),
-}
 # A further feature of evaluation batches, int32 `[batch]`: the position of each
 # example in its data set.
 EXAMPLE_ROWS = 'example_rows'
@@ -104,90 +85,19 @@ def _cut_before_eos(tokens: np.ndarray, length: int) -> np.ndarray:
   return np.append(tokens[: length - 1], np.int32(EOS_ID))
 
 
-class Converter(abc.ABC):
-  """Base class of the four converters: lengths, batch size and masks.
+class Converter:
+  """Cuts the examples of one kind, and pads them to batches.
 
   Attributes:
-    TASK_FEATURES: required features of an example, each either tokens [length]
-      that end with EOS, or a number.
-    OPTIONAL_TASK_FEATURES: optional features, with their defaults.
-    MODEL_FEATURES: names, types and ranks of the batch.
-  """
+    kind: kind of the examples.
+    prompt_length: maximum and padded length of prompts in tokens.
+    response_length: maximum and padded length of each response in tokens.
+    truncate_prompt: which end of a long prompt stays.
 
-  TASK_FEATURES: ClassVar[dict[str, FeatureSpec]]
-  OPTIONAL_TASK_FEATURES: ClassVar[dict[str, float]] = {}
-  MODEL_FEATURES: ClassVar[dict[str, FeatureSpec]]
-
-  def __init__(
-    self,
-    prompt_length: int,
-    response_length: int = 0,
-    truncate_prompt: str = 'keep_end',
-  ):
-    if truncate_prompt not in TRUNCATE_PROMPT:
-      raise errors.ConfigError(
-        f'truncate_prompt is {truncate_prompt!r}; it must be one of'
-        f' {", ".join(TRUNCATE_PROMPT)}.'
-      )
-    self.prompt_length = prompt_length
-    self.response_length = response_length
-    self.truncate_prompt = truncate_prompt
-
-  def padded_to(self, prompt_length: int, response_length: int) -> 'Converter':
-    """Returns a converter that pads and cuts to other lengths."""
-    return type(self)(prompt_length, response_length, self.truncate_prompt)
-
-  def truncate(self, example: Example) -> dict[str, Any]:
-    """Cuts the features of one example; cutting twice changes nothing."""
-    return {
-      name: self._truncate_feature(name, value)
-      for name, value in example.items()
-    }
-
-  def __call__(
-    self, examples: Sequence[Example], batch_size: int | None = None
-  ) -> Batch:
-    """Makes a batch of at most `batch_size` examples.
-
-    Args:
-      examples: task features of each example.
-      batch_size: number of rows; by default the number of examples. Rows after
-        the last example are padding, with `example_mask` False.
-
-    Returns:
-      MODEL_FEATURES, with `example_mask` [batch] True on real rows.
-    """
-    rows = len(examples) if batch_size is None else batch_size
-    if len(examples) > rows:
-      raise ValueError(f'{len(examples)} examples in a batch of {rows}.')
-    batch = self._convert([self.truncate(e) for e in examples], rows)
-    batch['example_mask'] = np.arange(rows) < len(examples)
-    return batch
-
-  def _truncate_feature(self, name: str, value):
-    if name == 'inputs':
-      return truncate_prompt(value, self.prompt_length, self.truncate_prompt)
-    if self.TASK_FEATURES.get(name) == _TOKENS:
-      return truncate_response(value, self.response_length)
-    return value
-
-  @abc.abstractmethod
-  def _convert(self, examples: list[dict[str, Any]], rows: int) -> Batch:
-    """Pads truncated examples to `rows` rows."""
-
-  def _prompts(self, examples: list[dict[str, Any]], rows: int) -> Batch:
-    tokens, mask = _pad(examples, 'inputs', rows, self.prompt_length)
-    return {'prompt_tokens': tokens, 'prompt_mask': mask}
-
-
-class SftConverter(Converter):
-  """Supervised tuning: the response is the target of the decoder.
-
-  Decoder inputs are the targets shifted right by one, starting with 0. The
-  loss counts every real target token, EOS included.
-
-  Example, two rows for one example:
-    >>> converter = SftConverter(prompt_length=4, response_length=3)
+  Examples:
+    Supervised tuning: the response is the target of the decoder. Two rows for
+    one example:
+    >>> converter = Converter(kinds.SFT, prompt_length=4, response_length=3)
     >>> batch = converter([{'inputs': np.array([7, 8, 1]),
     ...                     'targets': np.array([5, 1])}], batch_size=2)
     >>> for name, array in batch.items():
@@ -197,43 +107,14 @@ class SftConverter(Converter):
     decoder_target_tokens [[5, 1, 0], [0, 0, 0]]
     decoder_loss_weights [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
     example_mask [True, False]
-  """
 
-  TASK_FEATURES: ClassVar = {'inputs': _TOKENS, 'targets': _TOKENS}
-  MODEL_FEATURES: ClassVar = {
-    'encoder_input_tokens': _TOKEN_BATCH,
-    'decoder_input_tokens': _TOKEN_BATCH,
-    'decoder_target_tokens': _TOKEN_BATCH,
-    'decoder_loss_weights': FeatureSpec('float32', 2),
-    'example_mask': _EXAMPLE_MASK,
-  }
-
-  def _truncate_feature(self, name, value):
-    if name == 'targets':
-      return truncate_target(value, self.response_length)
-    return super()._truncate_feature(name, value)
-
-  def _convert(self, examples, rows):
-    prompts = self._prompts(examples, rows)
-    targets, mask = _pad(examples, 'targets', rows, self.response_length)
-    shifted = np.zeros_like(targets)
-    shifted[:, 1:] = targets[:, :-1]
-    return {
-      'encoder_input_tokens': prompts['prompt_tokens'],
-      'decoder_input_tokens': shifted,
-      'decoder_target_tokens': targets,
-      'decoder_loss_weights': mask.astype(np.float32),
-    }
-
-
-class PairwiseConverter(Converter):
-  """Preferences: two responses to one prompt, the first of them chosen.
-
-  Example, with a rejected response that is cut and keeps its EOS:
-    >>> converter = PairwiseConverter(prompt_length=3, response_length=3)
-    >>> batch = converter([{'inputs': np.array([7, 1]),
-    ...                     'chosen': np.array([5, 1]),
-    ...                     'rejected': np.array([6, 5, 4, 3, 1])}])
+    Preferences, with a rejected response that is cut and keeps its EOS:
+    >>> converter = Converter(kinds.PAIRWISE, prompt_length=3,
+    ...                       response_length=3)
+    >>> batch = converter([converter.cut({
+    ...     'inputs': np.array([7, 1]),
+    ...     'chosen': np.array([5, 1]),
+    ...     'rejected': np.array([6, 5, 4, 3, 1])})])
     >>> for name, array in batch.items():
     ...   print(name, array.tolist())
     prompt_tokens [[7, 1, 0]]
@@ -244,41 +125,14 @@ class PairwiseConverter(Converter):
     rejected_mask [[True, True, True]]
     margins [0.0]
     example_mask [True]
-  """
 
-  TASK_FEATURES: ClassVar = {
-    'inputs': _TOKENS,
-    'chosen': _TOKENS,
-    'rejected': _TOKENS,
-  }
-  OPTIONAL_TASK_FEATURES: ClassVar = {'margin': 0.0}
-  MODEL_FEATURES: ClassVar = {
-    'prompt_tokens': _TOKEN_BATCH,
-    'prompt_mask': _MASK_BATCH,
-    'chosen_tokens': _TOKEN_BATCH,
-    'chosen_mask': _MASK_BATCH,
-    'rejected_tokens': _TOKEN_BATCH,
-    'rejected_mask': _MASK_BATCH,
-    'margins': FeatureSpec('float32', 1),
-    'example_mask': _EXAMPLE_MASK,
-  }
-
-  def _convert(self, examples, rows):
-    batch = self._prompts(examples, rows)
-    for name in ('chosen', 'rejected'):
-      tokens, mask = _pad(examples, name, rows, self.response_length)
-      batch[f'{name}_tokens'], batch[f'{name}_mask'] = tokens, mask
-    batch['margins'] = _numbers(examples, 'margin', rows)
-    return batch
-
-
-class PointwiseConverter(Converter):
-  """Judged responses: label 1 is good, 0 is bad.
-
-  Example, with a prompt that is cut and keeps its end:
-    >>> converter = PointwiseConverter(prompt_length=3, response_length=2)
-    >>> batch = converter([{'inputs': np.array([9, 8, 7, 1]),
-    ...                     'targets': np.array([5, 1]), 'label': 1.0}])
+    Judged responses, label 1 for good and 0 for bad, with a prompt that is cut
+    and keeps its end:
+    >>> converter = Converter(kinds.POINTWISE, prompt_length=3,
+    ...                       response_length=2)
+    >>> batch = converter([converter.cut({
+    ...     'inputs': np.array([9, 8, 7, 1]),
+    ...     'targets': np.array([5, 1]), 'label': 1.0})])
     >>> for name, array in batch.items():
     ...   print(name, array.tolist())
     prompt_tokens [[8, 7, 1]]
@@ -287,35 +141,9 @@ class PointwiseConverter(Converter):
     response_mask [[True, True]]
     labels [1.0]
     example_mask [True]
-  """
 
-  TASK_FEATURES: ClassVar = {
-    'inputs': _TOKENS,
-    'targets': _TOKENS,
-    'label': FeatureSpec('float32', 0),
-  }
-  MODEL_FEATURES: ClassVar = {
-    'prompt_tokens': _TOKEN_BATCH,
-    'prompt_mask': _MASK_BATCH,
-    'response_tokens': _TOKEN_BATCH,
-    'response_mask': _MASK_BATCH,
-    'labels': FeatureSpec('float32', 1),
-    'example_mask': _EXAMPLE_MASK,
-  }
-
-  def _convert(self, examples, rows):
-    batch = self._prompts(examples, rows)
-    tokens, mask = _pad(examples, 'targets', rows, self.response_length)
-    batch['response_tokens'], batch['response_mask'] = tokens, mask
-    batch['labels'] = _numbers(examples, 'label', rows)
-    return batch
-
-
-class PromptConverter(Converter):
-  """Prompts only, for a policy to answer.
-
-  Example:
-    >>> converter = PromptConverter(prompt_length=4)
+    Prompts alone, for a policy to answer:
+    >>> converter = Converter(kinds.PROMPTS, prompt_length=4)
     >>> batch = converter([{'inputs': np.array([9, 8, 1])}])
     >>> for name, array in batch.items():
     ...   print(name, array.tolist())
@@ -324,34 +152,83 @@ class PromptConverter(Converter):
     example_mask [True]
   """
 
-  TASK_FEATURES: ClassVar = {'inputs': _TOKENS}
-  MODEL_FEATURES: ClassVar = {
-    'prompt_tokens': _TOKEN_BATCH,
-    'prompt_mask': _MASK_BATCH,
-    'example_mask': _EXAMPLE_MASK,
-  }
+  def __init__(
+    self,
+    kind: kinds.Kind,
+    prompt_length: int,
+    response_length: int = 0,
+    truncate_prompt: str = 'keep_end',
+  ):
+    if truncate_prompt not in TRUNCATE_PROMPT:
+      raise errors.ConfigError(
+        f'truncate_prompt is {truncate_prompt!r}; it must be one of'
+        f' {", ".join(TRUNCATE_PROMPT)}.'
+      )
+    self.kind = kind
+    self.prompt_length = prompt_length
+    self.response_length = response_length
+    self.truncate_prompt = truncate_prompt
 
-  def _convert(self, examples, rows):
-    return self._prompts(examples, rows)
+  def padded_to(self, prompt_length: int, response_length: int) -> 'Converter':
+    """Returns a converter that cuts and pads to other lengths."""
+    return Converter(
+      self.kind, prompt_length, response_length, self.truncate_prompt
+    )
 
+  def of_prompts(self) -> 'Converter':
+    """Returns a converter of the same prompts without responses."""
+    return Converter(
+      kinds.PROMPTS, self.prompt_length, truncate_prompt=self.truncate_prompt
+    )
 
-CONVERTERS: Mapping[str, type[Converter]] = {
-  'sft': SftConverter,
-  'pairwise': PairwiseConverter,
-  'pointwise': PointwiseConverter,
-  'prompts': PromptConverter,
-}
+  def cut(self, example: Example) -> dict[str, Any]:
+    """Cuts the texts of one example to the maximum lengths.
 
+    Args:
+      example: task features: text as tokens `[length]` that end with EOS.
+    """
+    result = dict(example)
+    result[kinds.INPUTS] = truncate_prompt(
+      example[kinds.INPUTS], self.prompt_length, self.truncate_prompt
+    )
+    for name in self.kind.responses:
+      cut = (
+        truncate_response
+        if self.kind.texts[name].ends_with_eos
+        else truncate_target
+      )
+      result[name] = cut(example[name], self.response_length)
+    return result
 
-def kind_of(features: Sequence[str]) -> str | None:
-  """Returns the kind of a task with these features; None if unknown."""
-  for kind, converter in CONVERTERS.items():
-    optional = {*converter.OPTIONAL_TASK_FEATURES, row_checks.IMAGES}
-    if kind == 'prompts':
-      optional.add(row_checks.REFERENCES)
-    if set(features) - optional == set(converter.TASK_FEATURES):
-      return kind
-  return None
+  def __call__(
+    self, examples: Sequence[Example], batch_size: int | None = None
+  ) -> Batch:
+    """Makes a batch of at most `batch_size` examples.
+
+    Args:
+      examples: task features of each example, with texts that `cut` has cut.
+      batch_size: number of rows; by default the number of examples. Rows after
+        the last example are padding, with `example_mask` False.
+
+    Returns:
+      `kinds.Kind.model_features`, with `example_mask` `[batch]` True on real
+      rows.
+    """
+    rows = len(examples) if batch_size is None else batch_size
+    if len(examples) > rows:
+      raise ValueError(f'{len(examples)} examples in a batch of {rows}.')
+    batch = {}
+    for name, text in self.kind.texts.items():
+      is_prompt = name == kinds.INPUTS
+      length = self.prompt_length if is_prompt else self.response_length
+      tokens, mask = _pad(examples, name, rows, length)
+      batch[f'{text.batch}_tokens'], batch[f'{text.batch}_mask'] = tokens, mask
+    for name, number in self.kind.numbers.items():
+      batch[number.batch] = _numbers(examples, name, rows)
+    if self.kind.arrange is not None:
+      batch = self.kind.arrange(batch)
+    batch['example_mask'] = np.arange(rows) < len(examples)
+    return batch
 
 
 def _pad(

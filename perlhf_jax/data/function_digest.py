@@ -223,7 +223,7 @@ class _Walk:
     )
     if not is_known:
       raise UnknownError(
-        f'nobody knows what {kind.__module__}.{kind.__qualname__} depends on'
+        f'the dependencies of {kind.__module__}.{kind.__qualname__} are unknown'
       )
     self._class(kind)
     if self._is_new(value):

@@ -213,8 +213,9 @@ def pixel_batches(
       }
   except tf.errors.OpError as error:
     raise errors.DataError(
-      f'An image cannot be read or decoded any more: {error.message}. It could'
-      ' be when the data was loaded.'
+      f'An image can no longer be read or decoded: {error.message}. It was'
+      ' readable when the data was loaded; leave image files unchanged during'
+      ' a run.'
     ) from error
 
 

@@ -22,7 +22,7 @@ from perlhf_jax.data import example_order
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
-from perlhf_jax.data import row_checks
+from perlhf_jax.data import kinds
 from perlhf_jax.data import task_rows
 
 # Imported when the first task is read: the imports take seconds, and machines
@@ -69,22 +69,20 @@ def load_examples(
   _keep_tensorflow_off_gpus()
   task_modules.import_tasks(config.module)
   provider = task_modules.find(config.mixture_or_task_name)
-  kind = feature_converters.kind_of(list(provider.output_features))
+  kind = kinds.of_features(provider.output_features)
   if kind is None:
     raise errors.ConfigError(
       f'Task {config.mixture_or_task_name!r} has the features'
-      f' {", ".join(provider.output_features)}, which are of no known kind:'
+      f' {", ".join(provider.output_features)}, which match no kind of task:'
       + ''.join(
-        f' {name} has {", ".join(converter.TASK_FEATURES)};'
-        for name, converter in feature_converters.CONVERTERS.items()
+        f' {known.name} has {", ".join(known.required)};'
+        for known in kinds.KINDS.values()
       ).rstrip(';')
       + '. Rename them with seqio.preprocessors.rekey.'
     )
   converter = _make_converter(config, kind)
   image_spec = _image_spec(config, provider, image_size)
-  reader = task_reader.TaskReader(
-    config, vocabulary, kind, converter, image_spec
-  )
+  reader = task_reader.TaskReader(config, vocabulary, converter, image_spec)
   tasks = _tasks_with_rates(provider, config.split)
   parts = [token_cache.read(reader, task) for task, _ in tasks]
   sizes, rates = [], []
@@ -99,11 +97,10 @@ def load_examples(
       ' tasks has the rate 0.'
     )
   read_report.report(config, kind, [task for task, _ in tasks], rows, sizes)
-  pictures = rows.lists.get(row_checks.IMAGES)
+  pictures = rows.lists.get(kinds.IMAGES)
   return Examples(
     name=config.mixture_or_task_name,
     split=config.split,
-    kind=kind,
     columns={**rows.tokens, **rows.numbers},
     origins=rows.origins,
     converter=converter,
@@ -114,7 +111,7 @@ def load_examples(
     num_truncated=dict(rows.truncated),
     images=None if pictures is None else images.ImageColumn(pictures),
     image_spec=image_spec,
-    references=rows.lists.get(row_checks.REFERENCES),
+    references=rows.lists.get(kinds.REFERENCES),
     length_buckets=config.length_buckets,
     length_window=config.length_window,
   )
@@ -194,26 +191,26 @@ def eval_batches(
 
 
 def _make_converter(
-  config: DatasetConfig, kind: str
+  config: DatasetConfig, kind: kinds.Kind
 ) -> feature_converters.Converter:
   lengths = config.task_feature_lengths
-  needed = ['inputs'] if kind == 'prompts' else ['inputs', 'targets']
-  for name in needed:
+  for name in kind.limited:
     # The minimum is one token and EOS.
     if not isinstance(lengths.get(name), int) or lengths[name] < 2:
       raise errors.ConfigError(
         f'TASK_FEATURE_LENGTHS is {dict(lengths)}, but task'
-        f' {config.mixture_or_task_name!r} ({kind}) needs {name!r} of at least'
-        f' 2 tokens. Give for example {dict.fromkeys(needed, 128)}.'
+        f' {config.mixture_or_task_name!r} ({kind.name}) needs {name!r} of at'
+        f' least 2 tokens. Give for example {dict.fromkeys(kind.limited, 128)}.'
       )
-  unknown = set(lengths) - {'inputs', 'targets', row_checks.IMAGES}
+  unknown = set(lengths) - {'inputs', 'targets', kinds.IMAGES}
   if unknown:
     raise errors.ConfigError(
       f'TASK_FEATURE_LENGTHS has the unknown entry {min(unknown)!r}. It takes'
       ' inputs, targets, which also limits chosen and rejected responses, and'
       ' images.'
     )
-  return feature_converters.CONVERTERS[kind](
+  return feature_converters.Converter(
+    kind,
     prompt_length=lengths['inputs'],
     response_length=lengths.get('targets', 0),
     truncate_prompt=config.truncate_prompt,
@@ -226,8 +223,8 @@ def _image_spec(
   image_size: int | None,
 ) -> images.ImageSpec | None:
   """Returns how the task's images are decoded; None if it has no images."""
-  count = config.task_feature_lengths.get(row_checks.IMAGES)
-  if row_checks.IMAGES not in provider.output_features:
+  count = config.task_feature_lengths.get(kinds.IMAGES)
+  if kinds.IMAGES not in provider.output_features:
     if count is not None and image_size is None:
       raise errors.ConfigError(
         "TASK_FEATURE_LENGTHS has 'images', but neither the task"
@@ -236,9 +233,9 @@ def _image_spec(
     return None
   if image_size is None:
     raise errors.ConfigError(
-      f'Task {config.mixture_or_task_name!r} has images, and the model reads'
-      ' text alone. Use a PaLI, such as gin/models/pali_tiny.gin, or a'
-      ' checkpoint of one.'
+      f'Task {config.mixture_or_task_name!r} has images, but the model reads'
+      ' only text. Use a PaLI, such as gin/models/pali_tiny.gin, or a'
+      ' checkpoint of a PaLI.'
     )
   count = 1 if count is None else count
   if not isinstance(count, int) or count < 1:

@@ -26,7 +26,7 @@ def load(path: str, kind: type) -> Any:
     ) from error
   if not isinstance(document, kind):
     raise errors.DataError(
-      f'{path} holds a JSON {type(document).__name__}, not a'
-      f' {kind.__name__}. Check that it is the file that it seems to be.'
+      f'{path} holds a JSON {type(document).__name__}, not a {kind.__name__}.'
+      ' Check that it is the right file.'
     )
   return document

@@ -13,7 +13,8 @@ from typing import Any
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import user_code
-from perlhf_jax.data import row_checks
+from perlhf_jax.data import json_rows
+from perlhf_jax.data import kinds
 
 Features = Mapping[str, Any]
 
@@ -81,16 +82,20 @@ def attempt(
 
 
 def examples_of(
-  parse: Callable[..., Any], made: Any, kind: str, lists: Sequence[str], row
+  parse: Callable[..., Any],
+  made: Any,
+  kind: kinds.Kind,
+  lists: Sequence[str],
+  row: json_rows.Row,
 ) -> list[Features]:
   """Returns the examples that `parse` made of a record.
 
   Args:
     parse: function of a task.
     made: result of `parse`.
-    kind: sft, pairwise, pointwise or prompts.
+    kind: kind of the task.
     lists: list features that the task declares.
-    row: the record, a `json_rows.Row`.
+    row: the record.
 
   Raises:
     DataError: `made` is not one or several examples of this kind.
@@ -115,7 +120,7 @@ def examples_of(
 def check_names(
   function: Callable[..., Any],
   features: Any,
-  kind: str,
+  kind: kinds.Kind,
   lists: Sequence[str],
   origin: str,
 ) -> None:
@@ -124,7 +129,7 @@ def check_names(
   Args:
     function: function of a task that made the example.
     features: features of the example.
-    kind: sft, pairwise, pointwise or prompts.
+    kind: kind of the task.
     lists: list features that the task declares.
     origin: origin of the record, for messages.
 
@@ -138,17 +143,14 @@ def check_names(
       f' {type(features).__name__}, as {origin}. Each example must be a dict'
       f' with {_wanted(kind, lists)}.'
     )
-  needed = _needed(kind)
-  optional = [*row_checks.NUMBER_FEATURES[kind], *lists]
-  missing = [name for name in needed if name not in features]
-  absent = dict.fromkeys(
-    name for name in (*needed, *optional) if name not in features
-  )
-  unknown = [name for name in features if name not in (*needed, *optional)]
+  known = *kind.required, *kind.optional, *lists
+  missing = [name for name in kind.required if name not in features]
+  absent = [name for name in known if name not in features]
+  unknown = [name for name in features if name not in known]
   hints = []
   for name in unknown:
     # For a list feature, the task lacks the option that declares it.
-    if name in row_checks.LISTS:
+    if name in kinds.LISTS:
       missing.append(name)
       hints.append(f' Register the task with {name}=True.')
     elif near := difflib.get_close_matches(str(name), absent, n=1, cutoff=0.7):
@@ -159,28 +161,14 @@ def check_names(
   raise errors.DataError(
     f'{user_code.place_of(function)} made a dict with'
     f' {", ".join(map(repr, features)) or "nothing"} for {origin}; a task of'
-    f' the kind {kind!r} takes {_wanted(kind, lists)}.{"".join(hints)}'
+    f' the kind {kind.name!r} takes {_wanted(kind, lists)}.{"".join(hints)}'
   )
 
 
-def _needed(kind: str) -> list[str]:
-  """Returns the features that every example must have."""
-  numbers = row_checks.NUMBER_FEATURES[kind]
-  return [
-    *row_checks.TEXT_FEATURES[kind],
-    *(name for name, default in numbers.items() if default is None),
-  ]
-
-
-def _wanted(kind: str, lists: Sequence[str] = ()) -> str:
+def _wanted(kind: kinds.Kind, lists: Sequence[str]) -> str:
   """Describes the features of a kind in words."""
-  optional = [
-    name
-    for name, default in row_checks.NUMBER_FEATURES[kind].items()
-    if default is not None
-  ]
-  perhaps = f' and perhaps {", ".join(optional)}' if optional else ''
-  return ', '.join([*_needed(kind), *lists]) + perhaps
+  perhaps = f' and perhaps {", ".join(kind.optional)}' if kind.optional else ''
+  return ', '.join([*kind.required, *lists]) + perhaps
 
 
 def _near(error: KeyError, record: Mapping[str, Any]) -> str:

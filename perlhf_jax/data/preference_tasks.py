@@ -30,8 +30,8 @@ import tensorflow as tf
 
 from perlhf_jax.core import errors
 from perlhf_jax.data import json_rows
+from perlhf_jax.data import kinds
 from perlhf_jax.data import own_functions
-from perlhf_jax.data import row_checks
 from perlhf_jax.data import sources
 
 
@@ -89,7 +89,7 @@ def add_preference_task(
       exactly a record, the shares of the splits do not add up to 1, or `splits`
       is given although `files` determines the splits.
   """
-  _check_kind(name, kind)
+  kinds.named(kind, f'Task {name!r}')
   own_functions.check_takes_one(name, 'parse', parse)
   layouts = _layouts(name, files, splits)
   info = info or sources.DatasetInfo()
@@ -106,7 +106,8 @@ def add_preference_task(
       info,
       base_dir,
       read=read,
-      lists=row_checks.list_features(kind, images, references),
+      images=images,
+      references=references,
     ),
   )
 
@@ -121,7 +122,7 @@ def _layouts(
     return [[sources.FileGroup((files,), fractions)]]
   if splits is not None:
     raise errors.ConfigError(
-      f'Task {name!r}: the files already say their splits; leave out splits.'
+      f'Task {name!r}: files already names the splits; leave out splits.'
     )
   if isinstance(files, Mapping):
     is_known = all(isinstance(each, str) for each in files.values())
@@ -151,8 +152,8 @@ def _check_shares(name: str, splits: Any):
   )
   if not are_shares or not math.isclose(sum(shares), 1, abs_tol=1e-6):
     raise errors.ConfigError(
-      f'Task {name!r}: splits is {splits!r}; give the share of each split,'
-      " which add up to 1, such as {'train': 0.9, 'validation': 0.1}."
+      f'Task {name!r}: splits is {splits!r}; give the share of each split; the'
+      " shares must add up to 1, such as {'train': 0.9, 'validation': 0.1}."
     )
 
 
@@ -160,9 +161,8 @@ def add_text_task(name: str, source: sources.TextSource) -> seqio.Task:
   """Registers a task whose source already yields text features.
 
   Raises:
-    ConfigError: the name is taken or invalid, or the source's kind is unknown.
+    ConfigError: the name is taken or invalid.
   """
-  _check_kind(name, source.kind)
   if name in seqio.TaskRegistry.names():
     raise errors.ConfigError(
       f'There is already a task {name!r}; give yours another name.'
@@ -171,7 +171,7 @@ def add_text_task(name: str, source: sources.TextSource) -> seqio.Task:
     return seqio.TaskRegistry.add(
       name,
       source,
-      output_features=text_features(source.kind, source.lists),
+      output_features=text_features(source.kind.name, source.lists),
       # `seqio_cache_tasks` stores text, so that one cache serves every
       # vocabulary.
       preprocessors=[seqio.CacheDatasetPlaceholder()],
@@ -194,29 +194,25 @@ def text_features(
   Args:
     kind: sft, pairwise, pointwise or prompts.
     lists: further list features: `images`, `references`.
+
+  Raises:
+    ConfigError: the kind is unknown.
   """
+  known = kinds.named(kind, 'A task')
   vocabulary = seqio.PassThroughVocabulary(size=0)
   features = {}
-  for feature in row_checks.TEXT_FEATURES[kind]:
+  for feature in known.texts:
     features[feature] = seqio.Feature(
       vocabulary, add_eos=False, dtype=tf.string, rank=0
     )
-  for feature, default in row_checks.NUMBER_FEATURES[kind].items():
+  for feature, number in known.numbers.items():
     features[feature] = seqio.Feature(
       vocabulary,
       add_eos=False,
-      required=default is None,
+      required=number.default is None,
       dtype=tf.float32,
       rank=0,
     )
   for feature in lists:
     features[feature] = seqio.ContinuousFeature(dtype=tf.string, rank=1)
   return features
-
-
-def _check_kind(name: str, kind: str):
-  if kind not in row_checks.TEXT_FEATURES:
-    raise errors.ConfigError(
-      f'Task {name!r} has the unknown kind {kind!r}; known are'
-      f' {", ".join(row_checks.TEXT_FEATURES)}.'
-    )

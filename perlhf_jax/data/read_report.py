@@ -7,6 +7,7 @@ import seqio
 
 from perlhf_jax.core import errors
 from perlhf_jax.data import dataset_config
+from perlhf_jax.data import kinds
 from perlhf_jax.data import sources
 from perlhf_jax.data import task_rows
 
@@ -15,7 +16,7 @@ _REASONS_SHOWN = 5
 
 def report(
   config: dataset_config.DatasetConfig,
-  kind: str,
+  kind: kinds.Kind,
   tasks: Sequence[seqio.Task],
   rows: task_rows.TaskRows,
   sizes: Sequence[int],
@@ -24,7 +25,7 @@ def report(
 
   Args:
     config: configuration of the data set.
-    kind: sft, pairwise, pointwise or prompts.
+    kind: kind of the tasks.
     tasks: tasks that were read.
     rows: rows of all these tasks.
     sizes: number of examples of each task that is sampled.
@@ -44,7 +45,7 @@ def report(
       f'Split {config.split!r} of {config.mixture_or_task_name!r} has no'
       f' usable rows: {_why_empty(config, tasks, rows)}.'
     )
-  logging.info('%s: %d examples (%s)', label, total, kind)
+  logging.info('%s: %d examples (%s)', label, total, kind.name)
   for name, count in rows.truncated.items():
     logging.info(
       '%s: %s cut in %d of %d examples (%.1f%%)',

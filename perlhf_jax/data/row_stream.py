@@ -12,35 +12,38 @@ import tensorflow as tf
 
 from perlhf_jax.data import cached_tasks
 from perlhf_jax.data import dataset_config
+from perlhf_jax.data import kinds
 from perlhf_jax.data import row_checks
 from perlhf_jax.data import sources
 
 
-def is_plain(task: seqio.Task, use_cached: bool) -> bool:
-  """Whether a task yields the rows of our source unchanged."""
+def is_plain(task: seqio.Task) -> bool:
+  """Whether a task yields the rows of our source, or of its cache, unchanged.
+
+  The source has checked these rows.
+  """
   return (
-    not use_cached
-    and isinstance(task.source, sources.TextSource)
+    isinstance(task.source, sources.TextSource)
     and all(
       isinstance(each, seqio.CacheDatasetPlaceholder)
       for each in task.preprocessors
     )
     and all(
       tf.as_dtype(task.output_features[name].dtype) == tf.string
-      for name in row_checks.TEXT_FEATURES[task.source.kind]
+      for name in task.source.kind.texts
     )
   )
 
 
 def read(
-  task: seqio.Task, config: dataset_config.DatasetConfig, kind: str
+  task: seqio.Task, config: dataset_config.DatasetConfig, kind: kinds.Kind
 ) -> Iterator[Mapping[str, Any]]:
   """Yields features, `origin` and `problem` of the rows of a split, in order.
 
   Args:
     task: the task to read.
     config: names the split, and says whether to use SeqIO's cache.
-    kind: sft, pairwise, pointwise or prompts.
+    kind: kind of the task.
 
   Returns:
     Rows. Text is `str`, and so is `problem`, which is empty for a usable row.
@@ -49,7 +52,8 @@ def read(
   Raises:
     UserError: the source or the cache cannot be read.
   """
-  if is_plain(task, config.use_cached):
+  is_ours = is_plain(task)
+  if is_ours and not config.use_cached:
     yield from task.source.rows(config.split)
     return
   if config.use_cached:
@@ -63,21 +67,20 @@ def read(
       num_epochs=1,
       trim_output_features=False,
     ).as_numpy_iterator()
-  text = row_checks.TEXT_FEATURES[kind]
   for index, row in enumerate(rows):
     row = dict(row)
     origin = row.get('origin', f'{task.name}/{config.split}#{index}')
     row['origin'] = _decoded(origin)
+    is_checked = is_ours and 'problem' in row
     row['problem'] = _decoded(row.get('problem', b''))
-    for name in text:
+    for name in kind.texts:
       if isinstance(row[name], bytes | str):
         row[name] = _decoded(row[name])
-    if isinstance(row[next(iter(text))], str) and not row['problem']:
+    is_text = isinstance(row[kinds.INPUTS], str)
+    if is_text and not is_checked and not row['problem']:
       row['problem'] = row_checks.find_problem(kind, row) or ''
-    if row_checks.REFERENCES in row:
-      row[row_checks.REFERENCES] = [
-        _decoded(each) for each in row[row_checks.REFERENCES]
-      ]
+    if kinds.REFERENCES in row:
+      row[kinds.REFERENCES] = [_decoded(each) for each in row[kinds.REFERENCES]]
     yield row
 
 

@@ -26,6 +26,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import user_code
 from perlhf_jax.data import data_files
 from perlhf_jax.data import json_rows
+from perlhf_jax.data import kinds
 from perlhf_jax.data import own_functions
 from perlhf_jax.data import row_checks
 
@@ -101,10 +102,10 @@ class TextSource(seqio.DataSource):
   """A source whose rows are made in Python, for one kind of task.
 
   Attributes:
-    kind: sft, pairwise, pointwise or prompts.
+    kind: kind of the task.
     info: source and licence.
     module: name of the module that defines the function that makes the rows.
-    lists: list features, see `row_checks.list_features`.
+    lists: list features: `images`, `references`, or both.
   """
 
   def __init__(
@@ -113,11 +114,13 @@ class TextSource(seqio.DataSource):
     splits: Iterable[str],
     info: DatasetInfo,
     module: str | None = None,
-    lists: Sequence[str] = (),
+    *,
+    images: bool = False,
+    references: bool = False,
   ):
     super().__init__(splits=splits)
-    self.kind = kind
-    self.lists = tuple(lists)
+    self.kind = kinds.named(kind, f'A {type(self).__name__}')
+    self.lists = self.kind.declare(images=images, references=references)
     self.info = info
     self.module = module
 
@@ -138,11 +141,10 @@ class TextSource(seqio.DataSource):
     self, features: Features, origin: str, problem: str
   ) -> dict[str, Any]:
     """Returns a row with every column, checked."""
-    text = row_checks.TEXT_FEATURES[self.kind]
-    numbers = row_checks.NUMBER_FEATURES[self.kind]
-    row = {name: features.get(name) for name in (*text, *self.lists)}
-    for name, default in numbers.items():
-      row[name] = features.get(name, default)
+    numbers = self.kind.numbers
+    row = {name: features.get(name) for name in (*self.kind.texts, *self.lists)}
+    for name, number in numbers.items():
+      row[name] = features.get(name, number.default)
     found = row_checks.find_problem(self.kind, row, self.lists)
     problem = problem or found or ''
     if problem:
@@ -187,8 +189,8 @@ class TextSource(seqio.DataSource):
         raise ValueError(
           f'Split {split!r} has {len(shards)} shards, fewer than {step}.'
         )
-    text = [*row_checks.TEXT_FEATURES[self.kind], 'origin', 'problem']
-    numbers = list(row_checks.NUMBER_FEATURES[self.kind])
+    text = [*self.kind.texts, 'origin', 'problem']
+    numbers = list(self.kind.numbers)
     columns = {name: [] for name in (*text, *numbers, *self.lists)}
     positions = []
     for shard in range(index, len(shards), step):
@@ -228,14 +230,17 @@ class FileSource(TextSource):
     base_dir: str | None = None,
     *,
     read: Read = json_rows.read,
-    lists: Sequence[str] = (),
+    images: bool = False,
+    references: bool = False,
     find_splits: FindSplits | None = None,
   ):
     splits = dict.fromkeys(
       split for layout in layouts for group in layout for split in group.splits
     )
     module = getattr(parse, '__module__', None)
-    super().__init__(kind, splits, info, module, lists)
+    super().__init__(
+      kind, splits, info, module, images=images, references=references
+    )
     self.layouts = layouts
     self.base_dir = base_dir
     self.read = read
@@ -283,7 +288,7 @@ class FileSource(TextSource):
         its_split, problem = own_functions.attempt(split_of, row.record)
         if not problem and its_split not in fractions:
           problem = (
-            f'the split is {its_split!r}, none of {", ".join(fractions)}'
+            f'the split is {its_split!r}, not one of {", ".join(fractions)}'
           )
         if problem:
           its_split, row = None, row._replace(problem=problem)
@@ -305,7 +310,7 @@ class FileSource(TextSource):
     for each in several:
       example = self._complete(each, row.origin, problem)
       # The prompt of an unusable row may not be text.
-      yield str(each.get(SPLIT_KEY, example['inputs'])), example
+      yield str(each.get(SPLIT_KEY, example[kinds.INPUTS])), example
 
   def why_empty(self, split: str) -> str:
     """Returns why a split has no rows; reads the files again."""
@@ -320,9 +325,9 @@ class FileSource(TextSource):
     where = paths[0] if len(paths) == 1 else f'{len(paths)} files'
     where = f'{where} ({", ".join(paths[:3])}, …)' if len(paths) > 1 else where
     if not paths:
-      return 'none of the files that were found has rows of it'
+      return 'none of the files has rows of this split'
     if not count:
-      return f'there is no record in {where}'
+      return f'{where} has no records'
     parse = user_code.place_of(self.parse)
     if left_out == count:
       return (
@@ -382,7 +387,8 @@ class PythonSource(TextSource):
       splits,
       info,
       getattr(make_rows, '__module__', None),
-      row_checks.list_features(kind, images, references),
+      images=images,
+      references=references,
     )
     self._make_rows = make_rows
 
@@ -392,7 +398,7 @@ class PythonSource(TextSource):
 
   def why_empty(self, split: str) -> str:
     """Returns that the function made no rows."""
-    return f'{user_code.place_of(self._make_rows)} made no row of it'
+    return f'{user_code.place_of(self._make_rows)} made no rows'
 
   def _made_rows(self, split: str) -> Iterator[dict[str, Any]]:
     """Yields the function's rows; a row's origin is its number."""

@@ -16,8 +16,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import named_modules
 from perlhf_jax.core import user_code
 from perlhf_jax.data import cached_tasks
-from perlhf_jax.data import feature_converters
-from perlhf_jax.data import row_checks
+from perlhf_jax.data import kinds
 from perlhf_jax.data import sources
 
 _PACKAGE = 'tasks'
@@ -151,13 +150,14 @@ def summaries() -> list[TaskSummary]:
 
 def _features(provider: seqio.Task | seqio.Mixture) -> dict[str, Any]:
   """Returns the fields of a summary that tasks and mixtures share."""
-  features = list(provider.output_features)
+  features = provider.output_features
+  kind = kinds.of_features(features)
   # A mixture has a set of tasks, whose order varies.
   tasks = getattr(provider, 'tasks', [provider])
   splits = (split for task in tasks for split in task.splits or ())
   return {
     'name': provider.name,
-    'kind': feature_converters.kind_of(features) or 'other',
-    'has_images': row_checks.IMAGES in features,
+    'kind': 'other' if kind is None else kind.name,
+    'has_images': kinds.IMAGES in features,
     'splits': tuple(map(str, dict.fromkeys(splits))),
   }

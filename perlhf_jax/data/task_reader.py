@@ -19,7 +19,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.data import dataset_config
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
-from perlhf_jax.data import row_checks
+from perlhf_jax.data import kinds
 from perlhf_jax.data import row_stream
 from perlhf_jax.data import task_rows
 from perlhf_jax.data import token_columns
@@ -38,8 +38,7 @@ class TaskReader:
   Attributes:
     config: configuration of the data set.
     vocabulary: the run's tokenizer.
-    kind: sft, pairwise, pointwise or prompts.
-    converter: converter that truncates texts.
+    converter: converter that cuts texts; it has the kind of the tasks.
     image_spec: number of images per example; None for tasks without images.
   """
 
@@ -47,17 +46,15 @@ class TaskReader:
     self,
     config: dataset_config.DatasetConfig,
     vocabulary: seqio.Vocabulary,
-    kind: str,
     converter: feature_converters.Converter,
     image_spec: images.ImageSpec | None,
   ):
     self.config = config
     self.vocabulary = vocabulary
-    self.kind = kind
     self.converter = converter
     self.image_spec = image_spec
-    self._text = tuple(row_checks.TEXT_FEATURES[kind])
-    self._numbers = tuple(row_checks.NUMBER_FEATURES[kind])
+    self._text = tuple(converter.kind.texts)
+    self._numbers = tuple(converter.kind.numbers)
 
   def read(self, task: seqio.Task) -> task_rows.TaskRows:
     """Reads a task.
@@ -67,9 +64,9 @@ class TaskReader:
       DataError: files are missing, or a row is unusable.
     """
     encode = self._strip_eos if self._is_tokenised(task) else self._tokenise
-    lists = tuple(n for n in row_checks.LISTS if n in task.output_features)
+    lists = tuple(n for n in kinds.LISTS if n in task.output_features)
     parts = [self._empty(lists)]
-    rows = row_stream.read(task, self.config, self.kind)
+    rows = row_stream.read(task, self.config, self.converter.kind)
     for chunk, tokens in _ahead(_chunks(rows), encode):
       done = sum(map(len, parts))
       parts.append(self._part(chunk, tokens, lists, done))
@@ -122,7 +119,7 @@ class TaskReader:
       example = dict(zip(self._text, columns, strict=True))
       if not self._is_in_part(example):
         continue
-      cut = self._truncate(example, origin)
+      cut = self._cut(example, origin)
       for name, rows in texts.items():
         rows.append(cut[name])
         if len(cut[name]) < len(example[name]):
@@ -146,7 +143,7 @@ class TaskReader:
     num_ids = self.vocabulary.vocab_size
     problems: list[str | None] = [None] * len(tokens['inputs'])
     for name, rows in tokens.items():
-      what = f'the {row_checks.TEXT_FEATURES[self.kind][name]} ({name})'
+      what = f'the {self.converter.kind.texts[name].what} ({name})'
       for index, bad in token_ids.find_bad(rows, num_ids):
         problems[index] = problems[index] or token_ids.describe(
           bad, what, num_ids, 'the vocabulary'
@@ -177,8 +174,8 @@ class TaskReader:
     index, count = self.config.part
     return zlib.crc32(example['inputs'].tobytes()) % count == index
 
-  def _truncate(self, example: Row, origin: str) -> Row:
-    """Truncates the features of an example that are too long."""
+  def _cut(self, example: Row, origin: str) -> Row:
+    """Cuts the texts of an example that are too long."""
     converter = self.converter
     prompt, limit = len(example['inputs']), converter.prompt_length
     if prompt > limit and self.config.refuse_long_prompts:
@@ -187,12 +184,12 @@ class TaskReader:
         f" {prompt} tokens, and TASK_FEATURE_LENGTHS['inputs'] is {limit}."
         ' Raise it, or set REFUSE_LONG_PROMPTS to False to have prompts cut.'
       )
-    return converter.truncate(example)
+    return converter.cut(example)
 
   def _list(self, name: str, row: Row) -> list:
     """Returns a list feature of a row."""
     values = row[name]
-    if name != row_checks.IMAGES:
+    if name != kinds.IMAGES:
       return list(values)
     if len(values) > self.image_spec.count:
       raise errors.DataError(
@@ -207,7 +204,7 @@ class TaskReader:
 
   def _without_bad_images(self, rows: task_rows.TaskRows) -> task_rows.TaskRows:
     """Leaves out rows with unusable images, or stops at the first."""
-    column = rows.lists.get(row_checks.IMAGES, [])
+    column = rows.lists.get(kinds.IMAGES, [])
     problems = images.find_problems(
       list(dict.fromkeys(image for row in column for image in row))
     )

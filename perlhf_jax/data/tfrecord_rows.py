@@ -60,8 +60,8 @@ def read(path: str) -> Iterator[json_rows.Row]:
     yield json_rows.Row(
       f'{path}#{index}',
       {},
-      f'the record is damaged ({error}); it and what follows in the file'
-      ' are lost, so get the file again',
+      f'the record is damaged ({error}); it and the records after it are lost,'
+      ' so get the file again',
     )
 
 
@@ -178,11 +178,12 @@ def _length(header: bytes, at: int, size: int | None) -> int:
   _verify(header[: _LENGTH.size], header[_LENGTH.size :], 'its length')
   if length > MAX_RECORD_BYTES:
     raise _DamagedError(
-      f'it has {length:,} bytes by its length, of at most {MAX_RECORD_BYTES:,}'
+      f'its length is {length:,} bytes; at most {MAX_RECORD_BYTES:,} are'
+      ' allowed'
     )
   if size is not None and at + _HEADER + length + _CHECKSUM.size > size:
     raise _DamagedError(
-      f'it has {length:,} bytes by its length, and the file ends before that'
+      f'its length is {length:,} bytes, but the file ends before that'
     )
   return length
 
@@ -191,7 +192,7 @@ def _verify(content: bytes, checksum: bytes, what: str) -> None:
   crc = google_crc32c.value(content)
   masked = (((crc >> 15) | (crc << 17)) + _MASK) & 0xFFFFFFFF
   if masked != _CHECKSUM.unpack(checksum)[0]:
-    raise _DamagedError(f'{what} does not agree with its checksum')
+    raise _DamagedError(f'{what} does not match its checksum')
 
 
 def _row(origin: str, record: bytes) -> json_rows.Row:
@@ -199,7 +200,7 @@ def _row(origin: str, record: bytes) -> json_rows.Row:
     example = tf.train.Example.FromString(record)
   except message.DecodeError as error:
     return json_rows.Row(
-      origin, {}, f'the record is no tf.train.Example ({error})'
+      origin, {}, f'the record is not a tf.train.Example ({error})'
     )
   features = example.features.feature
   return json_rows.Row(

@@ -50,7 +50,9 @@ def read(
     entry = folder / hashlib.sha256(identity.encode()).hexdigest()[:32]
     rows = _load(entry, identity)
     if rows is not None:
-      logging.info('%s: tokens of an earlier start, in %s', label, entry)
+      logging.info(
+        '%s: using the tokens of an earlier start, in %s', label, entry
+      )
       return rows
   start = time.monotonic()
   rows = reader.read(task)
@@ -116,7 +118,7 @@ def _load(entry: pathlib.Path, identity: str) -> task_rows.TaskRows | None:
       return None
     manifest = strict_json.loads((entry / _MANIFEST).read_bytes())
     if manifest['identity'] != identity:
-      raise ValueError('it is of something else')
+      raise ValueError('it belongs to other data')
     arrays = {n: _read(entry, n, s) for n, s in manifest['arrays'].items()}
     rows = _rows(manifest, arrays)
     os.utime(entry)
@@ -125,7 +127,7 @@ def _load(entry: pathlib.Path, identity: str) -> task_rows.TaskRows | None:
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError),
   ) as error:
     logging.warning(
-      '%s is damaged (%s); what it held is made again.', entry, error
+      '%s is damaged (%s); the tokens are made again.', entry, error
     )
     start_cache.remove(entry)
     return None

@@ -20,7 +20,7 @@ import tensorflow as tf
 from perlhf_jax.core import errors
 from perlhf_jax.data import function_digest
 from perlhf_jax.data import json_rows
-from perlhf_jax.data import row_checks
+from perlhf_jax.data import kinds
 from perlhf_jax.data import row_stream
 from perlhf_jax.data import sources
 from perlhf_jax.data import task_reader
@@ -46,11 +46,12 @@ def describe(reader: task_reader.TaskReader, task: seqio.Task) -> str:
   """
   source = task.source
   if not (
-    row_stream.is_plain(task, reader.config.use_cached)
+    row_stream.is_plain(task)
+    and not reader.config.use_cached
     and type(source) is sources.FileSource
   ):
     raise function_digest.UnknownError('its rows do not come from JSON files')
-  if row_checks.IMAGES in task.output_features:
+  if kinds.IMAGES in task.output_features:
     raise function_digest.UnknownError('it has images')
   options = {
     name: value
@@ -69,7 +70,7 @@ def describe(reader: task_reader.TaskReader, task: seqio.Task) -> str:
       'code': _our_code(),
       'installed': _installed(),
       'task': task.name,
-      'kind': reader.kind,
+      'kind': reader.converter.kind.name,
       'lists': list(source.lists),
       'options': options,
       'vocabulary': _hashed(vocabulary),

@@ -16,8 +16,7 @@ import seqio
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
-from perlhf_jax.data import feature_converters
-from perlhf_jax.data import row_checks
+from perlhf_jax.data import kinds
 from perlhf_jax.data import task_modules
 
 
@@ -66,7 +65,7 @@ def train_vocabulary(
     )
   except RuntimeError as error:
     raise errors.ConfigError(
-      f'No vocabulary of {vocab_size} pieces can be made of {task}: {error}'
+      f'No vocabulary of {vocab_size} pieces can be made from {task}: {error}'
     ) from error
   path = epath.Path(output_path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,8 +82,8 @@ def _texts(provider: seqio.Task | seqio.Mixture, split: str) -> Iterator[str]:
     num_epochs=1,
     trim_output_features=False,
   )
-  kind = feature_converters.kind_of(list(provider.output_features))
-  names = row_checks.TEXT_FEATURES.get(kind, {})
+  kind = kinds.of_features(provider.output_features)
+  names = () if kind is None else kind.texts
   for row in dataset.as_numpy_iterator():
     for name in names:
       text = row[name].decode()

@@ -31,6 +31,6 @@ def read(path: str) -> bytes:
       ' that you may read it.'
     ) from error
   raise errors.DataError(
-    f'{path} has {size:,} bytes; files that are read in one piece have at most'
-    f' {MAX_BYTES:,}. Write one object a line into a .jsonl.'
+    f'{path} has {size:,} bytes; a file that is read as a whole has at most'
+    f' {MAX_BYTES:,}. Write one object per line into a .jsonl.'
   )

@@ -185,15 +185,16 @@ def _check_architecture(
   wanted = config.architecture()
   stored = hf_config.to_t5_config(raw, source).architecture()
   different = [
-    f'{name} is {stored[name]} there and {wanted[name]} here'
+    f'{name} is {stored[name]} in the file and {wanted[name]} in the '
+    'configuration'
     for name in wanted
     if wanted[name] != stored[name]
   ]
   if different:
     raise errors.CheckpointError(
-      f'{source} describes another model than the one to fill: '
-      f'{"; ".join(different)}. Use the model configuration of the checkpoint, '
-      'or another checkpoint.'
+      f'{source} describes another model than the configuration: '
+      f'{"; ".join(different)}. Use the model configuration of the '
+      'checkpoint, or another checkpoint.'
     )
 
 

@@ -93,7 +93,7 @@ def to_t5_config(raw: Mapping[str, Any], source: str) -> t5_config.T5Config:
   if file.layer_norm_epsilon != _EPSILON:
     raise errors.CheckpointError(
       f'{source}: layer_norm_epsilon is {file.layer_norm_epsilon}; only '
-      f'{_EPSILON}, that of every published T5, is supported.'
+      f'{_EPSILON}, the value of every published T5, is supported.'
     )
   projection = file.feed_forward_proj or (
     'relu' if model_type == 't5' else 'gated-gelu'
@@ -205,18 +205,18 @@ def _usual_type(config: t5_config.T5Config) -> str:
 def _check_type(config: t5_config.T5Config, model_type: str) -> None:
   if model_type not in MODEL_TYPES:
     raise errors.CheckpointError(
-      f'{model_type!r} is no model_type of Hugging Face that can be written; '
-      f'those are {", ".join(MODEL_TYPES)}.'
+      f'{model_type!r} is not a model_type that can be written; choose one of '
+      f'{", ".join(MODEL_TYPES)}.'
     )
   if config.relpos_bias_per_layer != (model_type == 'umt5'):
     raise errors.CheckpointError(
       f'T5Config.relpos_bias_per_layer is {config.relpos_bias_per_layer}, and '
       f'a {model_type} has one position bias '
-      f'{"a layer" if model_type == "umt5" else "a stack"}; write it as a '
+      f'{"per layer" if model_type == "umt5" else "per stack"}; write it as a '
       f'{_usual_type(config)}.'
     )
   if config.logits_via_embedding and model_type == 'mt5':
     raise errors.CheckpointError(
-      'T5Config.logits_via_embedding is set, and the logits of an mt5 are not '
-      'divided by sqrt(d_model); write it as a t5.'
+      'T5Config.logits_via_embedding is set, but an mt5 does not divide its '
+      'logits by sqrt(d_model); write it as a t5.'
     )

@@ -32,8 +32,8 @@ def files(vocabulary: Mapping[str, Any]) -> dict[str, str | bytes]:
     return _with_config({}, config, 'ByT5Tokenizer')
   if kind != 'sentencepiece':
     raise errors.CheckpointError(
-      f'A vocabulary of the kind {kind!r} has no tokenizer of transformers; '
-      'byte and sentencepiece have.'
+      f'transformers has no tokenizer for a vocabulary of the kind {kind!r}, '
+      'only for byte and sentencepiece.'
     )
   model = base64.b64decode(vocabulary['model_base64'])
   name = 'PreTrainedTokenizerFast'

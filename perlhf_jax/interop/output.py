@@ -172,16 +172,16 @@ def _whole(
     needed = sum(tensor.num_bytes for tensor in tensors)
     if needed > free:
       raise errors.CheckpointError(
-        f'{target} needs {needed:,} bytes, and {free:,} are free there; make '
-        'room, or give a directory on another disk.'
+        f'{target} needs {needed:,} bytes, but only {free:,} are free there; '
+        'make room, or give a directory on another disk.'
       )
     yield temporary
     _replace(target, temporary)
   except OSError as error:
     raise errors.CheckpointError(
-      f'{target} cannot be written ({error.strerror or error}); nothing is '
-      'left of it. Make room or check who may write there, or give another '
-      'directory.'
+      f'{target} cannot be written ({error.strerror or error}); its partial '
+      'files were removed. Make room or check who may write there, or give '
+      'another directory.'
     ) from error
   finally:
     shutil.rmtree(temporary, ignore_errors=True)

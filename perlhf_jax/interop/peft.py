@@ -155,13 +155,13 @@ def contents(
   if tuned:
     names = safetensors_files.first(list(tree_paths.flatten(tuned)))
     raise errors.CheckpointError(
-      f'{names} were trained in full beside the adapters, and a PEFT directory '
-      'of a T5 holds adapters alone. Write the merged model instead.'
+      f'{names} were trained in full besides the adapters, but a PEFT '
+      'directory of a T5 holds only adapters. Write the merged model instead.'
     )
   if heads and config.image_size is not None:
     raise errors.CheckpointError(
-      'A PaLI has no base that PEFT loads, so that nothing could tell how a '
-      'reward model of its adapters is used. Write the merged model instead.'
+      'PEFT cannot load a PaLI as a base, so a PEFT directory could not tell '
+      'how to use this reward model. Write the merged model instead.'
     )
   table = peft_config.modules(config)
   flat = tree_paths.flatten(lora)
@@ -170,8 +170,8 @@ def contents(
   others = [place for place in places if place not in by_place]
   if others:
     raise errors.CheckpointError(
-      f'{safetensors_files.first(others)} are no adapters of the layers of a '
-      'T5, and PEFT adapts one model at a time. Write the merged model instead.'
+      f'{safetensors_files.first(others)} do not adapt layers of a T5, and '
+      'PEFT adapts one model at a time. Write the merged model instead.'
     )
   # In the order of the layers, as in PEFT's files.
   adapted = [name for name in table if _place(table[name].path) in places]

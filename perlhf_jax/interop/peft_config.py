@@ -209,8 +209,8 @@ def _check_kind(raw: Mapping[str, Any], source: str) -> None:
     )
   if raw.get('bias', 'none') != 'none':
     raise errors.CheckpointError(
-      f"{source}: bias is {raw['bias']!r}; only 'none' is supported, for a T5 "
-      'has no biases.'
+      f"{source}: bias is {raw['bias']!r}; only 'none' is supported, because "
+      'a T5 has no biases.'
     )
   if raw.get('init_lora_weights', True) not in _INITS:
     raise errors.CheckpointError(
@@ -223,10 +223,9 @@ def _check_kind(raw: Mapping[str, Any], source: str) -> None:
   )
   if others:
     raise errors.CheckpointError(
-      f'{source}: {", ".join(others)} '
-      f'{"is" if len(others) == 1 else "are"} set, which the adapters here do '
-      'not have. Merge the adapter with PEFT (merge_and_unload, '
-      'save_pretrained) and give the merged directory.'
+      f'{source}: {", ".join(others)} {"is" if len(others) == 1 else "are"} '
+      'set, which perlhf_jax does not support. Merge the adapter with PEFT '
+      '(merge_and_unload, save_pretrained) and give the merged directory.'
     )
 
 
@@ -244,8 +243,8 @@ def _matches(file: _File, names: Iterable[str], source: str) -> list[str]:
   targets = file.target_modules
   if not targets:
     raise errors.CheckpointError(
-      f'{source}: target_modules is {targets!r}; it must say which modules are '
-      f'adapted. {_REMEDY}'
+      f'{source}: target_modules is {targets!r}; it must name the adapted '
+      f'modules. {_REMEDY}'
     )
   excluded = file.exclude_modules or []
   found = [
@@ -255,9 +254,9 @@ def _matches(file: _File, names: Iterable[str], source: str) -> list[str]:
   ]
   if not found:
     raise errors.CheckpointError(
-      f'{source}: target_modules is {checks.shown(targets)}, which is no dense '
-      f'layer of this T5; it has {", ".join(list(names)[:4])} and others. Give '
-      'the base that the adapter was trained on.'
+      f'{source}: target_modules is {checks.shown(targets)}, which matches no '
+      f'dense layer of this T5; it has {", ".join(list(names)[:4])} and '
+      'others. Give the base that the adapter was trained on.'
     )
   return found
 

@@ -66,7 +66,7 @@ _PALI = """\
 `siglip` and `t5` are directories of `transformers`. An image of
 {image_size} x {image_size} pixels becomes {num_tokens} tokens: all states of
 the SigLIP's last layer, not pooled, which `image_projection.safetensors` maps
-to the width of the T5. They stand before the embedded text, and the encoder
+to the width of the T5. They precede the embedded text, and the encoder
 reads both.
 
 ```python
@@ -99,7 +99,7 @@ def encode(prompts, images):
 ```
 
 `path` is this directory, and `images` are uint8
-`[prompts, {image_size}, {image_size}, 3]`, one a prompt.
+`[prompts, {image_size}, {image_size}, 3]`, one per prompt.
 `t5.generate(**encode(prompts, images))` answers. Pad on the right, and call it
 under `torch.no_grad()`.
 """
@@ -143,7 +143,7 @@ def reward(config: t5_config.T5Config, *, adapter: bool) -> str:
       packages=' and PEFT',
       imports='from peft import PeftModel\n'
       'from transformers import AutoModelForSeq2SeqLM, AutoTokenizer\n',
-      base=', and `base` that of the T5 (see adapter_config.json)',
+      base=', and `base` is the directory of the T5 (see adapter_config.json)',
       load=_LOAD['adapter'],
       emb_dim=config.emb_dim,
     )

@@ -84,8 +84,8 @@ def named(
   except errors.UserError as error:
     if is_remote(path):
       error.args = (
-        f'{error} ({os.fspath(copy)} is a copy of {os.fspath(path)}: it is '
-        'there that files must be corrected.)',
+        f'{error} ({os.fspath(copy)} is a copy of {os.fspath(path)}; correct '
+        'the original files.)',
       )
     raise
 
@@ -152,7 +152,7 @@ def _one_at_a_time(target: pathlib.Path) -> Iterator[None]:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      logging.info('Waiting for another process, which copies to %s.', target)
+      logging.info('Waiting for another process that copies to %s.', target)
       fcntl.flock(file, fcntl.LOCK_EX)
     yield
 
@@ -211,8 +211,8 @@ def _copy_file(
   copied = copy.stat().st_size
   if copied != file.size:
     raise errors.CheckpointError(
-      f'{directory / file.name} has {file.size} bytes, of which {copied} were '
-      'copied; if nothing is being written there, start again.'
+      f'{directory / file.name} has {file.size} bytes, but only {copied} were '
+      'copied; if no process is writing there, start again.'
     )
 
 
@@ -221,9 +221,9 @@ def _check_room(directory: epath.Path, size: int, folder: pathlib.Path) -> None:
   if size > free:
     raise errors.CheckpointError(
       f'{directory} is copied to {folder} before it is read, and needs '
-      f'{_readable(size)} there, where {_readable(free)} are free. Set TMPDIR '
-      'to a folder on a larger disk, or remove copies in that folder that are '
-      'not needed any more.'
+      f'{_readable(size)} there, but only {_readable(free)} are free. Set '
+      'TMPDIR to a folder on a larger disk, or remove old copies from that '
+      'folder.'
     )
 
 

@@ -81,8 +81,8 @@ def _weight_map(directory: epath.Path) -> dict[str, str]:
     # An index must not name files outside the directory.
     if not isinstance(name, str) or not is_plain_name(name):
       raise errors.CheckpointError(
-        f'{index} names the file {checks.shown(name)}, which is no plain name '
-        'of a file beside it. Copy or download it again.'
+        f'{index} names the file {checks.shown(name)}, which is not the plain '
+        'name of a file in its directory. Copy or download it again.'
       )
   return weight_map
 
@@ -173,8 +173,8 @@ class Reader:
       if stored != listed:
         raise errors.CheckpointError(
           f'{self._directory / shard} and {INDEX} disagree about '
-          f'{first(sorted(stored ^ listed))}; they are not of one model. Copy '
-          'or download the whole directory again.'
+          f'{first(sorted(stored ^ listed))}; they belong to different '
+          'models. Copy or download the whole directory again.'
         )
 
   def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -304,7 +304,7 @@ def _to_vit_config(raw: Mapping[str, Any], source: str) -> vit_config.ViTConfig:
     if value not in supported:
       raise errors.CheckpointError(
         f'{source}: {key} is {checks.shown(value)}; only {supported[0]!r}, '
-        'that of every published SigLIP, is supported.'
+        'the value of every published SigLIP, is supported.'
       )
   if sizes['width'] % sizes['num_heads']:
     raise errors.CheckpointError(
@@ -354,15 +354,16 @@ def _check_architecture(
 ) -> None:
   stored = load_config(directory)
   different = [
-    f'{name} is {getattr(stored, name)} there and {getattr(config, name)} here'
+    f'{name} is {getattr(stored, name)} in the file and '
+    f'{getattr(config, name)} in the configuration'
     for name in _SIZES
     if getattr(stored, name) != getattr(config, name)
   ]
   if different:
     raise errors.CheckpointError(
-      f'{directory / hf.CONFIG} describes another image tower than the one to '
-      f'fill: {"; ".join(different)}. Use the sizes of the checkpoint, or '
-      'another checkpoint.'
+      f'{directory / hf.CONFIG} describes another image tower than the '
+      f'configuration: {"; ".join(different)}. Use the sizes of the '
+      'checkpoint, or another checkpoint.'
     )
 
 

@@ -179,8 +179,9 @@ def _open(path: str | os.PathLike[str]) -> tuple[t5x_read.Reader, str]:
     if folder is None:
       there = epath.Path(path).is_dir()
       raise errors.CheckpointError(
-        f'{os.fspath(path)} is {"no T5X checkpoint" if there else "no folder"}'
-        f'; {t5x_layouts.CONTENTS}.'
+        f'{os.fspath(path)} is '
+        f'{"not a T5X checkpoint" if there else "not a folder"}; '
+        f'{t5x_layouts.CONTENTS}.'
       )
     index = t5x_layouts.read(folder)
     return t5x_read.Reader(index), os.fspath(folder)

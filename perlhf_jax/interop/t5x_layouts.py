@@ -184,8 +184,8 @@ def _of_msgpack(place: epath.Path) -> tuple[dict[str, Stored], int | None]:
       content = content[root]
       if root == 'optimizer' and version not in _VERSIONS:
         raise errors.CheckpointError(
-          f'{path} is of version {version}; T5X has written 2 and 3 since '
-          '2021, which are read. Have T5X convert it first.'
+          f'{path} has version {version}; only 2 and 3, which T5X has written '
+          'since 2021, are read. Convert it with T5X first.'
         )
       break
   tensors = {}
@@ -199,8 +199,8 @@ def _of_msgpack(place: epath.Path) -> tuple[dict[str, Stored], int | None]:
       tensors[name] = _of_spec(place, leaf, name, path)
     else:
       raise errors.CheckpointError(
-        f'{path}: {name} is a {type(leaf).__name__}, neither an array nor '
-        'where to find one. Copy or download the file again.'
+        f'{path}: {name} is a {type(leaf).__name__}, neither an array nor a '
+        'reference to one. Copy or download the file again.'
       )
   return tensors, version
 
@@ -234,8 +234,8 @@ def _of_spec(
     *(KeyError, TypeError, ValueError, AttributeError, OverflowError),
   ) as error:
     raise errors.CheckpointError(
-      f'{path}: {name} is no array that T5X writes ({error!r}). Copy or '
-      'download the file again.'
+      f'{path}: {name} is not an array in a format of T5X ({error!r}). Copy '
+      'or download the file again.'
     ) from error
   return Stored(_spec(place, key, path), None, shape)
 
@@ -271,9 +271,8 @@ def _spec(
   key = key.strip('/')
   if not safetensors_files.is_plain_name(key):
     raise errors.CheckpointError(
-      f'{path} has an array in {checks.shown(key)}, which is no name of a '
-      f'folder in {place}. Only checkpoints that are a folder of their own are '
-      'read.'
+      f'{path} has an array in {checks.shown(key)}, which is not a folder in '
+      f'{place}. Only checkpoints in one folder can be read.'
     )
   base = key_value_store(place)
   if (place / _OCDBT).exists():

@@ -184,8 +184,8 @@ class EncoderDecoderModel(models.EncoderDecoderModel):
     """Decodes with T5X's `decode_fn`; see T5X's method of this name."""
     if prompt_with_targets:
       raise errors.ConfigError(
-        't5x_models.EncoderDecoderModel begins every response anew; set '
-        'prompt_with_targets to False.'
+        't5x_models.EncoderDecoderModel starts every response from scratch; '
+        'set prompt_with_targets to False.'
       )
     defaults = self._default_decoder_params
     if num_decodes is None:

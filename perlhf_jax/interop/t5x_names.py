@@ -192,8 +192,8 @@ def infer(
   joined = math.prod(attention[1:])
   if not heads or joined % heads:
     raise errors.CheckpointError(
-      f'{what}: attention of width {joined} (tensor {query}) cannot be that of '
-      f'the {heads} heads of tensor {bias}. They are not of one model.'
+      f'{what}: attention of width {joined} (tensor {query}) does not fit the '
+      f'{heads} heads of tensor {bias}. They belong to different models.'
     )
   with schemas.blamed_on(what, errors.CheckpointError):
     config = t5_config.T5Config(
@@ -219,8 +219,8 @@ def _sizes(
   if len(shape) != rank or not all(shape):
     raise errors.CheckpointError(
       f'{what}: tensor {name} has shape {list(shape)}, and should have {rank} '
-      'axes, none of them empty. Copy the checkpoint again, or see whether it '
-      'is of a T5.'
+      'axes, none of them empty. Copy the checkpoint again, or check that it '
+      'holds a T5.'
     )
   return shape
 
@@ -245,20 +245,22 @@ def check_architecture(
   here, there = config.architecture(), stored.architecture()
   gated = {True: 'is gated', False: 'is not gated'}
   different = [
-    f'{name} is {there[name]} there and {here[name]} here'
+    f'{name} is {there[name]} in the checkpoint and {here[name]} in the '
+    'configuration'
     for name in here
     if name not in _UNTOLD and here[name] != there[name]
   ]
   if len(config.mlp_activations) != len(stored.mlp_activations):
     is_gated = len(stored.mlp_activations) > 1
     different.append(
-      f'the MLP {gated[is_gated]} there and {gated[not is_gated]} here'
+      f'the MLP {gated[is_gated]} in the checkpoint and {gated[not is_gated]} '
+      'in the configuration'
     )
   if different:
     raise errors.CheckpointError(
-      f'{what} holds another model than the one to fill: '
-      f'{"; ".join(different)}. Use the model configuration of the checkpoint, '
-      'or another checkpoint.'
+      f'{what} holds another model than the configuration: '
+      f'{"; ".join(different)}. Use the model configuration of the '
+      'checkpoint, or another checkpoint.'
     )
 
 

@@ -99,9 +99,10 @@ class Reader:
     shape, dtype = tuple(array.shape), _dtype_name(array)
     if stored.shape is not None and shape != stored.shape:
       raise errors.CheckpointError(
-        f'{self._what}: tensor {name} has shape {list(shape)} in its own files '
-        f'and {list(stored.shape)} in the file "{t5x_layouts.INDEX}". They are '
-        'not of one checkpoint; copy all of it again.'
+        f'{self._what}: tensor {name} has shape {list(shape)} in its own '
+        f'files and {list(stored.shape)} in the file "{t5x_layouts.INDEX}". '
+        'They belong to different checkpoints; copy the whole checkpoint '
+        'again.'
       )
     if dtype == 'uint16' and bfloat16_as_uint16:
       self._as_bfloat16.add(name)
@@ -186,7 +187,7 @@ class Reader:
     if needed > free:
       raise errors.CheckpointError(
         f'{self._what}: tensor {name} has shape {list(part.shape)} in chunks '
-        f'of {list(chunk)}, by what its files say, and needs '
+        f'of {list(chunk)} according to its files, and needs '
         f'{host_memory.gibibytes(needed)} of memory; '
         f'{host_memory.gibibytes(free)} are free.'
       )

@@ -75,8 +75,8 @@ def in_front_of(
   """
   if config.image_size is not None:
     raise errors.CheckpointError(
-      f'{path} has a ViT of its own; leave out INITIAL_VIT_PATH, or start from '
-      'a T5.'
+      f'{path} already has a ViT; leave out INITIAL_VIT_PATH, or start from a '
+      'T5.'
     )
   fields = {
     field.name: getattr(config, field.name)

@@ -63,8 +63,8 @@ def check(
     function: the function of a stage, such as `train_sft.train_sft`.
     arguments: its keyword arguments.
     topology: with --check: the Cloud TPU slice of the run, such as v5e-16.
-    num_devices: with --check: the number of devices of the run; by default that
-      of the slice, or of this machine.
+    num_devices: with --check: the number of devices of the run; by default
+      all of the slice, or of this machine.
 
   Raises:
     UserError: something is wrong; lists all mistakes.
@@ -313,7 +313,8 @@ class _Check:
       self._vocabulary,
       None if self._config is None else self._config.image_size,
     )
-    self._report.ok(what, f'{examples.kind}, first {len(examples)} rows read')
+    kind = examples.kind.name
+    self._report.ok(what, f'{kind}, first {len(examples)} rows read')
 
   def _check_lines(self) -> None:
     """Checks the lines that `score` and `generate` read."""
@@ -340,9 +341,9 @@ class _Check:
     if needed > free:
       raise errors.ConfigError(
         f'Not enough memory: {text}. Split the model over more devices by '
-        'MESH_SHAPE (fsdp), take LoRA, or a smaller model.'
+        'MESH_SHAPE (fsdp), use LoRA, or use a smaller model.'
       )
-    self._report.ok('memory', f'{text}; activations come on top')
+    self._report.ok('memory', f'{text}; activations need more')
 
   def _skips(self, what: str, path: str | None, *, reads: bool = False) -> bool:
     """Returns whether a path cannot be checked from here, and reports it."""
@@ -364,7 +365,9 @@ def _check_writable(path: str) -> None:
   while not folder.exists():
     folder = folder.parent
   if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-    reason = 'is no folder' if not folder.is_dir() else 'is read-only for you'
+    reason = (
+      'is not a folder' if not folder.is_dir() else 'is read-only for you'
+    )
     raise errors.CheckpointError(
       f'MODEL_DIR {path} cannot be written to: {folder} {reason}. Choose a '
       'folder that you may write to.'

@@ -91,7 +91,7 @@ def plan(
   # The plan is not about a TPU of this machine.
   jax.config.update('jax_platforms', 'cpu')
   if model is None:
-    raise errors.ConfigError('No model: give a gin/models/*.gin file.')
+    raise errors.ConfigError('There is no model. Give a gin/models/*.gin file.')
   dataset_config.check_lengths(task_feature_lengths)
   algorithm_lib.check_algorithm(algorithm, num_samples)
   tunings = (tunings,) if isinstance(tunings, str) else tunings
@@ -114,7 +114,7 @@ def plan(
   names = [name for name in topology.split(',') if name.strip()]
   for name, values in (('TOPOLOGY', names), ('TUNINGS', tunings)):
     if not values:
-      raise errors.ConfigError(f'{name} names none: give at least one.')
+      raise errors.ConfigError(f'{name} is empty: give at least one.')
   options = compiling.OPTIONS[level]
   kept = rows_lib.Rows(
     output,

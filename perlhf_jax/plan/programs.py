@@ -11,6 +11,7 @@ import numpy as np
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import feature_converters
+from perlhf_jax.data import kinds
 from perlhf_jax.models import frozen_dtypes
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import reward_model
@@ -22,7 +23,6 @@ from perlhf_jax.rl import settings as settings_lib
 from perlhf_jax.rl import step as step_lib
 from perlhf_jax.runs import run as run_lib
 from perlhf_jax.sampling import sampler
-from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import train_reward
 from perlhf_jax.training import model_variables
 from perlhf_jax.training import optimizers
@@ -146,7 +146,7 @@ def _reward_step(setting, mesh) -> Program:
   steps = run_lib.make_steps(
     run,
     train_reward.make_loss(
-      reward_model.RewardModel(run.model), reward_scoring.PAIRWISE, 0.0
+      reward_model.RewardModel(run.model), kinds.PAIRWISE, 0.0
     ),
     setting.optimizer,
     train_steps=_TRAIN_STEPS,
@@ -158,9 +158,9 @@ def _reward_step(setting, mesh) -> Program:
   tokens = np.ones(1, np.int32)
   batch = _abstract_batch(
     setting,
-    feature_converters.PairwiseConverter(lengths['inputs'], lengths['targets'])(
-      [{'inputs': tokens, 'chosen': tokens, 'rejected': tokens}]
-    ),
+    feature_converters.Converter(
+      kinds.PAIRWISE, lengths['inputs'], lengths['targets']
+    )([{'inputs': tokens, 'chosen': tokens, 'rejected': tokens}]),
     mesh,
   )
   return Program(
@@ -211,7 +211,7 @@ def _policy_programs(setting, mesh) -> Iterator[Program]:
   policy, value = (state.trainable.get(role) for role in ('policy', 'value'))
   prompts = _abstract_batch(
     setting,
-    feature_converters.PromptConverter(lengths['inputs'])(
+    feature_converters.Converter(kinds.PROMPTS, lengths['inputs'])(
       [{'inputs': np.ones(1, np.int32)}]
     ),
     mesh,

@@ -91,7 +91,7 @@ class Rows:
       return 'no program was compiled yet.'
     rows = f'{len(self._rows)} rows are there'
     if self._path is None:
-      return f'{rows}; with --output=F.json they would have been kept.'
+      return f'{rows}; give --output=F.json to keep them.'
     return f'{rows}, in {self._path}; the same command goes on from them.'
 
   def _take_over(self, path: str) -> None:
@@ -103,20 +103,20 @@ class Rows:
       keys = [_key(row) for row in rows]
     except (ValueError, TypeError, KeyError) as error:
       raise errors.ConfigError(
-        f'--output={path} exists and is no file of perlhf plan; it would be '
-        'overwritten. Remove it, or give another name.'
+        f'--output={path} exists and is not a file of perlhf plan; it would '
+        'be overwritten. Remove it, or give another name.'
       ) from error
     for key, row in zip(keys, rows, strict=True):
       known = self._fingerprints.get(row['tuning'])
       if known is not None and row.get(_FINGERPRINT) == known:
         self._rows[key] = row
     if self._rows:
-      logging.info('%s: %d rows are taken over.', path, len(self._rows))
+      logging.info('%s: using its %d rows.', path, len(self._rows))
     others = len(rows) - len(self._rows)
     if others:
       logging.warning(
-        '%s: %d rows are of another setting, or of another version of the '
-        'libraries; they are not used, and give way to those of this run.',
+        '%s: %d rows belong to another setting or to other versions of the '
+        'libraries; the rows of this run replace them.',
         *(path, others),
       )
 

@@ -13,12 +13,12 @@ _WIDTHS = (12, 7, 6, 10, 12, 9, 9, 9, 6, 8, 10)
 _LEFT = 2  # Left-aligned columns, which hold words.
 
 _NOTE = """\
-MiB a device. peak: of the program, its arguments included. held: weights and
-optimizer states that lie there meanwhile. It fits if both together do.
-of full: peak + held of LoRA over those of full tuning."""
+MiB per device. peak: of the program, its arguments included. held: weights and
+optimizer states that stay on the device meanwhile. peak + held must fit.
+of full: peak + held of LoRA, relative to full tuning."""
 _DOUBTFUL = """
-yes?: arguments and temporaries add up to more than the limit, which the
-compiler lets pass because they do not all live at once. Untried on a TPU."""
+yes?: arguments and temporaries add up to more than the limit, but the
+compiler accepts them, as they do not all live at once. Not tested on a TPU."""
 
 
 class Table:

@@ -90,18 +90,19 @@ class Alarms:
     kl, error = metrics['kl'], metrics['kl_standard_error']
     if kl < -_NOISE * error - _ROUNDING:
       found['negative_kl'] = (
-        f'The KL to the reference is {kl:.4g} nats a response, with a standard '
-        f'error of {error:.2g}. A KL is never negative, so the responses are '
-        'not samples of the log-probabilities used. Likely causes: top-k or '
-        'top-p warped the rollout; the rollout and the policy pass differ in '
-        'temperature; dropout is on in a pass; an adapter is left on the '
-        'reference; padding on the wrong side, or EOS masked in one pass only.'
+        f'The KL to the reference is {kl:.4g} nats per response, with a '
+        f'standard error of {error:.2g}. A KL is never negative, so the '
+        'responses are not samples of the log-probabilities used. Likely '
+        'causes: top-k or top-p warped the rollout; the rollout and the '
+        'policy pass differ in temperature; dropout is on in a pass; an '
+        'adapter is left on the reference; padding on the wrong side, or EOS '
+        'masked in one pass only.'
       )
     deviation = metrics['ratio_deviation']
     if deviation > self.ratio_tolerance:
       found['ratio'] = (
-        f'In the first minibatch of a rollout the ratio of policy to rollout '
-        f'is off 1 by {deviation:.3g} on average, more than '
+        'In the first minibatch of a rollout the ratio of policy to rollout '
+        f'differs from 1 by {deviation:.3g} on average, more than '
         f'{self.ratio_tolerance:g}, though both are the same weights. Likely '
         'causes: dropout is on in a pass; temperature, top-k or top-p apply '
         'to one pass only; responses are shifted or padded differently; the '
@@ -111,10 +112,10 @@ class Alarms:
     entropy = metrics['entropy']
     if entropy < self.least_entropy:
       found['entropy'] = (
-        f'The entropy of the policy has fallen to {entropy:.3g} nats a token: '
-        'it answers almost without choice and hardly learns any more. Likely '
-        'causes: a learning rate that is too high; KL_BETA too small; one '
-        'answer that fools the reward, which samples.jsonl would show.'
+        f'The entropy of the policy has fallen to {entropy:.3g} nats per '
+        'token: it answers almost without choice and hardly learns any more. '
+        'Likely causes: a learning rate that is too high; KL_BETA too small; '
+        'one answer that fools the reward, which samples.jsonl would show.'
       )
     truncated = metrics['truncated']
     if truncated >= self.most_truncated:

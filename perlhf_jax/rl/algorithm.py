@@ -205,8 +205,8 @@ def check_kl_beta(kl_beta: Any, is_adaptive: bool = False) -> None:
   checks.check('KL_BETA', kl_beta, KlBeta)
   if is_adaptive and kl_beta == 0:
     raise errors.ConfigError(
-      'KL_BETA is 0, which no adaptive controller can raise by multiplying; '
-      'start above 0 or set the controller to None.'
+      'KL_BETA is 0, and an adaptive controller only multiplies it, so it '
+      'would stay 0. Set KL_BETA above 0, or the controller to None.'
     )
 
 
@@ -233,7 +233,7 @@ def check_algorithm(algorithm: Any, num_samples: Any) -> None:
     raise errors.ConfigError(
       f'The algorithm {what} has no {", ".join(missing)}. An algorithm has '
       + ', '.join(f'{name} ({kind})' for name, kind in _MEMBERS.items())
-      + '; perlhf_jax/rl/reinforce.py is a short one.'
+      + '; perlhf_jax/rl/reinforce.py is a short example.'
     )
   for name in 'targets', 'loss':
     if not callable(getattr(algorithm, name)):
@@ -252,7 +252,7 @@ def check_algorithm(algorithm: Any, num_samples: Any) -> None:
     raise errors.ConfigError(
       f'NUM_SAMPLES is {num_samples}, but {what} compares the responses of a '
       'prompt with each other: set NUM_SAMPLES to at least '
-      f'{algorithm.min_samples}, or take Reinforce, which needs one.'
+      f'{algorithm.min_samples}, or use Reinforce, which needs only one.'
     )
 
 

@@ -138,6 +138,6 @@ def check_separable(algorithm: algorithm_lib.Algorithm) -> None:
       f'The gradient of {type(algorithm).__name__}.loss by outputs.values '
       'depends on outputs.logprobs. Policy and value model are differentiated '
       'one after the other: make the loss a sum of a loss of the logprobs and '
-      'a loss of the values, and take what else the first needs from targets, '
-      'or from jax.lax.stop_gradient(outputs.values).'
+      'a loss of the values, and take all other inputs of the first from '
+      'targets, or from jax.lax.stop_gradient(outputs.values).'
     )

@@ -86,8 +86,8 @@ def call(
   if wants_references(function):
     if len(references) != len(responses) or None in references:
       raise errors.DataError(
-        f'The reward function {name} takes references, the right answers, and '
-        'there are none: it can be a JUDGE on a task of prompts with '
+        f'The reward function {name} takes references, the right answers, but '
+        'the task has none. Use it as JUDGE on a task of prompts with '
         'references, or of demonstrations.'
       )
     further[REFERENCES] = [list(answers) for answers in references]
@@ -113,7 +113,7 @@ def call(
 
 def _scores(name: str, result: Any, num_responses: int) -> np.ndarray:
   """Converts the result of a function to float32 `[num_responses]`."""
-  what = f'must give {num_responses} numbers, one a response'
+  what = f'must give {num_responses} numbers, one per response'
   is_unordered = isinstance(result, Mapping | Set)
   try:
     # Converts an array of torch or JAX as a whole, not number by number.

@@ -67,9 +67,9 @@ class RewardSources:
         )
       if reward_functions.wants_references(function):
         raise errors.ConfigError(
-          f'RewardSources.functions has '
-          f'{user_code.name_of(function)}, which takes '
-          'references; these are for a JUDGE, not to be trained on.'
+          f'RewardSources.functions has {user_code.name_of(function)}, which '
+          'takes references; only a JUDGE may read them, and no policy may be '
+          'trained on them.'
         )
       _check_signature(function)
 
@@ -77,7 +77,7 @@ class RewardSources:
     """Raises a ConfigError if there is neither a model nor a function."""
     if not self.checkpoints and not self.functions:
       raise errors.ConfigError(
-        'Nothing rewards the policy: set REWARD_CHECKPOINT to a MODEL_DIR of '
+        'The policy has no reward: set REWARD_CHECKPOINT to a MODEL_DIR of '
         'perlhf train_reward (or to several), or REWARD_FUNCTIONS.'
       )
 
@@ -101,8 +101,8 @@ def check_judge(judge: Any) -> None:
     return
   if not callable(judge):
     raise errors.ConfigError(
-      f'JUDGE is {judge!r}, which cannot be called; in a gin file of yours '
-      'write JUDGE = @my_module.my_judge.'
+      f'JUDGE is {judge!r}, which cannot be called; in your gin file write '
+      'JUDGE = @my_module.my_judge.'
     )
   _check_signature(judge)
 

@@ -94,9 +94,9 @@ def _check_image_size(checkpoint, path, image_size) -> None:
   theirs = checkpoint.config.image_size
   if image_size in (None, theirs):
     return
-  what = 'text alone' if theirs is None else f'images of {theirs} pixels'
+  what = 'only text' if theirs is None else f'images of {theirs} pixels'
   raise errors.CheckpointError(
-    f'The reward model {path} reads {what}, and the policy images of '
+    f'The reward model {path} reads {what}, but the policy reads images of '
     f'{image_size} pixels. Train the reward model from a checkpoint of the '
     "policy's image size."
   )
@@ -246,8 +246,8 @@ def place_reward_models(
       checkpoint = checkpoint.on_shared(shared.config)
     else:
       logging.info(
-        'The reward model %s has a backbone of its own, which is held beside '
-        'the others.',
+        'The reward model %s has its own backbone, which is held in addition '
+        'to the others.',
         checkpoint.path,
       )
     module, own = placed.place_reward_model(checkpoint, mesh)

@@ -82,8 +82,8 @@ class ModelDir:
       and not self.metadata.data_order[run_metadata.LENGTH_BUCKETS]
     ):
       logging.info(
-        'The run in %s began without batches by length, and goes on so, '
-        'whatever LENGTH_BUCKETS is.',
+        'The run in %s started without batches by length, and goes on without '
+        'them; LENGTH_BUCKETS is ignored.',
         self.path,
       )
       dataset = dataclasses.replace(dataset, length_buckets=0)
@@ -206,13 +206,13 @@ class ModelDir:
     if not matters:
       return
     if self.step is None:
-      what = 'This run begins anew, for the last start saved no step. Changed'
+      what = 'The last start saved no step, so the run begins again. Changed'
     elif self.step == self.train_steps:
       what = f'The run finished at step {self.step}, before this was changed'
     else:
       what = (
-        f'From step {self.step} on the configuration is another one than '
-        f'before, which is kept as config-{self.step}.gin. Changed'
+        f'The configuration changes at step {self.step}; the earlier one is '
+        f'kept as config-{self.step}.gin. Changed'
       )
     logging.warning('%s:\n  %s', what, _listed(matters, '\n  '))
 

@@ -38,8 +38,9 @@ def check_module(
     task_modules.import_tasks()
     if not task_modules.is_registered(task):
       raise errors.ConfigError(
-        f'{where} was trained on the task {task!r}, which the module '
-        f'{module!r} registered, as it says itself. A checkpoint has nothing '
-        'imported: if you know the module, name it, and start in its folder '
-        f'or put that on PYTHONPATH: --gin.MIXTURE_OR_TASK_MODULE="{module!r}".'
+        f'{where} records that it was trained on the task {task!r} of the '
+        f'module {module!r}. A checkpoint does not make perlhf import '
+        'modules: if you trust the module, name it, and start in its folder '
+        'or put that folder on PYTHONPATH: '
+        f'--gin.MIXTURE_OR_TASK_MODULE="{module!r}".'
       )

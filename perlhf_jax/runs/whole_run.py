@@ -99,17 +99,17 @@ def _named(error: Exception, model_dir: str) -> errors.OutsideError | None:
     step = step_files.newest_step(path)
   if step is not None:
     kept = (
-      f'Step {step.name} is kept in MODEL_DIR {model_dir}, from which the same '
-      'command goes on.'
+      f'Step {step.name} is kept in MODEL_DIR {model_dir}; the same command '
+      'goes on from it.'
     )
   elif is_there:
     kept = (
       f'No step was saved in MODEL_DIR {model_dir} yet: the same command '
-      'begins anew.'
+      'begins again.'
     )
   else:
     kept = (
-      f'MODEL_DIR {model_dir} is gone, or cannot be read. From what is there '
-      'when it is back the same command goes on.'
+      f'MODEL_DIR {model_dir} is gone, or cannot be read. When it is back, '
+      'the same command goes on from its newest checkpoint.'
     )
   return outside.as_user_error(error, kept)

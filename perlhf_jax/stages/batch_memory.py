@@ -129,9 +129,10 @@ class _LargestBatch:
     if not rows and self.batch_size > self._shards:
       advice += f' A batch of {self._shards} does not fit either.'
     return errors.ConfigError(
-      f'{blamed.reason}; a batch of {self.batch_size} needs {at_least}'
-      f'{host_memory.gibibytes(needed)} of memory on a device beside the '
-      f'weights, and {host_memory.gibibytes(free)} are free. {advice.strip()}'
+      f'{blamed.reason}; a batch of {self.batch_size} needs '
+      f'{at_least}{host_memory.gibibytes(needed)} of memory per device '
+      f'besides the weights, but only {host_memory.gibibytes(free)} are free. '
+      f'{advice.strip()}'
     )
 
   @property

@@ -69,8 +69,8 @@ def evaluate(
       on it.
     max_examples: number of examples, from the first on; None for all.
     task_feature_lengths: by default the lengths of the training.
-    module: module that registers the task, if it is not one of ours; a module
-      that the checkpoint records is named in a message, but not imported.
+    module: module that registers the task, if it is not built in; messages name
+      the module that the checkpoint records, but nothing imports it.
     use_cached: whether to read SeqIO's offline cache of the task.
     skip_bad_rows: whether to skip rows that cannot be used.
     base_checkpoint: path of an adapter's base, or of the reference of a policy
@@ -134,7 +134,7 @@ def dataset_of(
   task_feature_lengths: Mapping[str, int] | None,
   **options: Any,
 ) -> input_pipeline.DatasetConfig:
-  """Returns the data set to read, by default that of the training.
+  """Returns the data set to read, by default the data set of the training.
 
   Args:
     checkpoint: path of the checkpoint, for messages.
@@ -149,7 +149,7 @@ def dataset_of(
   trained = metadata is not None and metadata.task is not None
   if not trained and mixture_or_task_name is None:
     raise errors.ConfigError(
-      f'{checkpoint} does not say on what to evaluate it; set '
+      f'{checkpoint} records no task to evaluate it on; set '
       'MIXTURE_OR_TASK_NAME.'
     )
   trained_with = {}

@@ -28,7 +28,7 @@ _NUM_SAMPLES_SHOWN = 8
 # Why a metric may be undefined, as a clause.
 UNDEFINED = {
   'win_rate_standard_error': 'one response has no spread',
-  'win_rate': 'a score that decides who wins is not a number',
+  'win_rate': 'a score that decides a comparison is not a number',
 }
 
 
@@ -43,8 +43,8 @@ class PolicyEvaluation:
       (`judge_score`), and decides which response wins.
     baseline_checkpoint: a model to compare with, response by response.
     temperature: temperature of the sampling, 0 for greedy decoding; None for
-      that of the training, or 1 for a model that was not tuned by reinforcement
-      learning.
+      the temperature of the training, or 1 for a model that was not tuned by
+      reinforcement learning.
     seed: seed of the sampling.
   """
 
@@ -75,9 +75,9 @@ class PolicyEvaluation:
     given = [name for name, value in settings.items() if value is not None]
     if given:
       raise errors.ConfigError(
-        f'{", ".join(given)}: for the evaluation of policies only, and '
-        f'{checkpoint} is a reward model. Leave out what is for policies, or '
-        'give the checkpoint of a policy.'
+        f'{", ".join(given)}: only the evaluation of policies takes this, but '
+        f'{checkpoint} is a reward model. Leave it out, or give the '
+        'checkpoint of a policy.'
       )
 
 
@@ -172,7 +172,7 @@ def prepare(
       **answers.means(),
     }
     # Judged responses have targets too, but these may be bad.
-    if examples.kind == 'sft':
+    if examples.kind.shows_answers:
       rows = range(len(examples))
       targets = [examples.texts(row)['targets'] for row in rows]
       texts = answers.responses
@@ -204,8 +204,8 @@ def _load_baseline(
   loaded = loading.load(path, mesh)
   if loaded.is_reward_model:
     raise errors.CheckpointError(
-      f'BASELINE_CHECKPOINT {path} is a reward model, which writes nothing; '
-      'give an SFT checkpoint or a policy.'
+      f'BASELINE_CHECKPOINT {path} is a reward model, which cannot write '
+      'text; give an SFT checkpoint or a policy.'
     )
   theirs = loaded.vocabulary
   if theirs != vocabulary:

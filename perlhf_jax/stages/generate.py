@@ -15,6 +15,7 @@ from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
+from perlhf_jax.data import kinds
 from perlhf_jax.data import length_buckets
 from perlhf_jax.models import activation_bytes
 from perlhf_jax.models import prompts as prompts_lib
@@ -74,14 +75,14 @@ def generate(
       together; by default from all.
     num_beams: width of a beam search, as in transformers, instead of sampling.
     num_samples: responses per prompt; "response" is a list if several.
-    max_length: longest response in tokens, EOS included; by default that of
-      the training, or 128 if unknown.
+    max_length: longest response in tokens, EOS included; by default the
+      length of the training, or 128 if unknown.
     seed: seed of the sampling, below 2**32.
     batch_size: prompts per batch; it does not change the responses.
     base_checkpoint: path of an adapter's base, if it is not where the adapter
       records it.
-    prompt_length: longest prompt in tokens, EOS included; by default that of
-      the training, or no limit if unknown.
+    prompt_length: longest prompt in tokens, EOS included; by default the
+      length of the training, or no limit if unknown.
     mesh_shape: devices as (data, fsdp, tensor), for models that do not fit on
       one device; one of the sizes may be -1.
 
@@ -185,9 +186,12 @@ def decode_prompts(
     length = length_buckets.padded_length(
       max(lengths[i] for i in lines), prompt_length
     )
-    batch = feature_converters.PromptConverter(
-      length, truncate_prompt=truncate_prompt
-    )([{'inputs': prompts[i]} for i in fill(lines)])
+    converter = feature_converters.Converter(
+      kinds.PROMPTS, length, truncate_prompt=truncate_prompt
+    )
+    batch = converter(
+      [converter.cut({'inputs': prompts[i]}) for i in fill(lines)]
+    )
     batch['line'] = np.asarray(fill(lines), np.int32)
     return batch
 
@@ -255,8 +259,8 @@ def decoding_config(
   ):
     if is_given:
       raise errors.ConfigError(
-        f'--num_beams searches for the likeliest response and samples none, so '
-        f'that --{flag} says nothing; leave one of the two out.'
+        '--num_beams searches for the likeliest response and does not sample, '
+        f'so --{flag} has no effect; leave one of the two out.'
       )
   return beam.BeamConfig(num_beams=num_beams, max_length=length)
 
@@ -316,7 +320,7 @@ def _load_decoder(
     base_checkpoint: path of its base, if it is not where the adapter records
       it.
     config: decoding configuration, except for its length.
-    max_length: longest response; None for that of the training.
+    max_length: longest response; None for the length of the training.
     seed: seed of the sampling.
 
   Returns:
@@ -326,8 +330,8 @@ def _load_decoder(
   loaded = loading.load(checkpoint, mesh, base_checkpoint)
   if loaded.is_reward_model:
     raise errors.CheckpointError(
-      f'{checkpoint} is a reward model, which scores text and writes none; '
-      'give a language model, such as an SFT or a policy checkpoint.'
+      f'{checkpoint} is a reward model, which scores text and cannot write '
+      'it; give a language model, such as an SFT or a policy checkpoint.'
     )
   length = max_length or loaded.lengths.get('targets', MAX_LENGTH)
   config = dataclasses.replace(config, max_length=length)

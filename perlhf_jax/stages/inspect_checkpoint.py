@@ -59,8 +59,8 @@ def _verify(path: str) -> None:
       damaged.append(name)
   if damaged:
     raise errors.CheckpointError(
-      f'Damaged in {path}: {", ".join(damaged)}. Training, and whoever reads '
-      'it, uses the newest step that is intact.'
+      f'Damaged in {path}: {", ".join(damaged)}. Training and the commands '
+      'that read it use the newest intact step.'
     )
 
 

@@ -46,7 +46,7 @@ def read(
   content = content.removeprefix(codecs.BOM_UTF8)
   if not content:
     raise errors.DataError(
-      f'--input={path} is empty; write one object a line into it, '
+      f'--input={path} is empty; write one object per line into it, '
       f'{_example(fields)}.'
     )
   # splitlines() would also break lines at characters inside strings.
@@ -160,7 +160,8 @@ def _parse(
     strict_json.dumps(row).encode('utf-8')
   except UnicodeEncodeError as error:
     raise errors.DataError(
-      f'{where} holds half of a surrogate pair, which is no text; remove it.'
+      f'{where} holds half of a surrogate pair, which is not valid text; '
+      'remove it.'
     ) from error
   return row
 

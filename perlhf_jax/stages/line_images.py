@@ -42,7 +42,7 @@ def read(
   for index, row in enumerate(rows):
     if 'images' in loaded.lengths and 'image' not in row:
       raise errors.DataError(
-        f'{where(index)} has no "image", and the checkpoint was trained on '
+        f'{where(index)} has no "image", but the checkpoint was trained on '
         'prompts with images; give a path, or null for a prompt without.'
       )
     found.append([str(folder / each) for each in _given(row, where(index))])
@@ -74,8 +74,8 @@ def check(
   for index, several in enumerate(found):
     if spec is None and several:
       raise errors.DataError(
-        f'{where(index)} has an image, and the checkpoint reads text alone; '
-        'give a PaLI, or no image.'
+        f'{where(index)} has an image, but the checkpoint reads only text; '
+        'give a PaLI, or leave out the image.'
       )
     if spec is not None and len(several) > spec.count:
       raise errors.DataError(

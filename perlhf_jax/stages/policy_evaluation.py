@@ -30,8 +30,8 @@ def response_length(task_feature_lengths: Mapping[str, int]) -> int:
   if isinstance(length, int) and length > 0:
     return length
   raise errors.ConfigError(
-    f'TASK_FEATURE_LENGTHS is {dict(task_feature_lengths)}: give with '
-    "'targets' the most tokens that a response may have."
+    f"TASK_FEATURE_LENGTHS is {dict(task_feature_lengths)}: add 'targets', "
+    'the maximum number of tokens of a response.'
   )
 
 

@@ -10,15 +10,13 @@ import numpy as np
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
 from perlhf_jax.data import feature_converters
+from perlhf_jax.data import kinds
 from perlhf_jax.models import prompts
 from perlhf_jax.models import reward_model
 from perlhf_jax.objectives import metrics
 from perlhf_jax.training import compiled_step
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
-
-PAIRWISE = 'pairwise'
-POINTWISE = 'pointwise'
 
 # (trainable, frozen, host batch) -> {name: host array, first axis batch}
 Scorer = Callable[
@@ -60,24 +58,33 @@ def point_scores(
   )
 
 
+def _pair_columns(model, variables, batch) -> dict[str, jax.Array]:
+  chosen, rejected = pair_scores(model, variables, batch)
+  return {'chosen_scores': chosen, 'rejected_scores': rejected}
+
+
+def _point_columns(model, variables, batch) -> dict[str, jax.Array]:
+  return {'scores': point_scores(model, variables, batch)}
+
+
 def make_scorer(
   model: reward_model.RewardModel,
   mesh: partitioning.LogicalMesh,
-  objective: str,
+  objective: kinds.Kind,
 ) -> Scorer:
   """Returns a compiled function that scores batches for an objective."""
+  columns = {
+    kinds.PAIRWISE: _pair_columns,
+    kinds.POINTWISE: _point_columns,
+  }[objective]
 
   def function(trainable, frozen, batch):
-    variables = tree_paths.overlay(frozen, trainable)
-    if objective == PAIRWISE:
-      chosen, rejected = pair_scores(model, variables, batch)
-      return {'chosen_scores': chosen, 'rejected_scores': rejected}
-    return {'scores': point_scores(model, variables, batch)}
+    return columns(model, tree_paths.overlay(frozen, trainable), batch)
 
   compiled = compiled_step.CompiledStep(
     function,
     mesh,
-    name=f'{objective} scoring',
+    name=f'{objective.name} scoring',
     out_shardings=partitioning.batch_sharding(mesh),
   )
 
@@ -127,26 +134,35 @@ def collect(
 
 @np.errstate(invalid='ignore')  # A NaN score may make metrics NaN.
 def reward_metrics(
-  columns: Mapping[str, np.ndarray], objective: str
+  columns: Mapping[str, np.ndarray], objective: kinds.Kind
 ) -> dict[str, float]:
   """Returns the metrics of an objective from `collect`'s columns.
 
   An undefined metric is NaN; `undefined_reasons` says why.
   """
-  if objective == PAIRWISE:
-    chosen, rejected = columns['chosen_scores'], columns['rejected_scores']
-    lengths = columns['chosen_lengths'], columns['rejected_lengths']
-    scores = np.concatenate([chosen, rejected])
-    by_length = metrics.pairwise_accuracy_by_length(chosen, rejected, *lengths)
-    return {
-      'pairwise_accuracy': metrics.pairwise_accuracy(chosen, rejected),
-      'loss': float(np.mean(np.logaddexp(0.0, -(chosen - rejected)))),
-      'margin': float(np.mean(chosen - rejected)),
-      **{f'pairwise_accuracy/{k}': v for k, v in by_length.items()},
-      'score_length_correlation': metrics.pearson_correlation(
-        scores, np.concatenate(lengths)
-      ),
-    }
+  functions = {
+    kinds.PAIRWISE: _pair_metrics,
+    kinds.POINTWISE: _point_metrics,
+  }
+  return functions[objective](columns)
+
+
+def _pair_metrics(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+  chosen, rejected = columns['chosen_scores'], columns['rejected_scores']
+  lengths = columns['chosen_lengths'], columns['rejected_lengths']
+  by_length = metrics.pairwise_accuracy_by_length(chosen, rejected, *lengths)
+  return {
+    'pairwise_accuracy': metrics.pairwise_accuracy(chosen, rejected),
+    'loss': float(np.mean(np.logaddexp(0.0, -(chosen - rejected)))),
+    'margin': float(np.mean(chosen - rejected)),
+    **{f'pairwise_accuracy/{k}': v for k, v in by_length.items()},
+    'score_length_correlation': metrics.pearson_correlation(
+      np.concatenate([chosen, rejected]), np.concatenate(lengths)
+    ),
+  }
+
+
+def _point_metrics(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
   scores, labels = columns['scores'], columns['labels']
   return {
     'roc_auc': metrics.roc_auc(scores, labels),
@@ -161,23 +177,23 @@ def reward_metrics(
 
 
 def undefined_reasons(
-  columns: Mapping[str, np.ndarray], objective: str
+  columns: Mapping[str, np.ndarray], objective: kinds.Kind
 ) -> dict[str, str]:
   """Returns the reasons why metrics may be undefined, as clauses.
 
   Args:
     columns: the result of `collect`.
-    objective: pairwise or pointwise.
+    objective: `kinds.PAIRWISE` or `kinds.POINTWISE`.
 
   Returns:
     A reason for each of `reward_metrics` that is NaN or infinite, and perhaps
     for others.
   """
-  is_pairwise = objective == PAIRWISE
-  names = ('chosen', 'rejected') if is_pairwise else ('response',)
-  scores = np.concatenate(
-    [columns['scores' if n == 'response' else f'{n}_scores'] for n in names]
-  )
+  names = {
+    kinds.PAIRWISE: ('chosen_scores', 'rejected_scores'),
+    kinds.POINTWISE: ('scores',),
+  }[objective]
+  scores = np.concatenate([columns[name] for name in names])
   bad = int(np.sum(~np.isfinite(scores)))
   if bad:
     reason = f'{bad} of {scores.size} scores are not finite numbers'
@@ -186,7 +202,7 @@ def undefined_reasons(
   of_what = 'scores are' if is_constant else 'responses have'
   same = 'equal' if is_constant else 'the same length'
   reasons = {'score_length_correlation': f'all {of_what} {same}'}
-  if is_pairwise:
+  if objective is kinds.PAIRWISE:
     return reasons | {
       'pairwise_accuracy/chosen_longer': 'no chosen response is the longer one',
       'pairwise_accuracy/chosen_shorter': 'no chosen response is the shorter',

@@ -16,6 +16,7 @@ from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
+from perlhf_jax.data import kinds
 from perlhf_jax.data import length_buckets
 from perlhf_jax.models import activation_bytes
 from perlhf_jax.models import output_layer
@@ -32,7 +33,7 @@ from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 
-# A host batch of SFT or pointwise features -> numbers [batch]
+# A host batch of sft or pointwise features -> numbers [batch]
 BatchScorer = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 _PROMPT_REMEDY = '--prompt_length={} (cuts longer prompts)'
@@ -87,10 +88,11 @@ def score(
     batch_size: responses per batch; it does not change the scores.
     base_checkpoint: path of an adapter's base, if it is not where the adapter
       records it.
-    prompt_length: longest prompt in tokens, EOS included; by default that of
-      the training for a reward model, and no limit for a language model.
+    prompt_length: longest prompt in tokens, EOS included; by default the
+      length of the training for a reward model, and no limit for a language
+      model.
     response_length: longest response in tokens, for reward models only; by
-      default that of the training.
+      default the length of the training.
     mesh_shape: devices as (data, fsdp, tensor), for models that do not fit on
       one device; one of the sizes may be -1.
 
@@ -112,8 +114,8 @@ def score(
     response_length = response_length or model.lengths.get('targets')
   elif response_length is not None:
     raise errors.ConfigError(
-      '--response_length cuts responses, and the log-probability of a cut '
-      'response is not that of the response. Leave it out.'
+      '--response_length would cut responses and so change their '
+      'log-probabilities. Leave it out.'
     )
   image_rows, image_spec = line_images.read(model, rows, input_path)
   # The row of each example; a row has one example per response.
@@ -166,9 +168,7 @@ def score(
       examples,
       batches,
       scorer,
-      feature_converters.PointwiseConverter
-      if is_reward
-      else feature_converters.SftConverter,
+      kinds.POINTWISE if is_reward else kinds.SFT,
       batch_size=batch_size,
       truncate_prompt=model.truncate_prompt,
       image_rows=[image_rows[index] for index in row_of],
@@ -239,7 +239,7 @@ def score_examples(
   examples: Sequence[Mapping[str, Any]],
   batches: Sequence[LineBatch],
   scorer: BatchScorer,
-  converter_class: type[feature_converters.Converter],
+  kind: kinds.Kind,
   *,
   batch_size: int,
   truncate_prompt: str,
@@ -252,7 +252,7 @@ def score_examples(
     examples: `inputs` and `targets` as tokens with EOS.
     batches: which examples are scored together.
     scorer: scores one batch.
-    converter_class: makes the scorer's features.
+    kind: the kind of task that has the scorer's features.
     batch_size: rows per batch.
     truncate_prompt: which end of a long prompt to keep.
     image_rows: the images of each example.
@@ -263,8 +263,11 @@ def score_examples(
   """
 
   def convert(batch):
-    converter = converter_class(*batch.lengths, truncate_prompt=truncate_prompt)
-    return converter([examples[i] for i in batch.indices], batch_size)
+    converter = feature_converters.Converter(
+      kind, *batch.lengths, truncate_prompt=truncate_prompt
+    )
+    cut = [converter.cut(examples[i]) for i in batch.indices]
+    return converter(cut, batch_size)
 
   def images_of(batch):
     padding = [()] * (batch_size - len(batch.indices))
@@ -328,7 +331,7 @@ def _reward_scorer(
   loaded: loaded_model.LoadedModel, mesh: partitioning.LogicalMesh
 ) -> BatchScorer:
   model, variables = placed.place_reward_model(loaded, mesh)
-  scorer = reward_scoring.make_scorer(model, mesh, reward_scoring.POINTWISE)
+  scorer = reward_scoring.make_scorer(model, mesh, kinds.POINTWISE)
   return lambda batch: scorer(variables, {}, batch)['scores']
 
 

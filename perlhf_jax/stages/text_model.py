@@ -12,7 +12,7 @@ import numpy as np
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.checkpoints import loading
 from perlhf_jax.core import errors
-from perlhf_jax.data import feature_converters
+from perlhf_jax.data import kinds
 from perlhf_jax.stages import generate as generate_lib
 from perlhf_jax.stages import prompt_images
 from perlhf_jax.stages import score as score_lib
@@ -97,9 +97,7 @@ class TextModel:
       )
     lengths = self.about.lengths
     limits = lengths.get('inputs'), lengths.get('targets')
-    return self._score(
-      prompts, responses, images, limits, feature_converters.PointwiseConverter
-    )
+    return self._score(prompts, responses, images, limits, kinds.POINTWISE)
 
   def logprobs(
     self,
@@ -126,7 +124,7 @@ class TextModel:
     return self._score(
       *(prompts, responses, images),
       (None, None),
-      feature_converters.SftConverter,
+      kinds.SFT,
     )
 
   def generate(
@@ -153,8 +151,8 @@ class TextModel:
       top_p: samples from the fewest tokens that have this probability together.
       num_beams: width of a beam search, instead of sampling.
       num_samples: responses per prompt.
-      max_length: longest response in tokens, EOS included; None for that of the
-        training, or 128 if unknown.
+      max_length: longest response in tokens, EOS included; None for the length
+        of the training, or 128 if unknown.
       seed: seed of the sampling. The samples depend only on the seed, the
         prompt and its place among the prompts.
 
@@ -201,9 +199,7 @@ class TextModel:
     ]
     return texts if num_samples > 1 else [several[0] for several in texts]
 
-  def _score(
-    self, prompts, responses, images, limits, converter
-  ) -> list[float]:
+  def _score(self, prompts, responses, images, limits, kind) -> list[float]:
     if len(prompts) != len(responses):
       raise errors.DataError(
         f'There are {len(prompts)} prompts and {len(responses)} responses; '
@@ -235,7 +231,7 @@ class TextModel:
       examples,
       batches,
       self._scorer,
-      converter,
+      kind,
       batch_size=self._batch_size,
       truncate_prompt=self.about.truncate_prompt,
       image_rows=image_rows,
@@ -252,6 +248,6 @@ class TextModel:
   def _check_writes(self) -> None:
     if self.about.is_reward_model:
       raise errors.CheckpointError(
-        f'{self.about.path} is a reward model, which scores text and writes '
-        'none; call score, or load a language model.'
+        f'{self.about.path} is a reward model, which scores text and cannot '
+        'write it; call score, or load a language model.'
       )

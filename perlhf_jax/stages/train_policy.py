@@ -243,8 +243,9 @@ def _check_start(model, lora, path) -> None:
     if config is not None and config.dropout_rate:
       raise errors.ConfigError(
         f'{name}.dropout_rate is {config.dropout_rate}, but reinforcement '
-        'learning has no dropout: the policy that learns would not be the one '
-        'that sampled. Set it to 0 (DROPOUT_RATE for the model).'
+        'learning works without dropout: with it, the trained policy would '
+        'differ from the policy that sampled. Set it to 0 (DROPOUT_RATE for '
+        'the model).'
       )
 
 

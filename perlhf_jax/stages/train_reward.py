@@ -15,6 +15,7 @@ from perlhf_jax.core import masking
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import input_pipeline
+from perlhf_jax.data import kinds
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5_config
@@ -29,20 +30,15 @@ from perlhf_jax.training import train_loop
 from perlhf_jax.training import train_state
 from perlhf_jax.training import train_step
 
-SELECTION = {
-  reward_scoring.PAIRWISE: train_loop.Selection('pairwise_accuracy'),
-  reward_scoring.POINTWISE: train_loop.Selection('roc_auc'),
-}
-
 
 def make_loss(
-  model: reward_model.RewardModel, objective: str, centering: float
+  model: reward_model.RewardModel, objective: kinds.Kind, centering: float
 ) -> train_step.LossFn:
   """Returns the loss of an objective, as sums over real examples.
 
   Args:
     model: the reward model.
-    objective: `pairwise` or `pointwise`.
+    objective: `kinds.PAIRWISE` or `kinds.POINTWISE`.
     centering: coefficient of the centring term of the pairwise loss.
   """
 
@@ -71,7 +67,7 @@ def make_loss(
       accuracy=(scores > 0) == (labels > 0.5),
     )
 
-  return pairwise if objective == reward_scoring.PAIRWISE else pointwise
+  return {kinds.PAIRWISE: pairwise, kinds.POINTWISE: pointwise}[objective]
 
 
 def _sums(per_example, mask, **metrics) -> train_step.LossOutput:
@@ -186,24 +182,24 @@ def train_reward(
     stage.describe(
       prepared,
       kind=run_metadata.REWARD,
-      objective=objective,
+      objective=objective.name,
       settings={'optimizer': optimizer, 'centering': centering},
     ),
     evaluate=evaluate,
-    selection=SELECTION[objective],
+    selection=train_loop.Selection(objective.reward_metric),
   )
 
 
-def check_objective(examples: examples_lib.Examples, task: str) -> str:
+def check_objective(examples: examples_lib.Examples, task: str) -> kinds.Kind:
   """Returns the objective of a data set for reward models.
 
   Raises:
     ConfigError: the task has neither pairs nor judged responses.
   """
-  if examples.kind not in SELECTION:
+  if examples.kind.reward_metric is None:
     raise errors.ConfigError(
-      f'The task {task!r} is of the kind {examples.kind!r}; a reward model '
-      'needs pairs (features inputs, chosen, rejected) or judged responses '
-      '(inputs, targets, label), as in tasks named *_rm.'
+      f'The task {task!r} is of the kind {examples.kind.name!r}; a reward '
+      'model needs pairs (features inputs, chosen, rejected) or judged '
+      'responses (inputs, targets, label), as in tasks named *_rm.'
     )
   return examples.kind

@@ -7,6 +7,7 @@ from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import input_pipeline
+from perlhf_jax.data import kinds
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import output_layer
 from perlhf_jax.models import prompts
@@ -113,11 +114,11 @@ def train_sft(
   """
 
   def make(start, examples, mesh):
-    if examples.kind != run_metadata.SFT:
+    if examples.kind is not kinds.SFT:
       raise errors.ConfigError(
         f'The task {dataset.mixture_or_task_name!r} is of the kind '
-        f'{examples.kind!r}; supervised tuning needs the features inputs and '
-        'targets, as in tasks named *_sft.'
+        f'{examples.kind.name!r}; supervised tuning needs the features '
+        'inputs and targets, as in tasks named *_sft.'
       )
     return run_lib.make_run(start, lora, mesh, loop.seed)
 
@@ -172,7 +173,7 @@ def train_sft(
     stage.describe(
       prepared,
       kind=run_metadata.SFT,
-      objective=run_metadata.SFT,
+      objective=kinds.SFT.name,
       settings={
         'optimizer': optimizer,
         'label_smoothing': label_smoothing,

@@ -205,9 +205,9 @@ def _restore(step: epath.Path, abstract_state: typing.PyTree):
   if _described(found) != _described(abstract_state):
     raise errors.CheckpointError(
       f'The state of step {step.name} in MODEL_DIR has other parts than this '
-      'run has: the optimizer is another one, or a KL controller, a '
-      'normalisation or the like came or went. Give another MODEL_DIR, or '
-      'the configuration that began this one.'
+      'run: the optimizer was changed, or a part such as a KL controller or a '
+      'normalisation was added or removed. Give another MODEL_DIR, or the '
+      'configuration that this run started with.'
     )
   handler = ocp.StandardCheckpointHandler()
   restored = handler.restore(

@@ -104,7 +104,7 @@ class CompiledStep:
     )
     self.memory_bytes = max(self.memory_bytes, memory_bytes)
     logging.info(
-      'Compiled %s in %.1f s; %.1f MiB a device%s.',
+      'Compiled %s in %.1f s; %.1f MiB per device%s.',
       self._name,
       time.perf_counter() - start,
       memory_bytes / 2**20,

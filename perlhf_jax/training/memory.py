@@ -65,9 +65,9 @@ def check_program(program: jax.stages.Compiled, name: str) -> None:
   if free is None or needed <= free:
     return
   error = NotEnoughMemoryError(
-    f'{name} needs {host_memory.gibibytes(needed)} of memory on a device '
-    f'beside weights and batch, and {host_memory.gibibytes(free)} are free. '
-    'Give smaller batches, or shorter ones.'
+    f'{name} needs {host_memory.gibibytes(needed)} of memory per device '
+    f'besides weights and batch, but only {host_memory.gibibytes(free)} are '
+    'free. Give smaller batches, or shorter ones.'
   )
   error.needed_bytes, error.free_bytes = needed, free
   raise error

@@ -27,8 +27,8 @@ from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 
 LOST = (
-  'another process of this run was lost; its own output may say why. Started '
-  'again, the same command goes on from the newest checkpoint'
+  'another process of this run was lost; its own output may say why. Start '
+  'the same command again to go on from the newest checkpoint'
 )
 
 _LINES_SHOWN = 6
@@ -100,8 +100,8 @@ def _check_arguments(multihost: bool, explicit: dict) -> None:
   if multihost:
     if given:
       raise errors.ConfigError(
-        f'--multihost finds the other hosts from the environment, and '
-        f'{", ".join(given)} names them: give the one or the other.'
+        '--multihost finds the other hosts from the environment, but '
+        f'{", ".join(given)} also names them: give one of the two.'
       )
     return
   if missing:
@@ -114,7 +114,7 @@ def _check_arguments(multihost: bool, explicit: dict) -> None:
   host, _, port = address.rpartition(':')
   if not host or not port.isdigit() or not 0 < int(port) < 2**16:
     raise errors.ConfigError(
-      f'--coordinator_address={address} is no HOST:PORT, such as '
+      f'--coordinator_address={address} is not HOST:PORT, such as '
       '10.0.0.2:8476: the host of process 0 and any free port of it.'
     )
   count, index = explicit['num_processes'], explicit['process_id']
@@ -175,12 +175,12 @@ def unmet(
   **_,
 ) -> str:
   """Explains that the others did not connect; arguments as `initialize`."""
-  who = 'the processes did not all meet'
+  who = 'not all processes connected'
   if process_id == 0:
     who = (
       f'process 0 waited at {coordinator_address} for the other '
       f'{num_processes - 1} of --num_processes={num_processes}, and not all '
-      'of them came'
+      'of them connected'
     )
   elif process_id is not None:
     who = (
@@ -223,7 +223,7 @@ def check_same(text: str, what: str) -> None:
   reference = texts.index(expected)
   differing = [i for i, other in enumerate(texts) if other != expected]
   error = errors.ConfigError(
-    f'the processes disagree on {what}. Not as on process {reference} '
+    f'the processes disagree on {what}. These differ from process {reference} '
     f'({hosts[reference]}): {_names(differing, hosts)}.\n'
     f'{_difference(reference, expected, differing[0], texts[differing[0]])}\n'
     'Start the same command with the same files and versions everywhere.'

@@ -85,9 +85,9 @@ class Notice:
       for call in _calls[-1:]:
         call.must_end(
           errors.GOES_ON,
-          'stopped by SIGTERM; {} cannot be interrupted, so that nothing was '
-          'saved after the newest checkpoint. Started again, the same command '
-          'goes on from there.',
+          'stopped by SIGTERM; {} cannot be interrupted, so nothing was saved '
+          'after the newest checkpoint. Start the same command again to go on '
+          'from there.',
         )
     elif now - self._told_at > _SAME_NOTICE_SECONDS:
       sigterm.leave(_KILLED)
@@ -136,14 +136,13 @@ def interruptible(what: str, seconds: float | None = None) -> Iterator[None]:
     # The block may have turned the interruption into another error.
     if call.ended_by is _Interrupted:
       raise errors.PreemptedError(
-        f'stopped by SIGTERM in {what}. Started again, the same command goes '
-        'on.'
+        f'stopped by SIGTERM in {what}. Start the same command again to go on.'
       ) from error
     if call.ended_by is _TimeIsUp:
       raise errors.DataError(
         f'{_capital(what)} took longer than the {seconds:g} seconds that '
-        'REWARD_TIME_LIMIT allows a call. Make it answer or give up in time, '
-        'or set a larger limit.'
+        'REWARD_TIME_LIMIT allows per call. Make it answer or give up in '
+        'time, or set a larger limit.'
       ) from error
     raise
 

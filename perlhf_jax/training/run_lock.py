@@ -129,15 +129,15 @@ class RunLock:
       )
     if folder.exists() and any(folder.iterdir()):
       raise errors.OutsideError(
-        f'{self._path}, by which this run is known, was deleted while the run '
-        'was going on, and perhaps more of MODEL_DIR. The run has stopped. '
-        'Start the same command again to go on with what is left.'
+        f'{self._path}, the lock of this run, was deleted during the run, '
+        'perhaps with other files of MODEL_DIR. The run has stopped. Start '
+        'the same command again to go on with what is left.'
       )
     raise errors.OutsideError(
-      f'MODEL_DIR {folder} is gone: it was removed or renamed, or its disk was '
-      'taken away, while the run was going on. Put it back and start the same '
-      'command again, which goes on from its newest checkpoint; without it the '
-      'command begins anew.'
+      f'MODEL_DIR {folder} is gone: it was removed or renamed, or its disk '
+      'was taken away, during the run. Put it back and start the same command '
+      'again, which goes on from its newest checkpoint; without it the '
+      'command begins again.'
     )
 
   def _be_alone(self) -> None:
@@ -155,7 +155,7 @@ class RunLock:
         other.look(content)
         if other.is_gone():
           logging.info(
-            '%s is of a run that ended without removing it.',
+            '%s belongs to a run that ended without removing it.',
             self._model_dir / name,
           )
           (self._model_dir / name).unlink(missing_ok=True)

@@ -53,7 +53,7 @@ class DamagedError(errors.CheckpointError):
   def __init__(self, step: epath.Path, damage: str):
     super().__init__(
       f'The step {step} is damaged: {damage}. Give another step, or its '
-      'MODEL_DIR, of which the newest intact one is taken.'
+      'MODEL_DIR, whose newest intact step is then used.'
     )
     self.step, self.damage = step, damage
     self.on_every_host = True
@@ -96,7 +96,7 @@ def damage_of(step: epath.Path) -> str | None:
     return f'{error.filename or error} is missing'
   except OSError as error:
     raise errors.CheckpointError(
-      f'The step {step} cannot be read ({error}). See that it is there, and '
+      f'The step {step} cannot be read ({error}). Check that it exists and '
       'that you may read it.'
     ) from error
   return None
@@ -243,8 +243,8 @@ def set_aside(step: epath.Path, reason: str) -> None:
   # Bucket file systems raise their own exception classes.
   except Exception as error:
     warn_once(
-      f'{step} is damaged: {reason}. It stays where it is, for it cannot be '
-      f'renamed ({error}).'
+      f'{step} is damaged: {reason}. It stays where it is, because it cannot '
+      f'be renamed ({error}).'
     )
   else:
     logging.warning(
@@ -288,5 +288,5 @@ def read_json(file: epath.Path) -> dict[str, Any]:
   except ValueError as error:
     raise NoJsonError(f'{file} is not JSON ({error})') from error
   if not isinstance(fields, dict):
-    raise NoJsonError(f'{file} holds no JSON object')
+    raise NoJsonError(f'{file} does not hold a JSON object')
   return fields

@@ -126,7 +126,11 @@ def _find_damage(step: epath.Path, digests: Digests) -> str | None:
       for name, size in digests.sizes.items()
       if found.get(name, size) != size
     ),
-    *(f'{name} is not of it' for name in found if name not in digests.sizes),
+    *(
+      f'{name} does not belong to it'
+      for name in found
+      if name not in digests.sizes
+    ),
   ]
   return listed(wrong) or listed(
     [
@@ -146,8 +150,8 @@ def is_off() -> bool:
   given = os.environ.get(VARIABLE, '')
   if given not in ('', OFF):
     raise errors.ConfigError(
-      f'{VARIABLE} is {given!r}. Set it to {OFF}, and checkpoints are read '
-      'without a check of their contents; or do not set it.'
+      f'{VARIABLE} is {given!r}. Set it to {OFF} to read checkpoints without '
+      'checking their contents, or do not set it.'
     )
   return given == OFF
 
@@ -235,5 +239,5 @@ def _parse(file: epath.Path) -> Digests | None:
 
 def _checked(value: Any, kind: type) -> Any:
   if type(value) is not kind:
-    raise ValueError(f'{value!r} in the place of a {kind.__name__}')
+    raise ValueError(f'{value!r} instead of a {kind.__name__}')
   return value

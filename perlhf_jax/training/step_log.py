@@ -89,7 +89,7 @@ class StepLog:
     if missing:
       logging.warning(
         '%s lacks records of step %s. They were lost, unless an earlier start '
-        'wrote fewer. The run goes on without.',
+        'wrote fewer. The run goes on without them.',
         *(self._path, _listed(missing)),
       )
 
@@ -99,8 +99,8 @@ class StepLog:
     if is_there and self._path.stat().length == self._size:
       return True
     logging.warning(
-      '%s was %s by somebody else while the run was going on; it is written '
-      'again, with all records of the run.',
+      '%s was %s by another program during the run; it is written again, with '
+      'all records of the run.',
       *(self._path, 'changed' if is_there else 'removed'),
     )
     return False
@@ -114,7 +114,7 @@ class StepLog:
     )
     logging.warning(
       '%s: line %s cannot be read as a record with a step, and is set aside '
-      'in %s. The run goes on without.',
+      'in %s. The run goes on without it.',
       *(self._path, _listed([*damaged]), aside.name),
     )
 

@@ -82,8 +82,8 @@ def check_shapes(
     if names
   ]
   problems += [
-    f'{name} is {_described(there[name])} there, and {_described(leaf)} by its '
-    'metadata'
+    f'{name} is {_described(there[name])} in its files, but '
+    f'{_described(leaf)} in its metadata'
     for name, leaf in wanted.items()
     if name in there and _described(there[name]) != _described(leaf)
   ][:_MOST_LISTED]
@@ -122,7 +122,7 @@ def check_room(
     if free is not None and needed > free:
       raise errors.CheckpointError(
         f'The arrays of {step} need {host_memory.gibibytes(needed)} of memory '
-        f'{where}, where {host_memory.gibibytes(free)} are free. Use more '
+        f'{where}, but only {host_memory.gibibytes(free)} are free. Use more '
         'devices (--mesh_shape, MESH_SHAPE in gin) or a machine with more '
         'memory.'
       )

@@ -155,7 +155,8 @@ def train(
   if first >= config.train_steps:
     logging.info(
       'The run in %s has finished at step %d: there is nothing to do. Give a '
-      'larger TRAIN_STEPS to train on, or another MODEL_DIR to begin anew.',
+      'larger TRAIN_STEPS to train on, or another MODEL_DIR to start a new '
+      'run.',
       *(model_dir, first),
     )
     manager.close()
@@ -287,12 +288,12 @@ def _stopped(step: int, model_dir: epath.Path) -> errors.PreemptedError:
   """Returns the error of a run that was stopped after a step and saved."""
   if not step:
     return errors.PreemptedError(
-      'stopped by SIGTERM before the first step was done, so that there is '
-      'nothing to save. Started again, the same command goes on.'
+      'stopped by SIGTERM before the first step was done, so there is nothing '
+      'to save. Start the same command again to go on.'
     )
   return errors.PreemptedError(
-    f'stopped by SIGTERM; step {step} is saved in {model_dir}. Started again, '
-    'the same command goes on from there.'
+    f'stopped by SIGTERM; step {step} is saved in {model_dir}. Start the same '
+    'command again to go on from there.'
   )
 
 
@@ -340,7 +341,7 @@ def _write_lost_summary(
   timing = metric_writer.mean_timing(model_dir, steps)
   logging.warning(
     '%s was lost, and is written again. Its throughput is the mean of the '
-    'records in %s; the memory of a step is not known any more.',
+    'records in %s; the memory of a step is no longer known.',
     *(model_dir / _SUMMARY, metric_writer.FILE_NAME),
   )
   _write_summary(

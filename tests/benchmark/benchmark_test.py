@@ -24,6 +24,7 @@ from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.cli import main
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import input_pipeline
+from perlhf_jax.data import kinds
 from perlhf_jax.data import vocabularies
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
@@ -322,7 +323,7 @@ def test_pictures_of_a_task(tmp_path, timed_by_rote, monkeypatch):
     32,
   )
   wanted = next(input_pipeline.train_iterator(examples))
-  assert figures['setting']['objective'] == examples.kind
+  assert figures['setting']['objective'] == examples.kind.name
   for batch in batches.values():
     assert set(batch) == set(wanted)
     for name, array in wanted.items():
@@ -359,7 +360,7 @@ def test_training_leaves_what_the_others_start_from(tuning):
     mesh=mesh,
     seed=0,
   )
-  programs = reward_lib.RewardPrograms(start, setting, 'pairwise', pairs)
+  programs = reward_lib.RewardPrograms(start, setting, kinds.PAIRWISE, pairs)
   before = jax.tree.map(np.array, start.params)
   step = programs.calls()['reward_step']
   first, second = step(1), step(2)
@@ -367,7 +368,7 @@ def test_training_leaves_what_the_others_start_from(tuning):
   jax.tree.map(np.testing.assert_array_equal, start.params, before)
   # What scores is what was trained.
   model, variables = programs.trained()
-  scores = train_reward.make_loss(model, 'pairwise', 0.0)(
+  scores = train_reward.make_loss(model, kinds.PAIRWISE, 0.0)(
     tree_paths.overlay({'params': start.params}, variables),
     {},
     pairs,

@@ -206,9 +206,9 @@ def test_a_name_is_taken_once(source):
   [
     (
       format_lib.ModelFormat,
-      r'known \(perlhf, peft, hf, pali, t5x\)\. Give a MODEL_DIR or',
+      r'format \(perlhf, peft, hf, pali, t5x\)\. Give a MODEL_DIR or',
     ),
-    (format_lib.VitFormat, r'known \(siglip\)\. Give a Hugging Face SigLIP'),
+    (format_lib.VitFormat, r'format \(siglip\)\. Give a Hugging Face SigLIP'),
   ],
 )
 def test_what_no_format_recognises_is_an_error(kind, wanted, tmp_path):

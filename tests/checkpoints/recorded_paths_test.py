@@ -64,5 +64,5 @@ def test_the_fingerprint_decides_what_is_loaded():
   with pytest.raises(errors.CheckpointError) as error:
     _load(recorded, {'near': 'wrong', 'far': None})
   assert str(error.value) == (
-    'near is another one (fingerprint wrong). Nothing at far.'
+    'near is another model (fingerprint wrong). Nothing at far.'
   )

@@ -59,7 +59,7 @@ def test_errors_about_the_copy_name_the_bucket(
   ram_bucket.write(f'{bucket}/{name}', b'{')
   with pytest.raises(error_class, match=message) as caught:
     loading.load_merged(bucket, partitioning.make_mesh())
-  assert f' is a copy of {bucket}: it is there that' in str(caught.value)
+  assert f' is a copy of {bucket}; correct' in str(caught.value)
 
 
 def test_a_host_that_cannot_copy_tells_the_others(bucket, monkeypatch):

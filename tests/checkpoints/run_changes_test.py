@@ -171,12 +171,12 @@ def test_all_that_differs_is_named():
   message = _refusal(given)
   for name in 'data.rows', 'data.fingerprint', _RATE:
     assert f'its {name} is ' in message
-  assert 'the data that began this one' in message
+  assert 'the data that this run started with' in message
 
 
 def test_other_validation_data_is_said_and_recorded(log):
   went_on = _going_on(_with('eval_data', fingerprint='e1'))
-  assert 'do not compare' in log.text
+  assert 'are not comparable' in log.text
   assert 'eval_data.fingerprint: e0 -> e1' in log.text
   assert went_on.changes[-1] == {
     'step': 3,

@@ -175,7 +175,7 @@ def test_it_is_no_run_to_go_on_with(tmp_path, capfd):
 def test_what_is_there_stays(tmp_path, capfd):
   (tmp_path / 'mine.txt').write_text('mine')
   assert runs.convert(_T5, tmp_path, 'perlhf') == 2
-  assert 'already holds something' in capfd.readouterr().err
+  assert 'is not empty' in capfd.readouterr().err
   assert runs.convert(_T5, tmp_path, 'perlhf', '--overwrite') == 2
   assert 'leave out --overwrite' in capfd.readouterr().err
   assert [path.name for path in tmp_path.iterdir()] == ['mine.txt']

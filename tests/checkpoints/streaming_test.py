@@ -259,7 +259,7 @@ def test_what_is_damaged_in_a_bucket_is_named(tmp_path, monkeypatch, capfd):
   flags = (f'--source={address}', f'--target={tmp_path / "out"}', '--to=hf')
   assert main.run(['convert', *flags]) == 2
   message = capfd.readouterr().err
-  assert f' is a copy of {address}: it is there that' in message
+  assert f' is a copy of {address}; correct' in message
   assert not list(tmp_path.glob('*out*'))
 
 

@@ -81,7 +81,7 @@ def test_a_folder_that_is_really_not_there(tmp_path):
   gone = tmp_path / 'gone' / 'file'
   failure = outside.failure_of(_raised(gone.write_text, ''))
   assert failure.path == str(gone)
-  assert 'is not there' in failure.what
+  assert 'does not exist' in failure.what
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_folder_that_is_really_not_there(tmp_path):
       '/runs/rm/checkpoints/3/state/d/0',
       False,
     ),
-    (ValueError(_OCDBT), 'larger than', '/runs/rm/ocdbt.process_0/', False),
+    (ValueError(_OCDBT), 'size limit', '/runs/rm/ocdbt.process_0/', False),
     (
       ValueError(_BUCKET),
       'permission is denied',
@@ -121,7 +121,7 @@ def test_a_folder_that_is_really_not_there(tmp_path):
     (TimeoutError('1 of 2 done after 1200 seconds'), 'the clock', None, True),
     (ConnectionResetError(), 'the network', None, True),
     (socket.gaierror(-2, 'Name or service not known'), 'network', None, True),
-    (FileNotFoundError('gs://a/b'), 'is not there', None, False),
+    (FileNotFoundError('gs://a/b'), 'does not exist', None, False),
   ],
 )
 def test_of_libraries(error, what, path, passes):

@@ -114,8 +114,8 @@ def test_the_log_says_how_much_is_padding():
   ]
   assert examples.describe_padding() == (
     f'batches are padded to (prompt+response tokens) {", ".join(shapes)}.'
-    f' {share:.1%} of what is computed is padding; at 512+64 alone it would be'
-    f' {whole:.1%}.'
+    f' {share:.1%} of the computed tokens are padding; with the shape 512+64'
+    f' alone it would be {whole:.1%}.'
   )
 
 

@@ -12,6 +12,7 @@ import seqio
 from perlhf_jax.core import errors
 from perlhf_jax.data import cached_tasks
 from perlhf_jax.data import input_pipeline
+from perlhf_jax.data import kinds
 from perlhf_jax.data import preference_tasks
 from perlhf_jax.data import sources
 from perlhf_jax.data import task_modules
@@ -141,7 +142,7 @@ def test_a_cached_task_has_the_same_examples_in_the_same_order(
   found = load(**options)
   assert len(found) == len(expected) > 0
   assert found.origins == expected.origins
-  assert found.kind == expected.kind == 'pointwise'
+  assert found.kind is expected.kind is kinds.POINTWISE
   assert found.num_skipped == expected.num_skipped
   assert found.num_truncated == expected.num_truncated
   for name in ('inputs', 'targets'):

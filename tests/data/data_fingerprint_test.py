@@ -10,6 +10,7 @@ from perlhf_jax.data import example_order
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import images
+from perlhf_jax.data import kinds
 from perlhf_jax.data import token_columns
 
 PROMPTS = ([5, 6, 1], [7, 1], [8, 9, 10, 1])
@@ -35,14 +36,13 @@ def _describe(
   examples = examples_lib.Examples(
     name='toy',
     split='train',
-    kind='pointwise',
     columns={
       'inputs': _column(prompts),
       'targets': _column(responses),
       'label': np.array(labels, np.float32),
     },
     origins=[f'{origin}:{i}' for i in range(len(prompts))],
-    converter=feature_converters.PointwiseConverter(8, 6),
+    converter=feature_converters.Converter(kinds.POINTWISE, 8, 6),
     order=example_order.ExampleOrder(
       sizes or [len(prompts)], rates, shuffle=shuffle
     ),

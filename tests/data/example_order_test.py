@@ -89,5 +89,5 @@ def test_a_rate_of_zero_is_never_drawn():
 def test_impossible_rates_are_an_error():
   with pytest.raises(errors.ConfigError, match='rates of a mixture'):
     make([4, 4], (1.0, -1.0))
-  with pytest.raises(ValueError, match='do not fit'):
+  with pytest.raises(ValueError, match='differ'):
     make([4], (1.0, 1.0))

@@ -7,6 +7,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.data import example_order
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import feature_converters
+from perlhf_jax.data import kinds
 from perlhf_jax.data import token_columns
 from perlhf_jax.data import vocabularies
 
@@ -24,14 +25,13 @@ def make(count, batch_size=4, **kwargs):
   return examples_lib.Examples(
     name='toy',
     split='train',
-    kind='pointwise',
     columns={
       'inputs': token_columns.TokenColumn(prompts),
       'targets': token_columns.TokenColumn(responses),
       'label': np.arange(count, dtype=np.float32) % 2,
     },
     origins=[f'toy#{i}' for i in range(count)],
-    converter=feature_converters.PointwiseConverter(8, 6),
+    converter=feature_converters.Converter(kinds.POINTWISE, 8, 6),
     order=example_order.ExampleOrder([count], [1.0], **kwargs),
     batch_size=batch_size,
     vocabulary=VOCABULARY,
@@ -67,7 +67,7 @@ def test_prompts_are_padded_as_the_global_batch_needs():
   examples.columns['inputs'] = token_columns.TokenColumn(
     [np.full(n, 5, np.int32) for n in (3, 40, 2, 2, 3, 3, 3, 3, 3, 3)]
   )
-  examples.converter = feature_converters.PointwiseConverter(64, 6)
+  examples.converter = feature_converters.Converter(kinds.POINTWISE, 64, 6)
   examples = examples.prompts()
   for part in (None, np.array([0]), np.array([1])):
     assert train_batch(examples, 0, part)['prompt_tokens'].shape[1] == 64

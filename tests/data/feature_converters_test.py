@@ -7,6 +7,7 @@ import pytest
 
 from perlhf_jax.core import errors
 from perlhf_jax.data import feature_converters as fc
+from perlhf_jax.data import kinds
 
 TOKENS = st.lists(st.integers(2, 90), max_size=12).map(
   lambda ids: np.array([*ids, fc.EOS_ID], np.int32)
@@ -17,12 +18,15 @@ POLICY = st.sampled_from(fc.TRUNCATE_PROMPT)
 
 def features(kind):
   """A strategy for lists of examples of a kind."""
-  specs = fc.CONVERTERS[kind].TASK_FEATURES
   fields = {
-    name: TOKENS if spec.rank else st.sampled_from([0.0, 1.0])
-    for name, spec in specs.items()
+    name: TOKENS if name in kind.texts else st.sampled_from([0.0, 1.0])
+    for name in kind.required
   }
   return st.lists(st.fixed_dictionaries(fields), max_size=4)
+
+
+def convert(converter, examples, batch_size=None):
+  return converter([converter.cut(each) for each in examples], batch_size)
 
 
 def pad(tokens, length):
@@ -52,16 +56,15 @@ def test_worked_examples_of_the_docstrings():
   assert result.failed == 0
 
 
-@pytest.mark.parametrize('kind', fc.CONVERTERS)
+@pytest.mark.parametrize('kind', kinds.KINDS.values(), ids=list(kinds.KINDS))
 @hypothesis.given(data=st.data(), prompt=LENGTH, response=LENGTH, policy=POLICY)
 def test_batches_match_their_feature_table(
   kind, data, prompt, response, policy
 ):
   examples = data.draw(features(kind))
-  converter = fc.CONVERTERS[kind](prompt, response, policy)
-  batch = converter(examples, batch_size=5)
-  assert set(batch) == set(converter.MODEL_FEATURES)
-  for name, spec in converter.MODEL_FEATURES.items():
+  batch = convert(fc.Converter(kind, prompt, response, policy), examples, 5)
+  assert set(batch) == set(kind.model_features)
+  for name, spec in kind.model_features.items():
     assert batch[name].dtype == spec.dtype, name
     assert batch[name].ndim == spec.rank, name
     assert batch[name].shape[0] == 5, name
@@ -71,10 +74,12 @@ def test_batches_match_their_feature_table(
 
 
 @hypothesis.given(
-  examples=features('sft'), prompt=LENGTH, response=LENGTH, policy=POLICY
+  examples=features(kinds.SFT), prompt=LENGTH, response=LENGTH, policy=POLICY
 )
 def test_sft_against_lists(examples, prompt, response, policy):
-  batch = fc.SftConverter(prompt, response, policy)(examples, batch_size=5)
+  batch = convert(
+    fc.Converter(kinds.SFT, prompt, response, policy), examples, 5
+  )
   for row in range(5):
     example = examples[row] if row < len(examples) else None
     inputs = cut_prompt(example['inputs'], prompt, policy) if example else []
@@ -90,10 +95,15 @@ def test_sft_against_lists(examples, prompt, response, policy):
 
 
 @hypothesis.given(
-  examples=features('pairwise'), prompt=LENGTH, response=LENGTH, policy=POLICY
+  examples=features(kinds.PAIRWISE),
+  prompt=LENGTH,
+  response=LENGTH,
+  policy=POLICY,
 )
 def test_pairwise_against_lists(examples, prompt, response, policy):
-  batch = fc.PairwiseConverter(prompt, response, policy)(examples)
+  batch = convert(
+    fc.Converter(kinds.PAIRWISE, prompt, response, policy), examples
+  )
   assert batch['margins'].tolist() == [0.0] * len(examples)
   for row, example in enumerate(examples):
     for name, batch_name, cut in (
@@ -108,30 +118,32 @@ def test_pairwise_against_lists(examples, prompt, response, policy):
 
 
 @hypothesis.given(
-  examples=features('pointwise'), prompt=LENGTH, response=LENGTH
+  examples=features(kinds.POINTWISE), prompt=LENGTH, response=LENGTH
 )
 def test_pointwise_rows_do_not_depend_on_their_batch(
   examples, prompt, response
 ):
-  converter = fc.PointwiseConverter(prompt, response)
-  together = converter(examples, batch_size=5)
+  converter = fc.Converter(kinds.POINTWISE, prompt, response)
+  together = convert(converter, examples, 5)
   assert together['labels'].tolist()[: len(examples)] == [
     example['label'] for example in examples
   ]
   for row, example in enumerate(examples):
-    alone = converter([example])
+    alone = convert(converter, [example])
     for name, array in alone.items():
       np.testing.assert_array_equal(array[0], together[name][row])
 
 
-@hypothesis.given(data=st.data(), prompt=LENGTH, response=LENGTH, policy=POLICY)
-def test_truncating_twice_changes_nothing(data, prompt, response, policy):
-  kind = data.draw(st.sampled_from(list(fc.CONVERTERS)))
-  converter = fc.CONVERTERS[kind](prompt, response, policy)
-  for example in data.draw(features(kind)):
-    once = converter.truncate(example)
-    for name, value in converter.truncate(once).items():
-      np.testing.assert_array_equal(value, once[name])
+@pytest.mark.parametrize('kind', kinds.KINDS.values(), ids=list(kinds.KINDS))
+def test_a_batch_does_not_cut(kind):
+  long = np.array([5, 6, 7, fc.EOS_ID])
+  example = {n: long if n in kind.texts else 1.0 for n in kind.required}
+  converter = fc.Converter(kind, 3, 3)
+  with pytest.raises(ValueError, match='broadcast'):
+    converter([example])
+  cut = converter.cut(example)
+  assert {len(cut[name]) for name in kind.texts} == {3}
+  assert len(converter([cut])['example_mask']) == 1
 
 
 @hypothesis.given(tokens=TOKENS, length=LENGTH, policy=POLICY)
@@ -153,38 +165,22 @@ def test_a_target_that_is_cut_does_not_learn_to_stop():
 def test_margins_reach_the_batch():
   tokens = np.array([4, 1])
   example = {'inputs': tokens, 'chosen': tokens, 'rejected': tokens}
-  batch = fc.PairwiseConverter(2, 2)([example | {'margin': 0.5}, example])
+  converter = fc.Converter(kinds.PAIRWISE, 2, 2)
+  batch = converter([example | {'margin': 0.5}, example])
   assert batch['margins'].tolist() == [0.5, 0.0]
 
 
 def test_more_examples_than_rows_is_a_bug_of_the_caller():
   example = {'inputs': np.array([4, 1])}
   with pytest.raises(ValueError, match='2 examples in a batch of 1'):
-    fc.PromptConverter(4)([example, example], batch_size=1)
+    fc.Converter(kinds.PROMPTS, 4)([example, example], batch_size=1)
 
 
 def test_unknown_truncation_is_named():
   with pytest.raises(errors.ConfigError, match=r"'middle'.*keep_end"):
-    fc.PromptConverter(4, truncate_prompt='middle')
+    fc.Converter(kinds.PROMPTS, 4, truncate_prompt='middle')
   with pytest.raises(errors.ConfigError, match=r"'middle'.*keep_end"):
     fc.truncate_prompt(np.arange(9), 4, 'middle')
-
-
-@pytest.mark.parametrize(
-  ('names', 'kind'),
-  [
-    (['inputs', 'targets'], 'sft'),
-    (['inputs', 'chosen', 'rejected'], 'pairwise'),
-    (['inputs', 'chosen', 'rejected', 'margin'], 'pairwise'),
-    (['label', 'targets', 'inputs'], 'pointwise'),
-    (['inputs'], 'prompts'),
-    (['targets'], None),
-    (['inputs', 'chosen'], None),
-    (['inputs', 'targets', 'weight'], None),
-  ],
-)
-def test_kind_is_recognised_by_features(names, kind):
-  assert fc.kind_of(names) == kind
 
 
 def test_tokenize_appends_eos():

@@ -140,7 +140,7 @@ def test_feature_lengths_say_how_many_images(folder, task):
 
 
 def test_a_text_model_refuses_a_task_with_images(folder, task):
-  with pytest.raises(errors.ConfigError, match=r'text alone.*PaLI'):
+  with pytest.raises(errors.ConfigError, match=r'only text.*PaLI'):
     load(task, image_size=None)
 
 

@@ -60,7 +60,7 @@ def text_of(tokens):
 def test_text_becomes_batches():
   add_python_task('toy', 'pairwise', pairs(5))
   examples = load(batch_size=4, shuffle=False)
-  assert (examples.kind, len(examples)) == ('pairwise', 5)
+  assert (examples.kind.name, len(examples)) == ('pairwise', 5)
   assert examples.origins[3] == 'train#3'
   batch = train_batch(examples, 1)
   assert batch['prompt_tokens'].shape == (4, 16)
@@ -180,7 +180,7 @@ def test_prompts_of_any_task_can_be_taken_alone():
   add_python_task('toy', 'pairwise', pairs(5))
   examples = load(batch_size=4)
   alone = examples.prompts()
-  assert alone.kind == 'prompts'
+  assert alone.kind.name == 'prompts'
   for step in range(3):
     whole, batch = train_batch(examples, step), train_batch(alone, step)
     assert set(batch) == {'prompt_tokens', 'prompt_mask', 'example_mask'}

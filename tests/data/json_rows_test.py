@@ -64,7 +64,7 @@ def test_a_row_of_an_array_that_is_no_object_is_a_problem(tmp_path):
   [
     ('rows.json', '[{"a": 1}', 'not valid JSON'),
     ('rows.json', '{"a": 1}', 'JSON dict, not an array'),
-    ('rows.csv', 'a', 'no known format'),
+    ('rows.csv', 'a', 'unknown format'),
     ('rows.jsonl', '[\n{"a": 1}\n]', 'one JSON array.*ends with .json'),
   ],
 )

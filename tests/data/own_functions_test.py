@@ -2,6 +2,7 @@ import pytest
 
 from perlhf_jax.core import errors
 from perlhf_jax.data import json_rows
+from perlhf_jax.data import kinds
 from perlhf_jax.data import own_functions
 
 _ROW = json_rows.Row('rows.jsonl:7', {'q': 'x', 'answer': 'y'})
@@ -82,7 +83,7 @@ def test_examples_may_come_one_after_the_other():
 )
 def test_what_is_no_example_names_the_function(made):
   with pytest.raises(errors.DataError) as raised:
-    own_functions.examples_of(_parse, made, 'sft', (), _ROW)
+    own_functions.examples_of(_parse, made, kinds.SFT, (), _ROW)
   message = str(raised.value)
   assert 'own_functions_test._parse (' in message
   assert f'returned {made!r}, of type {type(made).__name__}' in message
@@ -111,7 +112,7 @@ def test_what_is_no_example_names_the_function(made):
 def test_names_of_features_are_checked(kind, names, wanted):
   made = dict.fromkeys(names.split(), 'x')
   with pytest.raises(errors.DataError) as raised:
-    own_functions.examples_of(_parse, made, kind, (), _ROW)
+    own_functions.examples_of(_parse, made, kinds.KINDS[kind], (), _ROW)
   assert wanted in str(raised.value)
   assert '_parse (' in str(raised.value)
 
@@ -120,12 +121,15 @@ def test_names_that_pass():
   def check(kind, names, lists=(), record=None):
     made = dict.fromkeys(names.split(), 'x')
     row = _ROW if record is None else _ROW._replace(record=record)
-    assert own_functions.examples_of(_parse, made, kind, lists, row) == [made]
+    found = own_functions.examples_of(
+      _parse, made, kinds.KINDS[kind], lists, row
+    )
+    assert found == [made]
 
   check('pairwise', 'inputs chosen rejected')
   check('pairwise', 'inputs chosen rejected margin id')
   check('sft', 'inputs targets images', ('images',))
   # Where records are examples already, the data has the names, not `parse`.
   check('sft', 'inputs', record={'inputs': 'x'})
-  assert own_functions.examples_of(_parse, None, 'sft', (), _ROW) == []
-  assert own_functions.examples_of(_parse, [], 'sft', (), _ROW) == []
+  assert own_functions.examples_of(_parse, None, kinds.SFT, (), _ROW) == []
+  assert own_functions.examples_of(_parse, [], kinds.SFT, (), _ROW) == []

@@ -4,9 +4,8 @@ import pytest
 import seqio
 
 from perlhf_jax.core import errors
-from perlhf_jax.data import feature_converters
+from perlhf_jax.data import kinds
 from perlhf_jax.data import preference_tasks
-from perlhf_jax.data import row_checks
 from perlhf_jax.data import sources
 
 
@@ -73,10 +72,10 @@ def test_default_splits():
   assert list(task.splits) == ['train', 'validation']
 
 
-@pytest.mark.parametrize('kind', row_checks.TEXT_FEATURES)
+@pytest.mark.parametrize('kind', kinds.KINDS)
 def test_kinds_are_recognised_by_their_features(kind):
   features = preference_tasks.text_features(kind)
-  assert feature_converters.kind_of(list(features)) == kind
+  assert kinds.of_features(features).name == kind
 
 
 def test_mistakes_are_named():

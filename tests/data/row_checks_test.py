@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from perlhf_jax.data import kinds
 from perlhf_jax.data import row_checks
 
 GOOD = {
@@ -13,13 +14,13 @@ GOOD = {
 
 @pytest.mark.parametrize('kind', GOOD)
 def test_good_rows_have_no_problem(kind):
-  assert row_checks.find_problem(kind, GOOD[kind]) is None
+  assert row_checks.find_problem(kinds.KINDS[kind], GOOD[kind]) is None
 
 
 @pytest.mark.parametrize('label', [0, 1, 0.0, 1.0, True, np.float32(1)])
 def test_labels_that_are_fine(label):
   row = GOOD['pointwise'] | {'label': label}
-  assert row_checks.find_problem('pointwise', row) is None
+  assert row_checks.find_problem(kinds.POINTWISE, row) is None
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,6 @@ def test_labels_that_are_fine(label):
   ],
 )
 def test_problems_say_what_is_wrong(kind, change, problem):
-  found = row_checks.find_problem(kind, GOOD[kind] | change)
+  found = row_checks.find_problem(kinds.KINDS[kind], GOOD[kind] | change)
   assert found is not None
   assert problem in found

@@ -213,7 +213,7 @@ def test_an_empty_split_is_explained(tmp_path):
   group = sources.FileGroup(('*.jsonl',), {'train': 0.5, 'test': 0.5})
   source = make([[group]], str(tmp_path))
   path.write_text('\n')
-  assert source.why_empty('train') == f'there is no record in {path}'
+  assert source.why_empty('train') == f'{path} has no records'
   write(path, [{'leave_out': True}] * 3)
   assert re.fullmatch(
     r'sources_test\.parse \(.*sources_test\.py:\d+\) left out all 3 records '
@@ -356,7 +356,7 @@ def test_records_may_say_their_split_themselves(tmp_path):
     for split in ('train', 'test')
   }
   lost = ('', "the field 'c' is missing")
-  stray = ('', "the split is 'dev', none of train, test")
+  stray = ('', "the split is 'dev', not one of train, test")
   half = ('', "the field 'r' is missing")
   assert found['train'] == [('one', ''), lost, stray]
   assert found['test'] == [('two', ''), lost, half, stray]

@@ -55,7 +55,7 @@ def test_record_that_is_no_example_is_named_and_the_next_is_read(tmp_path):
   write(path, [example(0), b'\xff\xff', example(2)])
   rows = list(tfrecord_rows.read(path))
   assert [bool(row.problem) for row in rows] == [False, True, False]
-  assert 'no tf.train.Example' in rows[1].problem
+  assert 'not a tf.train.Example' in rows[1].problem
   assert rows[1].record == {}
   assert rows[2].origin == f'{path}#2'
 

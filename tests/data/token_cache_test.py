@@ -107,7 +107,9 @@ def test_a_second_start_reads_arrays(cache, data, no_reading, caplog):
   assert content(second) == content(first)
   lines = [record.getMessage() for record in caplog.records]
   (entry,) = entries(cache)
-  assert lines[0] == f'toy/train: tokens of an earlier start, in {entry}'
+  assert (
+    lines[0] == f'toy/train: using the tokens of an earlier start, in {entry}'
+  )
   # What is said of the rows is the same, skipped ones included.
   assert warnings == [
     r.getMessage() for r in caplog.records if r.levelname != 'INFO'

@@ -8,7 +8,7 @@ import cases
 import worlds
 
 _FULL = 'disk is full', 'storage is full', 'No space left', 'make room'
-_LARGE = 'larger than is allowed', 'File too large'
+_LARGE = 'exceeds the size limit', 'File too large'
 
 
 def limit(case) -> str:

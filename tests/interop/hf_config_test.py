@@ -219,10 +219,10 @@ def test_a_type_may_be_given():
 @pytest.mark.parametrize(
   ('change', 'model_type', 'message'),
   [
-    ({'relpos_bias_per_layer': True}, 't5', 'a stack; write it as a umt5'),
-    ({}, 'umt5', 'a umt5 has one position bias a layer; write it as a t5'),
+    ({'relpos_bias_per_layer': True}, 't5', 'per stack; write it as a umt5'),
+    ({}, 'umt5', 'a umt5 has one position bias per layer; write it as a t5'),
     ({'logits_via_embedding': True}, 'mt5', 'write it as a t5'),
-    ({}, 'longt5', "'longt5' is no model_type .* t5, mt5, umt5"),
+    ({}, 'longt5', "'longt5' is not a model_type .* t5, mt5, umt5"),
     (
       {'mlp_activations': ('linear',)},
       None,

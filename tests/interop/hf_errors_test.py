@@ -118,8 +118,8 @@ def test_a_model_of_another_architecture_is_described():
     hf.load_config(hf_directories.TIED), emb_dim=32, logits_via_embedding=False
   )
   error = _error(hf.load_params, hf_directories.TIED, config)
-  assert 'emb_dim is 16 there and 32 here' in error
-  assert 'logits_via_embedding is True there and False here' in error
+  assert 'emb_dim is 16 in the file and 32 in' in error
+  assert 'logits_via_embedding is True in the file and False in' in error
   assert 'num_heads' not in error
 
 

@@ -444,7 +444,7 @@ def test_what_has_no_place_in_a_peft_directory():
   vit = tree_paths.unflatten(
     {'vit/Transformer/encoderblock_0/x/lora/lora_a': np.ones((2, 3))}
   )
-  assert 'vit/Transformer/encoderblock_0/x/lora are no adapters of' in _error(
+  assert 'vit/Transformer/encoderblock_0/x/lora do not adapt' in _error(
     write, vit
   )
   other = 'encoder/layers_0/attention/key/lora/lora_a'
@@ -458,7 +458,7 @@ def test_what_has_no_place_in_a_peft_directory():
   assert 'missing parameters: score/bias' in _error(
     write, heads={'score': {'kernel': np.ones((16, 1))}}
   )
-  assert 'A PaLI has no base that PEFT loads' in _error(
+  assert 'PEFT cannot load a PaLI' in _error(
     write, config=tiny_pali.CONFIG, heads=HEAD
   )
 

@@ -185,7 +185,7 @@ def test_a_disk_that_is_full_is_an_error_before_anything_is_copied(
   monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage._replace(free=5000))
   error = _error(hf.local_directory, bucket)
   assert f'{bucket} is copied to ' in error
-  assert '76.9 kB there, where 5.0 kB are free. Set TMPDIR' in error
+  assert '76.9 kB there, but only 5.0 kB are free. Set TMPDIR' in error
   assert not copied
 
 
@@ -214,7 +214,7 @@ def test_a_file_that_is_cut_short_is_an_error(bucket, monkeypatch, tmp_path):
 
   monkeypatch.setattr(backend.tf_backend, 'copy', cutting)
   error = _error(hf.local_directory, bucket)
-  assert 'config.json has 631 bytes, of which 2 were copied' in error
+  assert 'config.json has 631 bytes, but only 2 were copied' in error
   assert not ram_bucket.copies(tmp_path)
 
 
@@ -242,7 +242,7 @@ def test_an_index_cannot_have_files_written_elsewhere(bucket, copied):
     f'{bucket}/model.safetensors.index.json',
     b'{"weight_map": {"shared.weight": "../../config.json"}}',
   )
-  assert "'../../config.json', which is no plain name of a file" in _error(
+  assert "'../../config.json', which is not the plain name of a file" in _error(
     hf.local_directory, bucket
   )
   assert not copied

@@ -316,8 +316,8 @@ def test_another_resolution_than_the_weights_have(tmp_path):
 def test_a_tower_of_other_sizes_is_described():
   config = dataclasses.replace(CONFIG, image_size=70, depth=3)
   error = _error(siglip.load_params, TOWER, config)
-  assert 'image_size is 56 there and 70 here' in error
-  assert 'depth is 2 there and 3 here' in error
+  assert 'image_size is 56 in the file and 70 in' in error
+  assert 'depth is 2 in the file and 3 in' in error
   assert 'width' not in error and str(TOWER / 'config.json') in error
 
 

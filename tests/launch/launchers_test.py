@@ -74,7 +74,7 @@ def test_settings_come_from_the_environment_too(world, script):
     ('tpu_vm', ('--name=rm', '--zone=z'), '--topology is missing'),
     ('tpu_vm', ('--spot=yes',), "--spot is true or false, not 'yes'"),
     ('tpu_vm', ('--sopt',), 'there is no flag --sopt'),
-    ('tpu_vm', ('perlhf', 'evaluate'), "'perlhf' is no flag"),
+    ('tpu_vm', ('perlhf', 'evaluate'), "'perlhf' is not a flag"),
     (
       'tpu_vm',
       (*launch_world.SETTINGS['tpu_vm'], '--spot', '--reserved'),

@@ -18,10 +18,10 @@ from perlhf_jax.benchmark import policy
 from perlhf_jax.benchmark import reward
 from perlhf_jax.benchmark import setting as setting_lib
 from perlhf_jax.checkpoints import loaded_model
+from perlhf_jax.data import kinds
 from perlhf_jax.models import lora
 from perlhf_jax.rl import reinforce
 from perlhf_jax.sampling import sampler
-from perlhf_jax.stages import reward_scoring
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
@@ -57,9 +57,7 @@ def main():
     setting,
     reinforce.Reinforce(),
     sampler.SamplingConfig(max_length=options.targets, temperature=0.9),
-    reward.RewardPrograms(
-      start, setting, reward_scoring.PAIRWISE, pairs
-    ).trained(),
+    reward.RewardPrograms(start, setting, kinds.PAIRWISE, pairs).trained(),
     placement.put_batch(prompts, mesh),
   )
   iterate = programs.calls()['rl_iteration']

@@ -90,7 +90,7 @@ def test_all_mistakes_are_listed(capsys):
     'BATCH_SIZE 8 is not divisible by 3',
     'runs/nowhere',
     'demo_prompts',
-    'Nothing rewards the policy',
+    'The policy has no reward',
   ):
     assert wanted in printed.err
   assert 'Nothing was started' not in printed.out

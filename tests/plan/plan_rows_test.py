@@ -85,7 +85,7 @@ def test_what_was_stopped_goes_on(compiled, tmp_path, capsys, caplog):
   with caplog.at_level(python_logging.INFO, 'absl'):
     assert main.run(command) == 0
   assert compiled == [program for _, program in _ALL[3:]]
-  assert 'plan.json: 3 rows are taken over' in caplog.text
+  assert 'plan.json: using its 3 rows' in caplog.text
   assert _rows(path) == _ALL
   # The whole table, with LoRA of full tuning throughout.
   assert capsys.readouterr().out.count('100%') == 4
@@ -94,7 +94,7 @@ def test_what_was_stopped_goes_on(compiled, tmp_path, capsys, caplog):
   with caplog.at_level(python_logging.WARNING, 'absl'):
     assert main.run([*command, '--gin.NUM_SAMPLES=3']) == 0
   assert len(compiled) == 8
-  assert '8 rows are of another setting' in caplog.text
+  assert '8 rows belong to another setting' in caplog.text
 
 
 def test_another_batch_size_is_another_row(compiled, tmp_path):
@@ -114,6 +114,6 @@ def test_a_file_of_something_else_is_not_overwritten(
   path.write_text(text)
   assert main.run([*_COMMAND, f'--output={path}']) == 2
   message = capsys.readouterr().err
-  assert f'--output={path} exists and is no file of perlhf plan' in message
+  assert f'--output={path} exists and is not a file of perlhf plan' in message
   assert path.read_text() == text
   assert not compiled

@@ -18,6 +18,7 @@ from perlhf_jax.data import example_order
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import input_pipeline
+from perlhf_jax.data import kinds
 from perlhf_jax.data import token_columns
 from perlhf_jax.data import vocabularies
 from perlhf_jax.models import t5
@@ -40,27 +41,21 @@ def _column(rng, most):
   return token_columns.TokenColumn(rows)
 
 
-def _examples(converter, length_buckets):
+def _examples(kind, length_buckets):
   """Examples of random tokens and ragged lengths, for `tiny_roles`."""
   rng = np.random.default_rng(0)
-  kind = next(
-    kind
-    for kind, each in feature_converters.CONVERTERS.items()
-    if each is converter
-  )
   columns = {
     name: rng.integers(0, 2, COUNT).astype(np.float32)
     if name == 'label'
     else _column(rng, LIMITS[name != 'inputs'])
-    for name in converter.TASK_FEATURES
+    for name in kind.required
   }
   return examples_lib.Examples(
     name='ragged',
     split='train',
-    kind=kind,
     columns=columns,
     origins=[''] * COUNT,
-    converter=converter(*LIMITS),
+    converter=feature_converters.Converter(kind, *LIMITS),
     order=example_order.ExampleOrder([COUNT]),
     batch_size=4,
     vocabulary=vocabularies.byte_vocabulary(),
@@ -75,7 +70,7 @@ def reward_role():
 
 
 def _loss(objective, reward_role):
-  if objective == 'sft':
+  if objective is kinds.SFT:
     model = t5.T5(tiny_roles.CONFIG)
     variables = {'params': tiny_models.params(tiny_roles.CONFIG)}
     return train_sft.make_loss(model, 0.1, 1e-3), variables
@@ -84,18 +79,15 @@ def _loss(objective, reward_role):
 
 
 @pytest.mark.parametrize(
-  ('objective', 'converter'),
-  [
-    ('sft', feature_converters.SftConverter),
-    ('pairwise', feature_converters.PairwiseConverter),
-    ('pointwise', feature_converters.PointwiseConverter),
-  ],
+  'objective',
+  [kinds.SFT, kinds.PAIRWISE, kinds.POINTWISE],
+  ids=lambda kind: kind.name,
 )
 def test_losses_and_gradients_do_not_depend_on_the_padding(
-  objective, converter, reward_role
+  objective, reward_role
 ):
   loss, variables = _loss(objective, reward_role)
-  few, one = (_examples(converter, buckets) for buckets in (2, 0))
+  few, one = (_examples(objective, buckets) for buckets in (2, 0))
 
   @jax.jit
   def run(variables, batch):
@@ -121,10 +113,13 @@ def test_losses_and_gradients_do_not_depend_on_the_padding(
   assert len(shapes) > 1
 
 
-@pytest.mark.parametrize('objective', ['pairwise', 'pointwise'])
+@pytest.mark.parametrize(
+  'objective',
+  [kinds.PAIRWISE, kinds.POINTWISE],
+  ids=lambda kind: kind.name,
+)
 def test_evaluation_by_length_gives_the_scores_in_order(objective, reward_role):
   model, variables = reward_role
-  converter = feature_converters.CONVERTERS[objective]
   scorer = reward_scoring.make_scorer(
     model, partitioning.make_mesh(), objective
   )
@@ -133,7 +128,7 @@ def test_evaluation_by_length_gives_the_scores_in_order(objective, reward_role):
       scorer,
       variables,
       {},
-      input_pipeline.eval_batches(_examples(converter, buckets), 5),
+      input_pipeline.eval_batches(_examples(objective, buckets), 5),
     )
     for buckets in (2, 0)
   )
@@ -157,14 +152,14 @@ def test_answers_come_in_order_and_do_not_depend_on_batches():
       None,
       jax.tree.map(jnp.asarray, trainable),
       frozen,
-      _examples(feature_converters.PromptConverter, buckets),
+      _examples(kinds.PROMPTS, buckets),
       batch_size=batch_size,
       mesh=partitioning.make_mesh(),
       decode=tiny_roles.decode,
     )
     for buckets, batch_size in ((2, 5), (0, 8))
   ]
-  examples = _examples(feature_converters.PromptConverter, 0)
+  examples = _examples(kinds.PROMPTS, 0)
   prompts = [
     tiny_roles.decode(examples.example(row)['inputs']) for row in range(COUNT)
   ]
@@ -228,7 +223,7 @@ def _weights(path):
 def test_records_have_the_padding_and_the_log_the_shapes(ragged, caplog):
   caplog.set_level(logging.INFO)
   _train(ragged / 'by_length')
-  assert 'of what is computed is padding' in caplog.text
+  assert 'of the computed tokens are padding' in caplog.text
   assert 'prompt_tokens 8x' in caplog.text
   _train(ragged / 'mixed', '--gin.LENGTH_BUCKETS=0')
   padding = {
@@ -257,10 +252,10 @@ def test_a_run_of_before_goes_on_in_its_order(ragged, caplog):
   (step / 'digests.json').unlink()
   path.write_text(json.dumps(fields))
   _train(chosen, '--gin.LENGTH_BUCKETS=0')
-  assert 'goes on so' not in caplog.text
+  assert 'without batches by length' not in caplog.text
   caplog.set_level(logging.INFO)
   _train(before)
-  assert 'began without batches by length, and goes on so' in caplog.text
+  assert 'started without batches by length' in caplog.text
   again = _weights(before)
   for name, leaf in _weights(chosen).items():
     np.testing.assert_array_equal(again[name], leaf)

@@ -8,6 +8,7 @@ import pytest
 import tiny_models
 
 from perlhf_jax.core import masking
+from perlhf_jax.data import kinds
 from perlhf_jax.models import reward_model
 from perlhf_jax.models import t5
 from perlhf_jax.stages import train_reward
@@ -24,7 +25,7 @@ def _reward(objective):
     'bias': np.zeros(1, np.float32),
   }
   model = reward_model.RewardModel(t5.T5(CONFIG))
-  loss = train_reward.make_loss(model, objective, 0.0)
+  loss = train_reward.make_loss(model, kinds.KINDS[objective], 0.0)
   return loss, {'params': PARAMS, 'heads': {'score': head}}
 
 

@@ -70,7 +70,7 @@ def test_a_task_with_images_for_a_text_model(root, tmp_path, capsys):
     capsys,
     [*arguments, "--gin.TASK_FEATURE_LENGTHS={'inputs': 28, 'targets': 13}"],
   )
-  check(message, 'demo_vqa_rm', 'text alone', 'pali_tiny.gin')
+  check(message, 'demo_vqa_rm', 'only text', 'pali_tiny.gin')
 
 
 def test_a_model_file_of_another_kind(root, tmp_path, capsys):
@@ -90,7 +90,7 @@ def test_a_frozen_vit_that_saw_nothing(tmp_path, capsys):
     'demo_vqa_sft',
     tiny=runs.TINY_PALI,
   )
-  check(fails(capsys, arguments), 'train_vit is False', 'Set it to True')
+  check(fails(capsys, arguments), 'train_vit is False', 'Set train_vit to True')
 
 
 def test_a_resolution_that_patches_do_not_divide(root, tmp_path, capsys):
@@ -133,7 +133,7 @@ def test_a_reward_model_that_reads_text_alone(root, tmp_path, capsys):
   arguments = train_policy(
     root, tmp_path, f"--gin.REWARD_CHECKPOINT='{reward}'"
   )
-  check(fails(capsys, arguments), 'reads text alone', '32 pixels')
+  check(fails(capsys, arguments), 'reads only text', '32 pixels')
 
 
 def test_references_are_not_trained_on(root, tmp_path, capsys):
@@ -187,7 +187,7 @@ def test_a_line_with_an_image_for_a_text_model(root, pictures, capsys):
   source = runs.write_rows(pictures / 'in.jsonl', [_row(), _row(image='a.png')])
   arguments = ['score', f'--checkpoint={root / "text"}', f'--input={source}']
   message = fails(capsys, [*arguments, f'--output={pictures / "out.jsonl"}'])
-  check(message, 'in.jsonl:2 has an image', 'text alone')
+  check(message, 'in.jsonl:2 has an image', 'only text')
 
 
 def test_paths_are_relative_to_the_file(root, pictures, monkeypatch):

@@ -215,7 +215,7 @@ CASES = (
     ('INITIAL_CHECKPOINT_PATH is 7', 'text in quotes or None'),
   ),
   # The command line and gin.
-  (_train(_REWARD, '--gin.MODEL_DIR=runs/rm'), ('Text needs quotes',)),
+  (_train(_REWARD, '--gin.MODEL_DIR=runs/rm'), ('Text needs its own quotes',)),
   (_train(_REWARD, '--gin.LERNING_RATE=1'), ('did you mean LEARNING_RATE?',)),
   (_train(_REWARD, '--lora_rank=4'), ('no flag --lora_rank',)),
   (_train(_REWARD, 'fast'), ("unexpected argument 'fast'",)),
@@ -275,7 +275,10 @@ CASES = (
     _train(_POLICY, "--gin.REWARD_CHECKPOINT='runs/sft'"),
     ('runs/sft', 'not a reward model'),
   ),
-  (_train(_POLICY, '--gin.REWARD_CHECKPOINT=None'), ('Nothing rewards',)),
+  (
+    _train(_POLICY, '--gin.REWARD_CHECKPOINT=None'),
+    ('The policy has no reward',),
+  ),
   (_train(_POLICY, "--gin.JUDGE='gold'"), ("JUDGE is 'gold'",)),
   (_train(_POLICY, '--gin.DROPOUT_RATE=0.1'), ('DROPOUT_RATE',)),
   # Data.

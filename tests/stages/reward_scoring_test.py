@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from perlhf_jax.data import kinds
 from perlhf_jax.stages import reward_scoring
 
 
@@ -71,10 +72,10 @@ def _points(scores, labels, lengths):
   ],
 )
 def test_each_metric_that_is_undefined_has_a_reason(objective, columns, wanted):
-  metrics = reward_scoring.reward_metrics(columns, objective)
+  metrics = reward_scoring.reward_metrics(columns, kinds.KINDS[objective])
   undefined = {k for k, v in metrics.items() if not math.isfinite(v)}
   assert undefined == set(wanted)
-  reasons = reward_scoring.undefined_reasons(columns, objective)
+  reasons = reward_scoring.undefined_reasons(columns, kinds.KINDS[objective])
   for name, why in wanted.items():
     assert reasons[name].startswith(why)
 
@@ -87,5 +88,5 @@ def test_each_metric_that_is_undefined_has_a_reason(objective, columns, wanted):
   ],
 )
 def test_metrics_of_varied_examples_are_defined(objective, columns):
-  metrics = reward_scoring.reward_metrics(columns, objective)
+  metrics = reward_scoring.reward_metrics(columns, kinds.KINDS[objective])
   assert all(map(math.isfinite, metrics.values()))

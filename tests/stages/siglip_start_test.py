@@ -102,9 +102,9 @@ def fails(capsys, arguments):
     (("--gin.INITIAL_VIT_PATH='{root}/none'",), 'there is no such folder'),
     (
       ("--gin.INITIAL_CHECKPOINT_PATH='{root}/full'", VIT),
-      'has a ViT of its own',
+      'already has a ViT',
     ),
-    (('--gin.INITIAL_CHECKPOINT_PATH=None', VIT), 'give both'),
+    (('--gin.INITIAL_CHECKPOINT_PATH=None', VIT), 'set both'),
     ((VIT, '--gin_file=gin/models/pali_tiny.gin'), 'vit.patch_size 8'),
   ],
 )

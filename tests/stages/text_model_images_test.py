@@ -106,5 +106,5 @@ def test_misuse_is_explained(pali, images, tmp_path):
   fails([None, b'no picture', None, None], 'Prompt 1: .* cannot be decoded')
   fails([None, None, tmp_path / 'no.png', None], 'does not exist')
   text = perlhf_jax.load(str(_GOLDENS / 'hf_t5_v1_1'))
-  fails(images, 'Prompt 0 has an image, and the checkpoint reads text', text)
+  fails(images, 'Prompt 0 has an image, but the checkpoint reads only', text)
   assert len(text.logprobs(_PROMPTS, _RESPONSES, [None] * 4)) == 4

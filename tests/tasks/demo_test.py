@@ -22,7 +22,7 @@ def load(name, split='validation', **kwargs):
 )
 def test_tasks_load_whole_and_nothing_is_cut(name, kind):
   examples = load(name)
-  assert examples.kind == kind
+  assert examples.kind.name == kind
   assert len(examples) == demo.NUM_VALIDATION
   assert not examples.num_truncated
   prompt = examples.texts(0)['inputs']

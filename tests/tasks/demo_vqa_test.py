@@ -35,7 +35,7 @@ def load(name, split='validation'):
 )
 def test_tasks_load_whole_and_nothing_is_cut(name, kind):
   examples = load(name)
-  assert examples.kind == kind
+  assert examples.kind.name == kind
   assert len(examples) == demo_vqa.NUM_VALIDATION
   assert not examples.num_truncated
   assert not examples.num_skipped

@@ -16,9 +16,8 @@ import pytest
 import seqio
 
 from perlhf_jax.core import errors
-from perlhf_jax.data import feature_converters
 from perlhf_jax.data import input_pipeline
-from perlhf_jax.data import row_checks
+from perlhf_jax.data import kinds
 from perlhf_jax.data import sources
 from perlhf_jax.data import task_modules
 from perlhf_jax.data import vocabularies
@@ -44,14 +43,13 @@ ABSENT = [
   for name, expected in EXPECTED.items()
   for task in expected.get('absent', [])
 ]
-LISTS = {row_checks.IMAGES, row_checks.REFERENCES}
 
 
 def load(task, split):
   task_modules.import_tasks()
   lengths, size = {'inputs': 8192, 'targets': 8192}, None
-  if row_checks.IMAGES in task_modules.find(task).output_features:
-    lengths[row_checks.IMAGES], size = 8, 16
+  if kinds.IMAGES in task_modules.find(task).output_features:
+    lengths[kinds.IMAGES], size = 8, 16
   return input_pipeline.load_examples(
     input_pipeline.DatasetConfig(task, lengths, split=split),
     vocabularies.byte_vocabulary(),
@@ -68,12 +66,13 @@ def test_fixture_gives_the_expected_examples(name, task, split, monkeypatch):
   declared = set(task_modules.find(task).output_features)
   # A feature that is not in the JSON file would go unchecked.
   assert set(expected['first']) == declared
-  assert feature_converters.kind_of(sorted(declared - LISTS)) == examples.kind
+  declared -= {*kinds.LISTS}
+  assert kinds.of_features(declared) is examples.kind
   texts = examples.texts(0)
   for feature, value in expected['first'].items():
-    if feature == row_checks.IMAGES:
+    if feature == kinds.IMAGES:
       assert len(examples.images_of(0)) == value
-    elif feature == row_checks.REFERENCES:
+    elif feature == kinds.REFERENCES:
       assert list(examples.references_of(0)) == value
     else:
       assert texts[feature] == value

@@ -44,8 +44,8 @@ def test_the_log_names_the_shape_and_the_memory_of_each_program(step, caplog):
     batch = {'a_tokens': jnp.ones((2, length)), 'x': jnp.ones(2)}
     step(jnp.zeros(()), batch)
   large, small = (record.getMessage() for record in caplog.records)
-  assert large.endswith(' MiB a device, for a_tokens 2x3000.')
-  assert small.endswith(' MiB a device, for a_tokens 2x10.')
+  assert large.endswith(' MiB per device, for a_tokens 2x3000.')
+  assert small.endswith(' MiB per device, for a_tokens 2x10.')
 
 
 def test_memory_is_that_of_the_largest_program(step):

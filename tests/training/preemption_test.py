@@ -83,7 +83,7 @@ def test_all_processes_stop_at_the_same_step(preempted):
   for err in errs:
     last = err.splitlines()[-1]
     assert last.startswith('perlhf: stopped by SIGTERM; step 3 is saved in ')
-    assert 'the same command goes on' in last
+    assert 'the same command again' in last
   assert [p.name for p in (folder / 'end/checkpoints').glob('[0-9]*')] == ['3']
 
 

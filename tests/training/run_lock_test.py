@@ -254,7 +254,7 @@ def test_what_others_do_to_the_folder_is_noticed(disk):
       lock.check()
     other.unlink()
     (folder / 'metrics.jsonl').touch()
-    with pytest.raises(errors.OutsideError, match='was deleted while'):
+    with pytest.raises(errors.OutsideError, match='was deleted'):
       lock.check()
     shutil.rmtree(folder)
     with pytest.raises(errors.OutsideError, match='is gone: it was removed'):

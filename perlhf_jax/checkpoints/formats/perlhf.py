@@ -85,17 +85,17 @@ class Perlhf(format_lib.ModelFormat, format_lib.WritableFormat):
 
   def write(self, loaded, target, options):
     """See `format`; the folder may be remote."""
-    options.check_new('Checkpoints of ours')
+    options.check_new('Checkpoints of perlhf_jax')
     if options.dtype == 'bfloat16':
       raise errors.ConfigError(
-        'Checkpoints of ours are written in float32: leave out '
+        'Checkpoints of perlhf_jax are written in float32: leave out '
         '--dtype=bfloat16.'
       )
     model_dir = step_files.absolute(target)
     try:
       if model_dir.exists() and any(model_dir.iterdir()):
         raise errors.CheckpointError(
-          f'{target} already holds something; give another folder.'
+          f'{target} is not empty; give another folder.'
         )
       trainable = {'params': jax.tree.map(_read, loaded.params)}
       if loaded.heads:

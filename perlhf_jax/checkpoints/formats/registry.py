@@ -59,8 +59,8 @@ def writer(name: str) -> format_lib.WritableFormat:
   }
   if name not in names:
     raise errors.ConfigError(
-      f'No checkpoint can be written as {name!r}; there are '
-      f'{", ".join(sorted(names))}. (--to)'
+      f'--to={name} is not a format that can be written; choose one of '
+      f'{", ".join(sorted(names))}.'
     )
   return names[name]
 
@@ -84,11 +84,11 @@ def find(path: str, kind: type[_Kind] = format_lib.ModelFormat) -> _Kind:
     is_directory, is_file = directory.is_dir(), directory.exists()
   if is_directory:
     names = ', '.join(each.name for each in known)
-    found = f'what is there is of no format that is known ({names})'
+    found = f'its files match no known format ({names})'
   else:
     found = 'it is a file' if is_file else 'there is no such folder'
   raise errors.CheckpointError(
     f'No checkpoint at {path}: {found}. Give '
-    f'{" or ".join(each.title for each in known)} (a model of the Hub is '
-    'downloaded first: hf download NAME --local-dir=DIR).'
+    f'{" or ".join(each.title for each in known)} (download a model of the '
+    'Hub first: hf download NAME --local-dir=DIR).'
   )

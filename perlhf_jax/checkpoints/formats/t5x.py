@@ -36,8 +36,8 @@ class T5x(format_lib.WeightsFormat, format_lib.WritableFormat):
     ):
       what = 'head' if loaded.is_reward_model else 'ViT'
       raise errors.CheckpointError(
-        f'{loaded.path} is {loaded}, and T5X has no place for its {what}; '
-        'write it as a Hugging Face directory (--to=hf).'
+        f'{loaded.path} is {loaded}; the T5X format cannot hold its {what}. '
+        'Write it as a Hugging Face directory (--to=hf).'
       )
     options.check_new('T5X checkpoints')
     params = layer_layout.to_layout(loaded.params, scan_layers=False)
