@@ -2,35 +2,22 @@
 
 import json
 import os
-import pathlib
 import random
 import signal
-import subprocess
-import sys
-import time
 
 import metric_records
 import numpy as np
 import pytest
 import runs
+import starting
 
 from perlhf_jax.cli import main
 from perlhf_jax.core import tree_paths
 from perlhf_jax.training import step_files
 
 _STEPS = 12
-_ROOT = pathlib.Path(__file__).parents[2]
-
-
-def _start(args):
-  environment = {**os.environ, 'PYTHONPATH': str(_ROOT)}
-  return subprocess.Popen(
-    [sys.executable, '-m', 'perlhf_jax', *args],
-    cwd=_ROOT,
-    env=environment,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+# Until enough records are there, in seconds.
+_LONGEST = 600
 
 
 def _records(path):
@@ -79,10 +66,11 @@ def pali(tmp_path_factory):
   return sft, reward
 
 
-def _kill_and_resume(folder, arguments, sent=signal.SIGKILL):
+def _kill_and_resume(preloaded, folder, arguments, sent=signal.SIGKILL):
   """Runs twice into `folder`, once killed; returns the two MODEL_DIRs.
 
   Args:
+    preloaded: starts the one that is killed.
     folder: an empty one.
     arguments: from a MODEL_DIR to a command line of `_STEPS` steps.
     sent: the signal that kills, or tells to stop.
@@ -91,18 +79,18 @@ def _kill_and_resume(folder, arguments, sent=signal.SIGKILL):
   # Any record after the first checkpoint's, so that there is a step to go
   # back to and records that must be written again.
   wait_for = random.Random(os.urandom(8)).randint(5, 13)
-  process = _start(arguments(killed))
-  deadline = time.monotonic() + 600
-  while _records(killed / 'metrics.jsonl') < wait_for:
-    assert process.poll() is None, process.stderr.read()
-    assert time.monotonic() < deadline
-    time.sleep(0.005)
-  process.send_signal(sent)
-  err = process.communicate(timeout=120)[1]
+  command = preloaded.start(arguments(killed), starting.ROOT)
+  records = killed / 'metrics.jsonl'
+  has_enough = command.wait_until(
+    lambda: _records(records) >= wait_for, _LONGEST
+  )
+  assert has_enough, command.err
+  command.send(sent)
+  outcome = command.wait()
   if sent == signal.SIGTERM:
-    assert process.returncode == 75
+    assert outcome.code == 75
     saved = step_files.find_step(str(killed)).name
-    assert err.splitlines()[-1].startswith(
+    assert outcome.err.splitlines()[-1].startswith(
       f'perlhf: stopped by SIGTERM; step {saved} is saved in {killed}. '
     )
     assert runs.metrics(killed)[-1]['step'] == int(saved) < _STEPS
@@ -131,7 +119,7 @@ def _kill_and_resume(folder, arguments, sent=signal.SIGKILL):
   ],
 )
 def test_killed_and_resumed_equals_an_uninterrupted_run(
-  tmp_path, sft, tuning, sent
+  preloaded, tmp_path, sft, tuning, sent
 ):
   def arguments(model_dir):
     return runs.arguments(
@@ -145,7 +133,7 @@ def test_killed_and_resumed_equals_an_uninterrupted_run(
       steps=_STEPS,
     )
 
-  _, whole = _kill_and_resume(tmp_path, arguments, sent)
+  _, whole = _kill_and_resume(preloaded, tmp_path, arguments, sent)
   assert json.loads((whole / 'summary.json').read_text())['steps'] == _STEPS
 
 
@@ -158,7 +146,7 @@ def test_killed_and_resumed_equals_an_uninterrupted_run(
   ],
 )
 def test_killed_and_resumed_reinforcement_learning(
-  tmp_path, sft, reward, tuning, algorithm, sent
+  preloaded, tmp_path, sft, reward, tuning, algorithm, sent
 ):
   # Everything that has a state: the KL controller and the normaliser too.
   adaptive = tmp_path / 'adaptive.gin'
@@ -187,7 +175,7 @@ def test_killed_and_resumed_reinforcement_learning(
       steps=_STEPS,
     )
 
-  killed, whole = _kill_and_resume(tmp_path, arguments, sent)
+  killed, whole = _kill_and_resume(preloaded, tmp_path, arguments, sent)
   assert (killed / 'samples.jsonl').read_text() == (
     whole / 'samples.jsonl'
   ).read_text()
@@ -196,7 +184,7 @@ def test_killed_and_resumed_reinforcement_learning(
 
 
 @pytest.mark.parametrize('tuning', ['attention', 'none'])
-def test_killed_and_resumed_with_images(tmp_path, pali, tuning):
+def test_killed_and_resumed_with_images(preloaded, tmp_path, pali, tuning):
   sft, reward = pali
 
   def arguments(model_dir):
@@ -216,7 +204,7 @@ def test_killed_and_resumed_with_images(tmp_path, pali, tuning):
       tiny=runs.TINY_PALI,
     )
 
-  killed, whole = _kill_and_resume(tmp_path, arguments)
+  killed, whole = _kill_and_resume(preloaded, tmp_path, arguments)
   assert (killed / 'samples.jsonl').read_text() == (
     whole / 'samples.jsonl'
   ).read_text()
