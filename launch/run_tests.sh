@@ -12,8 +12,9 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# Few processes: each imports TensorFlow and compiles for itself. One file stays
-# in one process, so that a file's fixtures are made once, and files are begun in
-# the order that tests/conftest.py gives them, the longest first.
+# Few processes, for each imports TensorFlow. Compiled programs are kept in
+# .pytest_cache: the first run takes longer than later ones. One file stays in one
+# process, so that a file's fixtures are made once, and files are begun in the
+# order that tests/conftest.py gives them, the longest first.
 exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
   --no-loadscope-reorder "$@"

@@ -1,11 +1,9 @@
 """Set-up of every test: the CPU, quiet libraries, checked shapes and types."""
 
-import atexit
+import contextlib
 import gc
 import os
-import shutil
 import sys
-import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -16,12 +14,11 @@ os.environ.setdefault(
   'XLA_FLAGS',
   '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
 )
-# All processes of a run of the suite share what they have compiled: the first
-# one of them, of which the others are children, makes a folder and removes it.
+# All processes of all runs of the suite share what they have compiled.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-  _programs = tempfile.mkdtemp(prefix='perlhf_programs_')
-  atexit.register(shutil.rmtree, _programs, ignore_errors=True)
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = _programs
+  import kept_programs
+
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = kept_programs.folder()
   # Nearly all programs are small.
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
@@ -84,3 +81,13 @@ def programs_are_kept():
   """
   yield
   os.environ.pop('JAX_ENABLE_COMPILATION_CACHE', None)
+
+
+@pytest.fixture(scope='session')
+def preloaded():
+  """Starts commands in processes that need not import everything again."""
+  import starting
+
+  programs = os.environ['JAX_COMPILATION_CACHE_DIR']
+  with contextlib.closing(starting.Preloaded(programs)) as preloaded:
+    yield preloaded

@@ -75,22 +75,6 @@ ln -sfn /path/to/pali /path/to/model
 
 
 @pytest.fixture(scope='module', autouse=True)
-def _compile_once(tmp_path_factory):
-  """Many commands compile the same programs."""
-  settings = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
-    'jax_persistent_cache_min_compile_time_secs': 0,
-    'jax_persistent_cache_min_entry_size_bytes': -1,
-  }
-  before = {name: getattr(jax.config, name) for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-
-
-@pytest.fixture(scope='module', autouse=True)
 def _own_imports():
   """Gin takes no second class of one name, so that all worlds share theirs."""
   with printed_world.own_imports():

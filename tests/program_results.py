@@ -1,35 +1,28 @@
 """Runs a program that needs a process of its own, and reads its results.
 
-The number of simulated devices is settled when JAX starts.
+The number of simulated devices is settled when JAX first uses one.
 """
 
-import os
 import pathlib
 import pickle
-import subprocess
-import sys
+
+import starting
 
 _TESTS = pathlib.Path(__file__).parent
+_LONGEST = 600
 
 
-def run(program, folder):
+def run(preloaded, program, folder):
   """Returns what a program pickles into the file that is its argument.
 
   Args:
-    program: path of the program, in `tests`.
+    preloaded: starts the program.
+    program: its path, in `tests`.
     folder: where the file may lie.
   """
   path = folder / 'results.pickle'
-  process = subprocess.run(
-    [sys.executable, _TESTS / program, path],
-    cwd=_TESTS.parent,
-    capture_output=True,
-    text=True,
-    check=False,
-    env={
-      **os.environ,
-      'PYTHONPATH': os.pathsep.join(map(str, (_TESTS.parent, _TESTS))),
-    },
-  )
-  assert process.returncode == 0, process.stderr[-3000:]
+  outcome = preloaded.start(
+    [path], starting.ROOT, program=_TESTS / program
+  ).wait(_LONGEST)
+  assert outcome.code == 0, outcome.err[-3000:]
   return pickle.loads(path.read_bytes())

@@ -17,6 +17,7 @@ import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+import contextlib
 import json
 import math
 import pathlib
@@ -130,20 +131,19 @@ class Campaign:
   """A place for faults to happen; a context that removes it."""
 
   def __init__(
-    self, seed: int, programs: pathlib.Path | None = None, timed: bool = True
+    self, seed: int, preloaded: starting.Preloaded, timed: bool = True
   ):
-    """Starts what starts the commands.
+    """Makes the place.
 
     Args:
       seed: of what is random of a fault.
-      programs: folder of compiled programs; None for one of its own.
+      preloaded: starts commands.
       timed: whether commands that are left alone run once more, to be timed.
     """
     self._seed = seed
     self._folder = pathlib.Path(tempfile.mkdtemp(prefix='perlhf_faults_'))
-    self._preloaded = starting.Preloaded(programs or self._folder / 'programs')
     self._worlds = {
-      name: worlds.World(name, self._folder / name, self._preloaded, timed)
+      name: worlds.World(name, self._folder / name, preloaded, timed)
       for name in worlds.NAMES
     }
 
@@ -152,8 +152,7 @@ class Campaign:
     return self
 
   def __exit__(self, *_) -> None:
-    """Ends all and removes all."""
-    self._preloaded.close()
+    """Removes all."""
     shutil.rmtree(self._folder, ignore_errors=True)
 
   def world(self, name: str) -> worlds.World:
@@ -228,7 +227,9 @@ def main() -> None:
     faults = [fault for fault in faults if fault.number == options.number]
   rows = []
   with (
-    Campaign(options.seed) as campaign,
+    tempfile.TemporaryDirectory(prefix='perlhf_programs_') as programs,
+    contextlib.closing(starting.Preloaded(programs)) as preloaded,
+    Campaign(options.seed, preloaded) as campaign,
     futures.ThreadPoolExecutor(options.jobs) as pool,
   ):
     for row in pool.map(campaign.run, faults):

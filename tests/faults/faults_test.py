@@ -4,8 +4,6 @@
 """
 
 import json
-import os
-import pathlib
 
 import campaign
 import cases
@@ -31,9 +29,8 @@ _FAULTS = [
 
 
 @pytest.fixture(scope='module')
-def place():
-  programs = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
-  with campaign.Campaign(seed=0, programs=programs, timed=False) as place:
+def place(preloaded):
+  with campaign.Campaign(0, preloaded, timed=False) as place:
     yield place
 
 

@@ -163,9 +163,11 @@ def test_chunks_depend_on_the_shape_alone(monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def meshes(tmp_path_factory):
+def meshes(preloaded, tmp_path_factory):
   folder = tmp_path_factory.mktemp('output_layer')
-  return program_results.run('models/output_layer_program.py', folder)
+  return program_results.run(
+    preloaded, 'models/output_layer_program.py', folder
+  )
 
 
 @pytest.mark.parametrize('name', chunked_logits.CASES)

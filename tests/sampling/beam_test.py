@@ -162,8 +162,8 @@ def test_scanned_layers_follow_their_beams():
   np.testing.assert_allclose(actual[1], expected[1], atol=1e-5)
 
 
-def test_an_adapted_policy_on_a_mesh(tmp_path):
-  results = program_results.run('sampling/beam_program.py', tmp_path)
+def test_an_adapted_policy_on_a_mesh(preloaded, tmp_path):
+  results = program_results.run(preloaded, 'sampling/beam_program.py', tmp_path)
   one, four = results[1, 1, 1], results[2, 1, 2]
   np.testing.assert_array_equal(four['tokens'], one['tokens'])
   np.testing.assert_array_equal(four['mask'], one['mask'])

@@ -68,8 +68,10 @@ def test_parts_take_what_is_encoded(inputs, whole):
   _assert_same(_sample(encoded, keys, config), whole)
 
 
-def test_every_device_works_in_every_part(tmp_path):
-  results = program_results.run('sampling/parts_program.py', tmp_path)
+def test_every_device_works_in_every_part(preloaded, tmp_path):
+  results = program_results.run(
+    preloaded, 'sampling/parts_program.py', tmp_path
+  )
   whole = results[1]
   for parts in (2, 4):
     np.testing.assert_array_equal(results[parts]['tokens'], whole['tokens'])

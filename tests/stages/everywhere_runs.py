@@ -1,15 +1,12 @@
 """Runs of `everywhere_program.py` on meshes and hosts of many kinds."""
 
 import os
-import pathlib
 import socket
-import subprocess
-import sys
 
 import everywhere_program
+import starting
 
-_TESTS = pathlib.Path(__file__).parents[1]
-_PROGRAM = pathlib.Path(everywhere_program.__file__)
+_LONGEST = 900
 
 # Name: mesh shape, processes, devices of each.
 RUNS = {
@@ -22,20 +19,15 @@ RUNS = {
 }
 
 
-def run(folder, mesh_shape, processes, devices, stages='srpu'):
+def run(preloaded, folder, mesh_shape, processes, devices, stages='srpu'):
   """Runs stages in processes of their own; see `everywhere_program`."""
   everywhere_program.prepare(folder)
   flags = os.environ.get('XLA_FLAGS', '')
-  environment = {
-    **os.environ,
-    'PYTHONPATH': os.pathsep.join(
-      map(str, (_TESTS.parent, _TESTS, _PROGRAM.parent))
-    ),
-    'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count={devices}',
-  }
+  devices = f'--xla_force_host_platform_device_count={devices}'
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
+  shape = str(mesh_shape).replace(' ', '')
   started = []
   for index in range(processes):
     hosts = [
@@ -43,20 +35,14 @@ def run(folder, mesh_shape, processes, devices, stages='srpu'):
       f'--num_processes={processes}',
       f'--process_id={index}',
     ]
-    shape = str(mesh_shape).replace(' ', '')
     started.append(
-      subprocess.Popen(
-        [
-          *(sys.executable, _PROGRAM, folder, shape, stages),
-          *(hosts if processes > 1 else ()),
-        ],
-        cwd=_TESTS.parent,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+      preloaded.start(
+        [folder, shape, stages, *(hosts if processes > 1 else ())],
+        starting.ROOT,
+        environment={'XLA_FLAGS': f'{flags} {devices}'},
+        program=everywhere_program.__file__,
       )
     )
   for process in started:
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, output[-4000:]
+    outcome = process.wait(_LONGEST)
+    assert outcome.code == 0, outcome.err[-4000:]

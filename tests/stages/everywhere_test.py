@@ -17,17 +17,19 @@ WITH_IMAGES = ('all_axes', 'two_hosts')
 
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory):
+def root(tmp_path_factory, preloaded):
   """Holds the run on one device in `base`."""
   root = tmp_path_factory.mktemp('everywhere')
-  everywhere_runs.run(root / 'base', (1, 1, 1), 1, 1, stages='srpuij')
+  everywhere_runs.run(
+    preloaded, root / 'base', (1, 1, 1), 1, 1, stages='srpuij'
+  )
   return root
 
 
 @pytest.fixture(scope='module')
-def saved(root):
+def saved(root, preloaded):
   """A run that was saved on a mesh of (8, 1, 1)."""
-  everywhere_runs.run(root / 'data', *everywhere_runs.RUNS['data'])
+  everywhere_runs.run(preloaded, root / 'data', *everywhere_runs.RUNS['data'])
   return root / 'data'
 
 
@@ -57,12 +59,13 @@ def _assert_records_agree(folder, base, count=STEPS + 2):
 
 
 @pytest.mark.parametrize('name', everywhere_runs.RUNS)
-def test_a_run_is_the_same_everywhere(root, name, request):
+def test_a_run_is_the_same_everywhere(root, preloaded, name, request):
   if name == 'data':
     request.getfixturevalue('saved')
   else:
     stages = 'srpui' if name in WITH_IMAGES else 'srpu'
-    everywhere_runs.run(root / name, *everywhere_runs.RUNS[name], stages=stages)
+    mesh = everywhere_runs.RUNS[name]
+    everywhere_runs.run(preloaded, root / name, *mesh, stages=stages)
   here, base = root / name, root / 'base'
   if name in WITH_IMAGES:
     for stage in 'pali_sft', 'pali_policy':
@@ -93,13 +96,14 @@ def test_a_run_is_the_same_everywhere(root, name, request):
 
 
 @pytest.mark.parametrize('name', ['fsdp_tensor', 'two_hosts'])
-def test_a_run_goes_on_elsewhere(root, saved, name):
+def test_a_run_goes_on_elsewhere(root, saved, preloaded, name):
   folder = root / f'on_{name}'
   for stage in 'sft', 'policy':
     shutil.copytree(saved / stage, folder / stage)
     # As if it had been stopped before the last step.
     shutil.rmtree(folder / stage / 'checkpoints' / str(STEPS))
-  everywhere_runs.run(folder, *everywhere_runs.RUNS[name], stages='sp')
+  mesh = everywhere_runs.RUNS[name]
+  everywhere_runs.run(preloaded, folder, *mesh, stages='sp')
   for stage in 'sft', 'policy':
     here, there = (
       [r for r in runs.metrics(d / stage) if r['split'] == 'train']

@@ -1,6 +1,7 @@
 """What was trained on a mesh, or on two hosts, is exported as on one device."""
 
 import dataclasses
+import functools
 
 import everywhere_program
 import everywhere_runs
@@ -20,7 +21,7 @@ _HEAD = 'reward_head.safetensors'
 
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory):
+def root(tmp_path_factory, preloaded):
   """Reward models with LoRA of `base` and of `ELSEWHERE`, and all exports.
 
   Every model is exported on one device, and on a mesh of (1, 4, 2).
@@ -40,7 +41,8 @@ def root(tmp_path_factory):
     vocabulary=vocabularies.to_dict(vocabularies.byte_vocabulary(125)),
   )
   output.write(contents, root / 'hf')
-  run, runs = everywhere_runs.run, everywhere_runs.RUNS
+  run = functools.partial(everywhere_runs.run, preloaded)
+  runs = everywhere_runs.RUNS
   run(root / 'two_hosts', *runs['two_hosts'], stages='x')
   base = root / 'base'
   everywhere_program.prepare(base)

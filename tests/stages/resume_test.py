@@ -2,35 +2,22 @@
 
 import json
 import os
-import pathlib
 import random
 import signal
-import subprocess
-import sys
-import time
 
 import metric_records
 import numpy as np
 import pytest
 import runs
+import starting
 
 from perlhf_jax.cli import main
 from perlhf_jax.core import tree_paths
 from perlhf_jax.training import step_files
 
 _STEPS = 12
-_ROOT = pathlib.Path(__file__).parents[2]
-
-
-def _start(args):
-  environment = {**os.environ, 'PYTHONPATH': str(_ROOT)}
-  return subprocess.Popen(
-    [sys.executable, '-m', 'perlhf_jax', *args],
-    cwd=_ROOT,
-    env=environment,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+# Until enough records are there, in seconds.
+_LONGEST = 600
 
 
 def _records(path):
@@ -79,36 +66,50 @@ def pali(tmp_path_factory):
   return sft, reward
 
 
-def _kill_and_resume(folder, arguments, sent=signal.SIGKILL):
-  """Runs twice into `folder`, once killed; returns the two MODEL_DIRs.
+@pytest.fixture(scope='module')
+def whole_run(tmp_path_factory):
+  """Makes runs that nobody kills, each once; returns their MODEL_DIR."""
+  folder = tmp_path_factory.mktemp('whole')
+
+  def run(name, arguments):
+    path = folder / name
+    if not path.exists():
+      assert main.run(arguments(path)) == 0
+    return path
+
+  return run
+
+
+def _kill_and_resume(preloaded, killed, whole, arguments, sent=signal.SIGKILL):
+  """Kills a run, resumes it, and compares it with one that nobody killed.
 
   Args:
-    folder: an empty one.
+    preloaded: starts the run that is killed.
+    killed: its MODEL_DIR.
+    whole: MODEL_DIR of the other.
     arguments: from a MODEL_DIR to a command line of `_STEPS` steps.
     sent: the signal that kills, or tells to stop.
   """
-  killed, whole = folder / 'killed', folder / 'whole'
   # Any record after the first checkpoint's, so that there is a step to go
   # back to and records that must be written again.
   wait_for = random.Random(os.urandom(8)).randint(5, 13)
-  process = _start(arguments(killed))
-  deadline = time.monotonic() + 600
-  while _records(killed / 'metrics.jsonl') < wait_for:
-    assert process.poll() is None, process.stderr.read()
-    assert time.monotonic() < deadline
-    time.sleep(0.005)
-  process.send_signal(sent)
-  err = process.communicate(timeout=120)[1]
+  command = preloaded.start(arguments(killed), starting.ROOT)
+  records = killed / 'metrics.jsonl'
+  has_enough = command.wait_until(
+    lambda: _records(records) >= wait_for, _LONGEST
+  )
+  assert has_enough, command.err
+  command.send(sent)
+  outcome = command.wait()
   if sent == signal.SIGTERM:
-    assert process.returncode == 75
+    assert outcome.code == 75
     saved = step_files.find_step(str(killed)).name
-    assert err.splitlines()[-1].startswith(
+    assert outcome.err.splitlines()[-1].startswith(
       f'perlhf: stopped by SIGTERM; step {saved} is saved in {killed}. '
     )
     assert runs.metrics(killed)[-1]['step'] == int(saved) < _STEPS
 
-  for path in killed, whole:
-    assert main.run(arguments(path)) == 0
+  assert main.run(arguments(killed)) == 0
   assert runs.metrics(killed)[-1]['step'] == _STEPS
   assert metric_records.without_timing(killed) == (
     metric_records.without_timing(whole)
@@ -119,7 +120,6 @@ def _kill_and_resume(folder, arguments, sent=signal.SIGKILL):
   ]
   for path, leaf in trees[0].items():
     np.testing.assert_array_equal(leaf, trees[1][path])
-  return killed, whole
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def _kill_and_resume(folder, arguments, sent=signal.SIGKILL):
   ],
 )
 def test_killed_and_resumed_equals_an_uninterrupted_run(
-  tmp_path, sft, tuning, sent
+  preloaded, whole_run, tmp_path, sft, tuning, sent
 ):
   def arguments(model_dir):
     return runs.arguments(
@@ -145,7 +145,8 @@ def test_killed_and_resumed_equals_an_uninterrupted_run(
       steps=_STEPS,
     )
 
-  _, whole = _kill_and_resume(tmp_path, arguments, sent)
+  whole = whole_run(f'reward_{tuning}', arguments)
+  _kill_and_resume(preloaded, tmp_path / 'killed', whole, arguments, sent)
   assert json.loads((whole / 'summary.json').read_text())['steps'] == _STEPS
 
 
@@ -158,7 +159,7 @@ def test_killed_and_resumed_equals_an_uninterrupted_run(
   ],
 )
 def test_killed_and_resumed_reinforcement_learning(
-  tmp_path, sft, reward, tuning, algorithm, sent
+  preloaded, whole_run, tmp_path, sft, reward, tuning, algorithm, sent
 ):
   # Everything that has a state: the KL controller and the normaliser too.
   adaptive = tmp_path / 'adaptive.gin'
@@ -187,7 +188,8 @@ def test_killed_and_resumed_reinforcement_learning(
       steps=_STEPS,
     )
 
-  killed, whole = _kill_and_resume(tmp_path, arguments, sent)
+  killed, whole = tmp_path / 'killed', whole_run(algorithm, arguments)
+  _kill_and_resume(preloaded, killed, whole, arguments, sent)
   assert (killed / 'samples.jsonl').read_text() == (
     whole / 'samples.jsonl'
   ).read_text()
@@ -196,7 +198,9 @@ def test_killed_and_resumed_reinforcement_learning(
 
 
 @pytest.mark.parametrize('tuning', ['attention', 'none'])
-def test_killed_and_resumed_with_images(tmp_path, pali, tuning):
+def test_killed_and_resumed_with_images(
+  preloaded, whole_run, tmp_path, pali, tuning
+):
   sft, reward = pali
 
   def arguments(model_dir):
@@ -216,7 +220,8 @@ def test_killed_and_resumed_with_images(tmp_path, pali, tuning):
       tiny=runs.TINY_PALI,
     )
 
-  killed, whole = _kill_and_resume(tmp_path, arguments)
+  killed, whole = tmp_path / 'killed', whole_run(f'pali_{tuning}', arguments)
+  _kill_and_resume(preloaded, killed, whole, arguments)
   assert (killed / 'samples.jsonl').read_text() == (
     whole / 'samples.jsonl'
   ).read_text()

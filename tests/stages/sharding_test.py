@@ -9,9 +9,9 @@ DEVICES = 8
 
 
 @pytest.fixture(scope='module')
-def results(tmp_path_factory):
+def results(preloaded, tmp_path_factory):
   folder = tmp_path_factory.mktemp('sharding')
-  return program_results.run('stages/sharding_program.py', folder)
+  return program_results.run(preloaded, 'stages/sharding_program.py', folder)
 
 
 RUNS = [

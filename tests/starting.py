@@ -12,9 +12,11 @@ import threading
 import time
 from typing import NamedTuple
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
-_TICK = 0.02
-# Of a command; those of the campaign take a few seconds on an idle machine.
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+_TICK = 0.005
+# Who reads them does so while it is imported.
+_READ_BEFORE = 'JAX_', 'TF_'
+# Of a command; most take a few seconds on an idle machine.
 LONGEST = 600.0
 
 
@@ -147,12 +149,14 @@ class Preloaded:
     self._asking, theirs = socket.socketpair(
       socket.AF_UNIX, socket.SOCK_SEQPACKET
     )
-    tests = _ROOT / 'tests'
+    tests = ROOT / 'tests'
     environment = {
       **os.environ,
-      'PYTHONPATH': os.pathsep.join(map(str, (_ROOT, tests))),
+      'PYTHONPATH': os.pathsep.join(map(str, (ROOT, tests))),
       'JAX_PLATFORMS': 'cpu',
       'PERLHF_START_CACHE': 'off',
+      # `perlhf plan` may have forbidden it in this process.
+      'JAX_ENABLE_COMPILATION_CACHE': 'true',
       'JAX_COMPILATION_CACHE_DIR': str(programs),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
@@ -170,7 +174,7 @@ class Preloaded:
         str(theirs.fileno()),
       ],
       env=environment,
-      cwd=_ROOT,
+      cwd=ROOT,
       pass_fds=[theirs.fileno()],
     )
     theirs.close()
@@ -193,16 +197,26 @@ class Preloaded:
           self._commands.setdefault(said['ended'], said['code'])
         self._news.notify_all()
 
-  def start(self, arguments, folder, environment=None, jumps=()) -> Command:
+  def start(
+    self, arguments, folder, environment=None, jumps=(), program='perlhf'
+  ) -> Command:
     """Starts a command.
 
     Args:
-      arguments: of `perlhf`.
+      arguments: its words, behind the program's name.
       folder: in which it is started.
       environment: variables to add.
       jumps: of its clock: seconds from its start, and seconds to add then.
+      program: `perlhf`, or the path of a Python file.
+
+    Raises:
+      ValueError: a variable would have no effect.
     """
+    late = [n for n in environment or {} if n.startswith(_READ_BEFORE)]
+    if late:
+      raise ValueError(f'{late} are read while libraries are imported')
     asked = {
+      'program': str(program),
       'arguments': list(map(str, arguments)),
       'folder': str(folder),
       'environment': environment or {},

@@ -1,8 +1,9 @@
 """Starts commands as children of one process that has imported everything.
 
 Importing JAX and TensorFlow takes longer than a short command. This process has
-used no device when it makes a child, which is then as good as a fresh one. It
-is given a socket, over which `starting.Preloaded` asks.
+used no device when it makes a child, which is then as good as a fresh one: the
+child reads XLA_FLAGS when it first uses a device. `starting.Preloaded` asks for
+children over a socket.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import importlib
 import json
 import os
 import pkgutil
+import runpy
 import select
 import signal
 import socket
@@ -65,7 +67,12 @@ def _run(asked, out, err):
   os.chdir(asked['folder'])
   if asked['jumps']:
     _jump(asked['jumps'])
-  sys.argv = ['perlhf', *asked['arguments']]
+  program, arguments = asked['program'], asked['arguments']
+  sys.argv = [program, *arguments]
+  if program != 'perlhf':
+    sys.path[0] = os.path.dirname(program)
+    runpy.run_path(program, run_name='__main__')
+    return
   from perlhf_jax.cli import main
 
   main.cli()
@@ -113,6 +120,8 @@ def main() -> None:
   except BaseException:
     _report(asking, failed=traceback.format_exc())
     raise
+  # As in conftest.py: JAX cleans up whenever Python looks for garbage.
+  gc.set_threshold(50_000, 20, 20)
   # What is never freed stays shared between the children.
   gc.collect()
   gc.disable()
