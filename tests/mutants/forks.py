@@ -92,18 +92,20 @@ def run_tests(files: Sequence[str], limit: float) -> tuple[int, str]:
       _become_pytest(files, output.fileno())
     waited = 0.0
     pid, status = 0, 0
-    while not pid:
-      pid, status = os.waitpid(child, os.WNOHANG)
-      time.sleep(_LOOK_SECONDS)
-      waited += _LOOK_SECONDS
-      if waited > limit and not pid:
-        os.kill(child, signal.SIGKILL)
-        pid, status = os.waitpid(child, 0)
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(child, signal.SIGKILL)  # What tests have started.
+    try:
+      while not pid and waited < limit:
+        time.sleep(_LOOK_SECONDS)
+        waited += _LOOK_SECONDS
+        pid, status = os.waitpid(child, os.WNOHANG)
+    finally:
+      # Whatever the tests have started ends, too.
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    if not pid:
+      _, status = os.waitpid(child, 0)
     output.seek(0)
     text = output.read()[-_SHOWN:]
-  if waited > limit:
+  if not pid:
     text += f'\nStopped after {limit:.0f} s.'
   return os.waitstatus_to_exitcode(status), text
 

@@ -2,10 +2,10 @@
 
 Left out are, by their place in the syntax tree, annotations and names of types
 (but not the calls in them: `checks.Range(least=1)` checks a setting), what a
-`raise` says, and what is logged; and, by their operator, those that cross from
-arithmetic to bits (`a << b` of floats is a TypeError) or from `==` to `is`
-(constant for arrays, equal for small integers). Cosmic-ray itself changes no
-strings. Nothing is left out because it survives.
+`raise` says, what is logged, and the lone `*` between parameters. Left out are
+also operators that cross from arithmetic to bits (`a << b` of floats is a
+TypeError) or from `==` to `is` (constant for arrays, equal for small integers).
+Cosmic-ray itself changes no strings. Nothing is left out because it survives.
 """
 
 import ast
@@ -64,6 +64,8 @@ def mutants(path: pathlib.Path, shown: str) -> Iterator[MutationSpec]:
     for occurrence, (node, start, end) in enumerate(places):
       if _is_in(start, left_out) and not _is_in(start, kept):
         continue
+      if node.parent is not None and node.parent.type == 'parameters':
+        continue  # The `*` before parameters that have to be named.
       spec = MutationSpec(
         module_path=shown,
         operator_name=name,
@@ -76,15 +78,15 @@ def mutants(path: pathlib.Path, shown: str) -> Iterator[MutationSpec]:
 
 
 def mutate(source: str, spec: MutationSpec) -> str | None:
-  """Returns the source of a mutant; None if it is not Python.
+  """Returns the source of a mutant; None if it cannot be made.
 
-  A lone `*` between parameters is an operator to cosmic-ray.
+  Cosmic-ray cannot replace an exception that has a dot in its name.
   """
   operator = OPERATORS[spec.operator_name]
-  mutated = cosmic_ray.mutating.mutate_code(source, operator, spec.occurrence)
   try:
+    mutated = cosmic_ray.mutating.mutate_code(source, operator, spec.occurrence)
     compile(mutated, '<mutant>', 'exec', dont_inherit=True)
-  except SyntaxError:
+  except (AttributeError, SyntaxError):
     return None
   return mutated
 
