@@ -52,6 +52,8 @@ def copy_of_checkout() -> Iterator[pathlib.Path]:
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
     _preload()
+    # Forks and the copy do not outlive this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     yield copy
 
 
@@ -113,6 +115,7 @@ def run_tests(files: Sequence[str], limit: float) -> tuple[int, str]:
 def _become_pytest(files: Sequence[str], output: int) -> None:
   code = 70
   try:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.setpgid(0, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)

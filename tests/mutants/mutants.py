@@ -17,7 +17,6 @@ import difflib
 import os
 import pathlib
 import random
-import signal
 import sys
 import time
 
@@ -45,8 +44,6 @@ def main() -> None:
   )
   parser.add_argument('--least', type=float, default=90, help='percent')
   options = parser.parse_args()
-  # Forks and the copy do not outlive this process.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   with work_db.use_db(options.session.resolve()) as session:
     if not session.num_work_items:
       session.add_work_items(_draw(options))

@@ -89,6 +89,14 @@ def test_gae_matches_loops(gamma, gae_lambda):
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_gae_does_not_discount_by_default():
+  rewards, values = _tokens(), _tokens(1)
+  np.testing.assert_array_equal(
+    returns.gae(rewards, values, MASK),
+    returns.gae(rewards, values, MASK, gamma=1.0, gae_lambda=0.95),
+  )
+
+
 def test_gae_with_lambda_1_is_returns_less_values():
   rewards, values = _tokens(), _tokens(1)
   np.testing.assert_allclose(
@@ -141,6 +149,10 @@ def test_group_normalize_matches_loops(scale_by_std):
     expected[b, VALID[b]] = (group - group.mean()) / std
   actual = returns.group_normalize(scores, VALID, 1e-2, scale_by_std)
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+  np.testing.assert_array_equal(
+    returns.group_normalize(scores, VALID),
+    returns.group_normalize(scores, VALID, 1e-4, True),
+  )
 
 
 def test_whiten_matches_numpy():

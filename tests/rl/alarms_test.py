@@ -93,7 +93,7 @@ def test_thresholds_are_settings():
 
 
 def test_the_same_alarm_is_not_repeated_on_every_check(caplog):
-  bell = alarms.Alarms(repeat_after=10)
+  bell = alarms.Alarms()
   warned = []
   for check in range(25):
     caplog.clear()
@@ -120,6 +120,13 @@ def test_skipped_updates_are_an_alarm_only_when_new():
   assert bell.check(1, {**HEALTHY, 'skipped': 3}) == ['skipped']
   assert bell.check(2, {**HEALTHY, 'skipped': 3}) == []
   assert bell.check(3, {**HEALTHY, 'skipped': 4}) == ['skipped']
+
+
+def test_ten_skipped_in_a_row_end_the_run_by_default():
+  bell = alarms.Alarms()
+  bell.check(1, {**HEALTHY, 'skipped': 9, 'skipped_in_a_row': 9})
+  with pytest.raises(errors.UserError, match='10 updates in a row'):
+    bell.check(2, {**HEALTHY, 'skipped': 10, 'skipped_in_a_row': 10})
 
 
 def test_too_many_skipped_in_a_row_end_the_run():
