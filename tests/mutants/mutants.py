@@ -17,6 +17,7 @@ import difflib
 import os
 import pathlib
 import random
+import re
 import sys
 import time
 
@@ -26,6 +27,8 @@ from cosmic_ray.work_item import WorkItem
 import forks
 import killers
 import places
+
+_M = re.MULTILINE
 
 
 def main() -> None:
@@ -82,16 +85,14 @@ def _draw(options: argparse.Namespace) -> Iterator[WorkItem]:
 
 def _test(items: list[WorkItem], session: work_db.WorkDB) -> None:
   with forks.copy_of_checkout() as copy:
-    seconds = {}
+    sound = set()
     for number, item in enumerate(items):
       (spec,) = item.mutations
-      files = killers.KILLERS[str(spec.module_path)]
-      for file in files:
-        if file not in seconds:
-          seconds[file] = _seconds(file)
       begin = time.monotonic()
-      limit = 60 + 5 * sum(map(seconds.get, files))
-      result = _result(spec, copy / spec.module_path, files, limit, number)
+      files = killers.KILLERS[str(spec.module_path)]
+      result = _result(spec, copy / spec.module_path, files, number)
+      if result.is_killed:
+        _check_without_mutant(_failed(result.output, files), sound)
       session.set_result(item.job_id, result)
       print(
         f'{_name(item)}: {result.test_outcome.value}'
@@ -100,21 +101,10 @@ def _test(items: list[WorkItem], session: work_db.WorkDB) -> None:
       )
 
 
-def _seconds(file: str) -> float:
-  begin = time.monotonic()
-  code, output = forks.run_tests([file], limit=1000)
-  if code:
-    sys.exit(f'{file} fails without a mutant:\n{output}')
-  seconds = time.monotonic() - begin
-  print(f'{file}: {seconds:.0f} s without a mutant', flush=True)
-  return seconds
-
-
 def _result(
   spec: work_item.MutationSpec,
   path: pathlib.Path,
   files: tuple[str, ...],
-  limit: float,
   number: int,
 ) -> work_item.WorkResult:
   original = path.read_text(encoding='utf-8')
@@ -125,7 +115,7 @@ def _result(
   path.write_text(mutated, encoding='utf-8')
   # Bytecode belongs to a second and a size, and mutants may share both.
   os.utime(path, (number, number))
-  code, output = forks.run_tests(files, limit)
+  code, output = forks.run_tests(files)
   path.write_text(original, encoding='utf-8')
   outcome = work_item.TestOutcome
   return work_item.WorkResult(
@@ -134,6 +124,25 @@ def _result(
     output=output,
     diff='\n'.join(diff),
   )
+
+
+def _failed(output: str, files: tuple[str, ...]) -> tuple[str, ...]:
+  """Returns what pytest has to be called with to run what failed."""
+  if found := re.search(r'^(?:FAILED|ERROR) (\S+::.*?)(?: - .*)?$', output, _M):
+    return (found[1],)
+  if found := re.search(r'^ERROR (\S+\.py)', output, _M):
+    return '--collect-only', found[1]
+  return files  # A crash, or the time limit.
+
+
+def _check_without_mutant(
+  arguments: tuple[str, ...], sound: set[tuple[str, ...]]
+) -> None:
+  if arguments not in sound:
+    code, output = forks.run_tests(arguments)
+    if code:
+      sys.exit(f'{arguments[-1]} fails without a mutant, too:\n{output}')
+    sound.add(arguments)
 
 
 def _survivors(
