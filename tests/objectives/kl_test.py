@@ -164,6 +164,13 @@ def test_mean_and_standard_error():
   assert float(error) == pytest.approx(np.std(numbers, ddof=1) / 2, rel=1e-6)
 
 
+def test_two_responses_have_a_standard_error():
+  _, error = kl.mean_and_standard_error(
+    np.array([[1.0, 4.0]], np.float32), np.ones((1, 2), bool)
+  )
+  assert float(error) == pytest.approx(np.std([1, 4], ddof=1) / np.sqrt(2))
+
+
 @pytest.mark.parametrize('count', [0, 1])
 def test_noise_of_one_response_is_unknown(count):
   valid = np.arange(2)[None] < count

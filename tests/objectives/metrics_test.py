@@ -285,6 +285,26 @@ def test_a_score_of_zero_calls_bad():
   assert metrics.accuracy(zero, np.ones(1, np.float32)) == 0
 
 
+def test_labels_above_one_half_are_good():
+  scores = np.array([1.0, -1.0, 2.0, -2.0], np.float32)
+  labels = np.array([0.5, 0.25, 0.75, 1.0], np.float32)
+  assert metrics.accuracy(scores, labels) == 0.5
+  # Of the good ones the third is right, of the bad ones the second.
+  assert metrics.balanced_accuracy(scores, labels) == 0.5
+  # Of the four pairs, the third response beats both bad ones, the last neither.
+  assert metrics.roc_auc(scores, labels) == 0.5
+
+
+def test_calibration_has_ten_bins_by_default():
+  scores, _, labels, _ = _example_set()
+  of_ten, of_nine, of_eleven = (
+    metrics.expected_calibration_error(scores, labels, num_bins=count)
+    for count in (10, 9, 11)
+  )
+  assert len({of_ten, of_nine, of_eleven}) == 3
+  assert metrics.expected_calibration_error(scores, labels) == of_ten
+
+
 def test_device_arrays_are_accepted():
   scores, others, labels, _ = _example_set()
   assert metrics.roc_auc(jnp.array(scores), labels) == metrics.roc_auc(

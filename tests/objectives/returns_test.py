@@ -89,6 +89,14 @@ def test_gae_matches_loops(gamma, gae_lambda):
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_gae_does_not_discount_by_default():
+  rewards, values = _tokens(), _tokens(1)
+  np.testing.assert_array_equal(
+    returns.gae(rewards, values, MASK),
+    returns.gae(rewards, values, MASK, gamma=1.0, gae_lambda=0.95),
+  )
+
+
 def test_gae_with_lambda_1_is_returns_less_values():
   rewards, values = _tokens(), _tokens(1)
   np.testing.assert_allclose(
@@ -119,6 +127,18 @@ def test_leave_one_out_of_a_lone_response_is_zero():
   np.testing.assert_array_equal(actual, np.zeros((2, 3)))
 
 
+def test_a_prompt_without_responses_has_no_advantages():
+  # It fills up the batch.
+  nothing = np.zeros((1, 2), bool)
+  garbage = np.full((1, 2), np.nan, np.float32)
+  for advantages in (
+    returns.leave_one_out(garbage, nothing),
+    returns.group_normalize(garbage, nothing),
+    returns.whiten(garbage[..., None], nothing[..., None])[..., 0],
+  ):
+    np.testing.assert_array_equal(advantages, np.zeros((1, 2)))
+
+
 @pytest.mark.parametrize('scale_by_std', [True, False])
 def test_group_normalize_matches_loops(scale_by_std):
   scores = _numbers()
@@ -129,6 +149,10 @@ def test_group_normalize_matches_loops(scale_by_std):
     expected[b, VALID[b]] = (group - group.mean()) / std
   actual = returns.group_normalize(scores, VALID, 1e-2, scale_by_std)
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+  np.testing.assert_array_equal(
+    returns.group_normalize(scores, VALID),
+    returns.group_normalize(scores, VALID, 1e-4, True),
+  )
 
 
 def test_whiten_matches_numpy():
@@ -154,6 +178,19 @@ def test_equal_scores_have_no_advantage_at_all(score):
     returns.whiten(tokens, MASK),
   ):
     assert (np.asarray(actual) == 0).all()
+
+
+@pytest.mark.parametrize('scores', [[2.0, 2.0, 2.0], [1.0, 1.0, 3.0]])
+def test_normalizing_has_finite_gradients(scores):
+  # The square root of a variance of 0 has none.
+  x = jnp.array([scores], jnp.float32)
+  valid = jnp.ones((1, 3), bool)
+  for function in (
+    lambda x: returns.group_normalize(x, valid),
+    lambda x: returns.whiten(x[..., None], valid[..., None])[..., 0],
+  ):
+    gradient = jax.grad(lambda x, f=function: jnp.sum(jnp.sin(f(x))))(x)
+    assert np.isfinite(gradient).all()
 
 
 @hypothesis.given(st.floats(-100, 100, width=32))

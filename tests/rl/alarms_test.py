@@ -39,7 +39,11 @@ def test_healthy_runs_are_quiet(caplog):
     ),
     ('ratio', {'ratio_deviation': 0.01}, ['dropout', 'bfloat16', 'shifted']),
     ('entropy', {'entropy': 0.001}, ['learning rate', 'KL_BETA', 'reward']),
-    ('truncated', {'truncated': 1.0}, ['length', 'EOS', 'temperature']),
+    (
+      'truncated',
+      {'truncated': 1.0},
+      ['100% of the responses', 'length', 'EOS', 'temperature'],
+    ),
     ('skipped', {'skipped': 2.0}, ['NaN', 'learning rate', 'bfloat16']),
     ('outliers', {'outliers': 1.0}, ['cut', 'reward function', 'normalize']),
   ],
@@ -59,7 +63,9 @@ def test_each_alarm_names_its_causes(caplog, name, change, causes):
     {'kl': -5e-4, 'kl_standard_error': 0.0},  # Rounding.
     {'kl': -9.0, 'kl_standard_error': float('inf')},  # Noise is unknown.
     {'ratio_deviation': 9e-4},
+    {'ratio_deviation': 1e-3},  # No more than what is tolerated.
     {'entropy': 0.011},
+    {'entropy': 0.01},
     {'truncated': 0.98},
     dict.fromkeys(
       ('kl', 'kl_standard_error', 'ratio_deviation', 'entropy', 'truncated'),
@@ -83,10 +89,11 @@ def test_thresholds_are_settings():
   )
   odd = {'ratio_deviation': 0.04, 'entropy': 0.1, 'truncated': 0.6}
   assert bell.check(1, {**HEALTHY, **odd}) == ['entropy', 'truncated']
+  assert bell.check(2, {**HEALTHY, 'truncated': 0.5}) == ['truncated']
 
 
 def test_the_same_alarm_is_not_repeated_on_every_check(caplog):
-  bell = alarms.Alarms(repeat_after=10)
+  bell = alarms.Alarms()
   warned = []
   for check in range(25):
     caplog.clear()
@@ -104,11 +111,22 @@ def test_alarms_do_not_silence_each_other(caplog):
   assert 'cut off' in caplog.records[1].getMessage()
 
 
+def test_the_first_skipped_update_is_an_alarm():
+  assert alarms.Alarms().check(1, {**HEALTHY, 'skipped': 1}) == ['skipped']
+
+
 def test_skipped_updates_are_an_alarm_only_when_new():
   bell = alarms.Alarms()
   assert bell.check(1, {**HEALTHY, 'skipped': 3}) == ['skipped']
   assert bell.check(2, {**HEALTHY, 'skipped': 3}) == []
   assert bell.check(3, {**HEALTHY, 'skipped': 4}) == ['skipped']
+
+
+def test_ten_skipped_in_a_row_end_the_run_by_default():
+  bell = alarms.Alarms()
+  bell.check(1, {**HEALTHY, 'skipped': 9, 'skipped_in_a_row': 9})
+  with pytest.raises(errors.UserError, match='10 updates in a row'):
+    bell.check(2, {**HEALTHY, 'skipped': 10, 'skipped_in_a_row': 10})
 
 
 def test_too_many_skipped_in_a_row_end_the_run():
@@ -118,6 +136,9 @@ def test_too_many_skipped_in_a_row_end_the_run():
     errors.UserError, match=r'Step 9: 3 updates .* last good checkpoint is kept'
   ):
     bell.check(9, {**HEALTHY, 'skipped': 3, 'skipped_in_a_row': 3})
+  # A rollout makes several updates between two checks.
+  with pytest.raises(errors.UserError, match='Step 10: 5 updates'):
+    bell.check(10, {**HEALTHY, 'skipped': 5, 'skipped_in_a_row': 5})
 
 
 def test_a_missing_metric_is_a_mistake():

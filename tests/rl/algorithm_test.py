@@ -325,6 +325,32 @@ def test_algorithms_keep_the_protocol(name):
   assert method.kl_estimator in ('k1', 'k3')
 
 
+def test_defaults_are_those_of_the_papers():
+  # Runs of which the gin files set nothing else rest on them.
+  assert reinforce.Reinforce() == reinforce.Reinforce(1.0, False)
+  # arXiv:1707.06347, section 6.1, of the clip and of λ.
+  assert ppo.Ppo() == ppo.Ppo(
+    clip_ratio=0.2,
+    value_clip=0.2,
+    value_coefficient=0.5,
+    gamma=1.0,
+    gae_lambda=0.95,
+    epochs=4,
+    minibatches=1,
+  )
+  # arXiv:2402.03300, section 4.2: one update per rollout.
+  assert grpo.Grpo() == grpo.Grpo(
+    clip_ratio=0.2,
+    scale_by_std=True,
+    epsilon=1e-4,
+    epochs=1,
+    minibatches=1,
+  )
+  for one in reinforce.Reinforce(), rloo.Rloo():
+    assert one.epochs == one.minibatches == 1
+  assert [METHODS[name].min_samples for name in ('reinforce', 'ppo')] == [1, 1]
+
+
 @pytest.mark.parametrize('kl_beta', [0, 0.05, 1])
 def test_kl_beta_between_0_and_1_is_fine(kl_beta):
   algorithm.check_kl_beta(kl_beta)

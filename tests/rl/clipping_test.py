@@ -20,6 +20,8 @@ def test_policy_loss_is_never_below_the_unclipped_one(distance, advantage):
   free, held = -ratio * advantage, -held * advantage
   loss = float(result.loss[0, 0, 0])
   assert loss == pytest.approx(max(free, held), rel=1e-5, abs=1e-6)
+  if 0.81 < ratio < 1.19:
+    assert result.is_clipped[0, 0, 0] == 0
   if abs(free - held) > 1e-5:
     assert result.is_clipped[0, 0, 0] == (held > free)
 

@@ -87,6 +87,14 @@ def test_holds_the_target():
   assert 0.6 / float(beta) == pytest.approx(6.0, rel=0.01)
 
 
+def test_defaults():
+  assert kl_controller.AdaptiveKl(6.0) == kl_controller.AdaptiveKl(
+    target=6.0,
+    horizon=10_000,
+    least_beta=1e-4,
+  )
+
+
 @pytest.mark.parametrize(
   'setting', [{'target': 0.0}, {'horizon': -1}, {'least_beta': 0.0}]
 )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from perlhf_jax.core import errors
 from perlhf_jax.rl import rewards
@@ -185,6 +186,36 @@ def _rollouts(number, outlier=None):
     scores, moments = _shape(_NORMALIZE, raw, _ALL, _ENDED, moments)
     shaped.append(np.asarray(scores))
   return shaped, moments
+
+
+@pytest.mark.parametrize(
+  'seen, raw',
+  [
+    ([0.0, 0.1], [1.0, 2.0, 4.0, 8.0]),  # The rollout's own spread.
+    ([-50.0, 50.0], [1.0, 2.0, 4.0, 8.0]),  # All scores before spread more.
+    ([7.0, 7.0], [7.0, 7.0, 7.0]),  # No spread at all.
+    ([0.25], [0.25, 0.25]),
+    ([-7.0], [-7.0, -7.0]),
+    ([0.0, 3.0], [1e15, -1e15, 1e14]),
+    ([0.0, 3.0], []),
+  ],
+)
+def test_outlier_bounds_match_scipy(seen, raw):
+  moments = _update(
+    NOTHING, np.array([seen], np.float32), np.ones((1, len(seen)), bool)
+  )
+  x = np.array([[*raw, np.nan, 1e30]], np.float32)
+  bounds = rewards.outlier_bounds(
+    x, np.arange(x.size)[None] < len(raw), moments
+  )
+  if raw:
+    spread = max(stats.median_abs_deviation(raw, scale='normal'), np.std(seen))
+    spread = spread or max(1.0, abs(np.median(raw)))
+    middle, reach = np.median(raw), 30 * spread
+  else:
+    middle, reach = 0.0, 1e15
+  expected = max(middle - reach, -1e15), min(middle + reach, 1e15)
+  np.testing.assert_allclose(bounds, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize('outlier', [1e3, 1e15, -1e25, 3e38])

@@ -192,3 +192,7 @@ def test_an_adapted_policy_on_a_mesh(preloaded, tmp_path):
 def test_bad_configurations(fields, message):
   with pytest.raises(errors.ConfigError, match='BeamConfig.' + message):
     beam.BeamConfig(**{'num_beams': 2, 'max_length': 4, **fields})
+
+
+def test_hypotheses_are_ranked_by_their_mean_by_default():
+  assert beam.BeamConfig(4, 16) == beam.BeamConfig(4, 16, length_penalty=1.0)

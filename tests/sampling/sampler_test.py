@@ -366,3 +366,14 @@ def test_greedy_tokens_are_those_of_transformers(name):
 def test_bad_configurations(fields, message):
   with pytest.raises(errors.ConfigError, match='SamplingConfig.' + message):
     sampler.SamplingConfig(**{'max_length': 4, **fields})
+
+
+def test_by_default_the_models_own_distribution_is_drawn_from_once():
+  assert sampler.SamplingConfig(4) == sampler.SamplingConfig(
+    max_length=4,
+    temperature=1.0,
+    top_k=None,
+    top_p=1.0,
+    num_samples=1,
+    parts=1,
+  )
