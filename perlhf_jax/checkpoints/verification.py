@@ -79,7 +79,7 @@ def _verify_record(file: epath.Path) -> Finding:
     records = text.splitlines() if file.suffix == '.jsonl' else [text]
     for number, record in enumerate(records, start=1):
       if not isinstance(strict_json.loads(record, allow_nan=True), dict):
-        raise ValueError(f'record {number} is no JSON object')
+        raise ValueError(f'record {number} is not a JSON object')
   except (ValueError, errors.CheckpointError) as error:
     return Finding(file.name, f'damaged: {error}', damaged=True)
   return Finding(file.name, f'intact, {len(records)} records', damaged=False)

@@ -40,7 +40,7 @@ def make(
   """
   with blamed_on(source, error, remedy):
     if not isinstance(raw, Mapping):
-      raise errors.ConfigError(f'{checks.shown(raw)} is no JSON object.')
+      raise errors.ConfigError(f'{checks.shown(raw)} is not a JSON object.')
     fields = {each.name: each for each in dataclasses.fields(schema)}
     missing = [
       name

@@ -51,7 +51,7 @@ def read(path: str, *, is_gzip: bool) -> Iterator[bytes]:
       if length > MAX_LINE_BYTES:
         raise errors.DataError(
           f'{path}:{number} is longer than {MAX_LINE_BYTES:,} bytes, which no '
-          'record is. Check that the file has one object a line.'
+          'record is. Check that the file has one object per line.'
         )
     if length:
       yield b''.join(parts)

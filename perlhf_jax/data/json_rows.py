@@ -106,7 +106,7 @@ def _checked_beginning(path: str, line: bytes) -> bytes:
     )
   if line.strip() == b'[':
     raise errors.DataError(
-      f'{path} holds one JSON array, not one object a line; give it a name'
+      f'{path} holds one JSON array, not one object per line; give it a name'
       ' that ends with .json.'
     )
   return line.removeprefix(codecs.BOM_UTF8)
@@ -129,11 +129,12 @@ def _read_array(path: str) -> Iterator[Row]:
   except ValueError as error:
     raise errors.DataError(
       f'{path} is not valid JSON: {error}. A .json file must hold one array of'
-      ' objects; name a file with one object a line .jsonl.'
+      ' objects; name a file with one object per line .jsonl.'
     ) from error
   if not isinstance(records, list):
     raise errors.DataError(
-      f'{path} holds a JSON {type(records).__name__}, not an array of objects.'
+      f'{path} is JSON, but not an array of objects. Put [ and ] around its'
+      ' objects, or name a file with one object per line .jsonl.'
     )
   for index, record in enumerate(records):
     yield _object(f'{path}#{index}', record)

@@ -32,5 +32,5 @@ def read(path: str) -> bytes:
     ) from error
   raise errors.DataError(
     f'{path} has {size:,} bytes; files that are read in one piece have at most'
-    f' {MAX_BYTES:,}. Write one object a line into a .jsonl.'
+    f' {MAX_BYTES:,}. Write one object per line into a .jsonl.'
   )

@@ -81,8 +81,8 @@ def _weight_map(directory: epath.Path) -> dict[str, str]:
     # An index must not name files outside the directory.
     if not isinstance(name, str) or not is_plain_name(name):
       raise errors.CheckpointError(
-        f'{index} names the file {checks.shown(name)}, which is no plain name '
-        'of a file beside it. Copy or download it again.'
+        f'{index} names the file {checks.shown(name)}, which is not the plain '
+        'name of a file beside it. Copy or download it again.'
       )
   return weight_map
 

@@ -271,7 +271,7 @@ def _spec(
   key = key.strip('/')
   if not safetensors_files.is_plain_name(key):
     raise errors.CheckpointError(
-      f'{path} has an array in {checks.shown(key)}, which is no name of a '
+      f'{path} has an array in {checks.shown(key)}, which is not a name of a '
       f'folder in {place}. Only checkpoints that are a folder of their own are '
       'read.'
     )

@@ -55,9 +55,9 @@ def make(model: bytes, extra_ids: int) -> str:
   proto = _parse(model)
   if proto.trainer_spec.model_type != _UNIGRAM:
     raise errors.CheckpointError(
-      'The SentencePiece model of the vocabulary is none of unigrams, and no '
-      'T5 tokenizer of transformers reads it. Train one with model_type '
-      'unigram, which is the default.'
+      'The SentencePiece model of the vocabulary is not a unigram model, so '
+      'that no T5 tokenizer of transformers reads it. Train one with '
+      'model_type unigram, which is the default.'
     )
   vocab = [[piece.piece, piece.score] for piece in proto.pieces]
   special = {index: vocab[index][0] for index in range(3)}

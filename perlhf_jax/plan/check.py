@@ -360,7 +360,9 @@ def _check_writable(path: str) -> None:
   while not folder.exists():
     folder = folder.parent
   if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-    reason = 'is no folder' if not folder.is_dir() else 'is read-only for you'
+    reason = (
+      'is not a folder' if not folder.is_dir() else 'is read-only for you'
+    )
     raise errors.CheckpointError(
       f'MODEL_DIR {path} cannot be written to: {folder} {reason}. Choose a '
       'folder that you may write to.'

@@ -103,7 +103,7 @@ class Rows:
       keys = [_key(row) for row in rows]
     except (ValueError, TypeError, KeyError) as error:
       raise errors.ConfigError(
-        f'--output={path} exists and is no file of perlhf plan; it would be '
+        f'--output={path} exists and is not a file of perlhf plan; it would be '
         'overwritten. Remove it, or give another name.'
       ) from error
     for key, row in zip(keys, rows, strict=True):

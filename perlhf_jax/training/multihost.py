@@ -114,7 +114,7 @@ def _check_arguments(multihost: bool, explicit: dict) -> None:
   host, _, port = address.rpartition(':')
   if not host or not port.isdigit() or not 0 < int(port) < 2**16:
     raise errors.ConfigError(
-      f'--coordinator_address={address} is no HOST:PORT, such as '
+      f'--coordinator_address={address} is not HOST:PORT, such as '
       '10.0.0.2:8476: the host of process 0 and any free port of it.'
     )
   count, index = explicit['num_processes'], explicit['process_id']

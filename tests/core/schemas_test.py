@@ -22,8 +22,8 @@ def test_what_fits_is_made_and_the_rest_left_alone():
 @pytest.mark.parametrize(
   ('raw', 'message'),
   [
-    ([], r'\[\] is no JSON object'),
-    (None, 'None is no JSON object'),
+    ([], r'\[\] is not a JSON object'),
+    (None, 'None is not a JSON object'),
     ({}, "Sizes lacks 'width'"),
     ({'width': 101}, 'width is 101; .* from 1 to 100'),
     ({'width': 1, 'names': [3]}, r'names is \[3\]; .* or None'),

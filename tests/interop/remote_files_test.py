@@ -242,7 +242,7 @@ def test_an_index_cannot_have_files_written_elsewhere(bucket, copied):
     f'{bucket}/model.safetensors.index.json',
     b'{"weight_map": {"shared.weight": "../../config.json"}}',
   )
-  assert "'../../config.json', which is no plain name of a file" in _error(
+  assert "'../../config.json', which is not the plain name of a file" in _error(
     hf.local_directory, bucket
   )
   assert not copied

@@ -142,5 +142,5 @@ def test_which_tokenizer_gives_the_tokens_of_the_model(options, name):
 
 
 def test_a_model_of_merges_is_refused():
-  with pytest.raises(errors.CheckpointError, match='none of unigrams'):
+  with pytest.raises(errors.CheckpointError, match='not a unigram model'):
     tokenizer_json.make(_train(model_type='bpe'), 0)

@@ -114,6 +114,6 @@ def test_a_file_of_something_else_is_not_overwritten(
   path.write_text(text)
   assert main.run([*_COMMAND, f'--output={path}']) == 2
   message = capsys.readouterr().err
-  assert f'--output={path} exists and is no file of perlhf plan' in message
+  assert f'--output={path} exists and is not a file of perlhf plan' in message
   assert path.read_text() == text
   assert not compiled

@@ -239,11 +239,11 @@ def _free_port():
     ({}, 'a run on several hosts needs --coordinator_address'),
     (
       {'coordinator_address': 'a', 'num_processes': 2, 'process_id': 0},
-      '--coordinator_address=a is no HOST:PORT',
+      '--coordinator_address=a is not HOST:PORT',
     ),
     (
       {'coordinator_address': 'a:70000', 'num_processes': 2, 'process_id': 0},
-      '--coordinator_address=a:70000 is no HOST:PORT',
+      '--coordinator_address=a:70000 is not HOST:PORT',
     ),
     (
       {'coordinator_address': 'a:1', 'num_processes': 2, 'process_id': 2},

@@ -60,7 +60,7 @@ class Peft(format_lib.AdapterFormat, format_lib.WritableFormat):
     base = options.base or loaded.base['path']
     if not hf.is_hf_directory(base):
       raise errors.CheckpointError(
-        f'The adapters stand on {base}, which is no Hugging Face directory, '
+        f'The adapters stand on {base}, which is not a Hugging Face directory, '
         'and PEFT needs one. Write that first (perlhf convert --to=hf '
         f'--source={base} --target=DIR), and give --base=DIR.'
       )
