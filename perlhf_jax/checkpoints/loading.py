@@ -108,10 +108,13 @@ def _load(
     shared: see `load`.
     chain: the paths of the models for which this one is a base.
   """
+
+  def read(exact):
+    format_, peeked = _peek(exact, base_checkpoint, chain)
+    return format_.load(peeked, mesh)
+
   with remote_files.explained(path):
-    settled = registry.find(path).settle(path)
-  format_, peeked = _peek(settled, base_checkpoint, chain)
-  loaded = format_.load(peeked, mesh)
+    loaded = registry.find(path).read_intact(path, read)
   if loaded.base is not None:
     # Without adapters, the frozen weights are copied from the base, so it needs
     # `params`.

@@ -145,6 +145,14 @@ def going_on(
   )
 
 
+def recorded(metadata: run_metadata.RunMetadata) -> Iterator[str]:
+  """Yields the accepted changes of a run as text, a line for each time."""
+  for record in metadata.changes:
+    names = [name for name in record if name != 'step']
+    changes = '; '.join(f'{name} {_arrow(record[name])}' for name in names)
+    yield f'after step {record.get("step")}: {changes}'
+
+
 def _changes(
   old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> Iterator[_Change]:
@@ -207,7 +215,7 @@ def _refusal(changes: Sequence[_Change], step: epath.Path) -> str:
 
 def _log(changes: Sequence[_Change], what: str) -> None:
   if changes:
-    lines = (f'{c.name}: {_brief(c.old)} -> {_brief(c.new)}' for c in changes)
+    lines = (f'{c.name}: {_arrow([c.old, c.new])}' for c in changes)
     logging.warning('%s:\n  %s', what, '\n  '.join(lines))
 
 
@@ -219,6 +227,12 @@ def _log_versions(saved, given) -> None:
   ]
   if changed:
     logging.warning('Going on with other versions: %s.', ', '.join(changed))
+
+
+def _arrow(values: Any) -> str:
+  # Metadata from elsewhere may hold anything.
+  each = values if isinstance(values, list) else [values]
+  return ' -> '.join(map(_brief, each))
 
 
 def _plain(value: Any) -> Any:

@@ -32,6 +32,7 @@ from perlhf_jax.runs import model_dirs
 from perlhf_jax.stages import evaluate
 from perlhf_jax.stages import line_files
 from perlhf_jax.training import partitioning
+from perlhf_jax.training import run_lock
 from perlhf_jax.training import topologies
 
 _ROWS = 100
@@ -177,8 +178,11 @@ class _Check:
       return
     if '://' not in model_dir:
       _check_writable(model_dir)
+    folder = epath.Path(model_dir)
+    if folder.is_dir():
+      run_lock.check_free(folder)
     train_steps = self._get('loop').train_steps
-    held = model_dirs.find(epath.Path(model_dir), train_steps)
+    held = model_dirs.find(folder, train_steps)
     if held.metadata is None:
       self._report.ok('MODEL_DIR', f'{model_dir} can be written')
       return

@@ -7,6 +7,7 @@ import jax
 
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.checkpoints import loading
+from perlhf_jax.checkpoints import run_changes
 from perlhf_jax.checkpoints import verification
 from perlhf_jax.checkpoints.formats import registry
 from perlhf_jax.core import errors
@@ -26,7 +27,7 @@ def inspect_checkpoint(
   base_checkpoint: str | None = None,
   verify: bool = False,
 ) -> None:
-  """Prints format, family, parameters, adapters, base, step, metrics and size.
+  """Prints format, model, adapters, base, accepted changes, metrics and size.
 
   Weights are read only to verify them.
 
@@ -35,8 +36,8 @@ def inspect_checkpoint(
       a PaLI's parts, PEFT, T5X, or another registered format.
     base_checkpoint: path of an adapter's base, if it is not where the adapter
       records it.
-    verify: whether to read every file of a MODEL_DIR, or of a step, and report
-      damaged ones.
+    verify: whether to read every array and record of a MODEL_DIR, or of a step,
+      and report damaged ones.
 
   Raises:
     CheckpointError: the checkpoint cannot be used, or is damaged.
@@ -97,6 +98,7 @@ def _lines(
     lengths = ', '.join(f'{n} {v}' for n, v in peeked.lengths.items())
     yield 'trained on', f'{metadata.task}; tokens at most: {lengths}'
   if metadata is not None:
+    yield from (('changed', text) for text in run_changes.recorded(metadata))
     versions = ', '.join(f'{n} {v}' for n, v in metadata.versions.items())
     yield 'written by', versions
     yield from _figures(step_files.model_dir_of(epath.Path(peeked.path)))

@@ -162,7 +162,7 @@ class RunLock:
         elif other.is_at_work() and time.monotonic() - began >= self._patience(
           other
         ):
-          raise errors.CheckpointError(self._refusal(other))
+          raise errors.CheckpointError(_refusal(self._model_dir, other))
         elif not waits:
           waits = True
           logging.info(
@@ -185,16 +185,6 @@ class RunLock:
       return 2 * WATCH_SECONDS
     # A run that is being stopped on another machine gets time to save.
     return 0 if other.claim.is_of_this_machine() else WATCH_SECONDS
-
-  def _refusal(self, other: '_Watched') -> str:
-    who = f'another run: {other.claim}' if other.claim else 'another run'
-    return (
-      f'MODEL_DIR {self._model_dir} is being written by {who}. Wait until it '
-      'has ended, or stop it (SIGTERM has it save), and start this command '
-      'again, which goes on from its newest checkpoint; or give another '
-      'MODEL_DIR. If that run is surely gone, delete '
-      f'{self._model_dir / other.name}.'
-    )
 
   def _renew(self) -> None:
     """Renews the file until the lock is released or the file is removed."""
@@ -234,6 +224,24 @@ class RunLock:
         self._path.unlink(missing_ok=True)
       except Exception as error:  # The run has ended; a warning is enough.
         logging.warning('%s cannot be removed: %s', self._path, error)
+
+
+def check_free(model_dir: epath.Path) -> None:
+  """Makes sure that no run of this machine is writing to a folder.
+
+  Runs of other machines can only be told from dead ones by watching them, which
+  takes time, so they are not looked at.
+
+  Args:
+    model_dir: an existing folder.
+
+  Raises:
+    CheckpointError: a run of this machine is writing to the folder.
+  """
+  for name, content in _read_others(model_dir, '').items():
+    other = _Watched(name, content)
+    if other.is_at_work():
+      raise errors.CheckpointError(_refusal(model_dir, other))
 
 
 class _Watched:
@@ -279,6 +287,16 @@ class _Watched:
     if self.claim.process == os.getpid() and self.claim.born == _born('self'):
       return self.name in _of_this_process
     return _is_running(self.claim.process, self.claim.born)
+
+
+def _refusal(model_dir: epath.Path, other: _Watched) -> str:
+  who = f'another run: {other.claim}' if other.claim else 'another run'
+  return (
+    f'MODEL_DIR {model_dir} is being written by {who}. Wait until it has '
+    'ended, or stop it (SIGTERM has it save), and start this command again, '
+    'which goes on from its newest checkpoint; or give another MODEL_DIR. If '
+    f'that run is surely gone, delete {model_dir / other.name}.'
+  )
 
 
 def _read_others(folder: epath.Path, own: str) -> dict[str, bytes]:

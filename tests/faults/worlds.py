@@ -256,6 +256,8 @@ class World:
 
   def _make(self, stage, step):
     case = self.home / TRAINING.get(stage, f'{stage}_{step}')
+    # An earlier attempt may have failed.
+    shutil.rmtree(case, ignore_errors=True)
     case.mkdir()
     if stage in READING:
       self.copy(READING[stage], case / 'model', step, stopped=False)

@@ -1,4 +1,4 @@
-"""Fuzzes the parsers of foreign files for as long as you like.
+"""Fuzzes the parsers of foreign files, each for some time or executions.
 
   PYTHONPATH=.:tests:tests/fuzz python tests/fuzz/fuzz.py --seconds=600
   PYTHONPATH=.:tests:tests/fuzz python tests/fuzz/fuzz.py metadata vqa --seed=7
@@ -51,15 +51,20 @@ def main() -> None:
   )
   parser.add_argument('targets', nargs='*')
   parser.add_argument('--seconds', type=int, default=60, help='of each target')
+  parser.add_argument(
+    '--executions', type=int, default=1_000_000, help='of each target, at most'
+  )
   parser.add_argument('--seed', type=int, default=0)
   options = parser.parse_args()
   signal.signal(signal.SIGALRM, _hangs)
   fuzz = _with_hypothesis if atheris is None else _with_atheris
   for name in options.targets or targets.targets():
-    fuzz(name, options.seconds, options.seed)
+    fuzz(name, options.seconds, options.executions, options.seed)
 
 
-def _with_hypothesis(name: str, seconds: int, seed: int) -> None:
+def _with_hypothesis(
+  name: str, seconds: int, executions: int, seed: int
+) -> None:
   target = targets.targets()[name]
   rng, start = random.Random(f'{seed}/{name}'), time.monotonic()
   count = refused = 0
@@ -70,7 +75,7 @@ def _with_hypothesis(name: str, seconds: int, seed: int) -> None:
     data = mutations.mutate(inner.choice(target.seeds), inner)
     count, refused = count + 1, refused + _run(name, target, data)
 
-  while time.monotonic() < start + seconds:
+  while time.monotonic() < start + seconds and count < executions:
     test = hypothesis.given(seed=st.integers(0, 2**64))(parse)
     settings = hypothesis.settings(
       max_examples=_BATCH,
@@ -87,7 +92,7 @@ def _with_hypothesis(name: str, seconds: int, seed: int) -> None:
   )
 
 
-def _with_atheris(name: str, seconds: int, seed: int) -> None:
+def _with_atheris(name: str, seconds: int, executions: int, seed: int) -> None:
   """Does so in a process of its own, for Atheris ends the one it is in."""
   target = targets.targets()[name]
   child = os.fork()
@@ -112,6 +117,7 @@ def _with_atheris(name: str, seconds: int, seed: int) -> None:
       sys.argv[0],
       str(corpus),
       f'-max_total_time={seconds}',
+      f'-runs={executions}',
       f'-max_len={_MAX_BYTES}',
       f'-seed={seed + 1}',
       '-print_final_stats=1',

@@ -1,10 +1,14 @@
 """`perlhf COMMAND --check` finds mistakes and starts nothing."""
 
+import os
+
+from etils import epath
 import pytest
 import runs
 
 from perlhf_jax.cli import main
 from perlhf_jax.plan import check_report
+from perlhf_jax.training import run_lock
 
 
 @pytest.fixture(scope='module')
@@ -51,6 +55,16 @@ def test_a_run_that_can_start(capsys, folder):
   assert 'weights and optimizer states take' in out
   assert out.endswith('Nothing was started.\n')
   assert not (folder / 'runs' / 'rm').exists()
+
+
+def test_a_folder_that_another_run_writes(capsys, folder):
+  arguments = runs.arguments('train_sft', 'none', 'runs/sft', 'demo_sft')
+  with run_lock.RunLock(epath.Path('runs/sft')).held():
+    assert main.run([*arguments, '--check']) == 2
+    error = capsys.readouterr().err
+  assert 'MODEL_DIR runs/sft is being written by another run' in error
+  assert f'process {os.getpid()}' in error
+  assert main.run([*arguments, '--check']) == 0
 
 
 def test_for_a_slice_that_is_not_here(capsys):

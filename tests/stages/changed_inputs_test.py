@@ -196,7 +196,7 @@ def test_a_comment_a_period_and_a_moved_file_are_no_changes(
   assert runs.metrics(policy)[-1]['step'] == 3
 
 
-def test_what_is_accepted_is_recorded_and_said(world, tmp_path):
+def test_what_is_accepted_is_recorded_and_said(world, tmp_path, capsys):
   sft = tmp_path / 'sft'
   shutil.copytree(world.folder / 'sft', sft)
   world.write(_ROWS[::-1])
@@ -212,6 +212,15 @@ def test_what_is_accepted_is_recorded_and_said(world, tmp_path):
   assert main.run(world.arguments('sft', *changed, steps=4)) == 0
   fields = step_files.read_metadata(step_files.find_step(str(sft)))
   assert fields['changes'] == [change]
+  capsys.readouterr()
+  assert main.run(['inspect', f'--checkpoint={sft}']) == 0
+  (line,) = [
+    line
+    for line in capsys.readouterr().out.splitlines()
+    if line.startswith('changed:')
+  ]
+  assert 'after step 2: ' in line
+  assert 'settings.optimizer.learning_rate 0.001 -> 0.002' in line
 
 
 def test_steps_without_fingerprints_go_on_with_a_message(

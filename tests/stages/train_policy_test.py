@@ -1,6 +1,7 @@
 """Policies tuned, evaluated, scored and used again, as a user does it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -66,11 +67,17 @@ def root(tmp_path_factory):
     'none', 'rloo', full, rms[:1], '--gin.NUM_SAMPLES=2', start=sft, steps=3
   )
   reward(rms[1], full)
-  minimum = '--gin.RewardSources.reduce="min"'
-  _policy(
-    'attention', 'reinforce', root / 'lora', rms, GOLD, minimum, start=sft
-  )
+  _policy_of_both(root, root / 'lora')
   return root
+
+
+def _policy_of_both(root, model_dir, **kwargs):
+  rewards = root / 'rm', root / 'rm_full'
+  minimum = '--gin.RewardSources.reduce="min"'
+  more = rewards, GOLD, minimum
+  _policy(
+    'attention', 'reinforce', model_dir, *more, start=root / 'sft', **kwargs
+  )
 
 
 @pytest.fixture(scope='module')
@@ -126,6 +133,25 @@ def test_a_run_leaves_what_is_promised(root):
   assert 0 < summary['trainable_fraction'] < 0.5
   assert 'KL_BETA = 0.05' in (root / 'lora' / 'config.gin').read_text()
   assert 'value_loss' not in runs.metrics(root / 'full')[0]
+
+
+def test_lost_records_are_named_when_a_run_goes_on(root, tmp_path, caplog):
+  run = tmp_path / 'lora'
+  shutil.copytree(root / 'lora', run)
+  for name, lost in ('metrics.jsonl', ('train', 4)), ('samples.jsonl', 3):
+    lines = [json.loads(line) for line in (run / name).read_text().splitlines()]
+    kept = [
+      line
+      for line in lines
+      if lost not in (line['step'], (line.get('split'), line['step']))
+    ]
+    assert len(kept) < len(lines)
+    runs.write_rows(run / name, kept)
+  _policy_of_both(root, run, steps=7)
+  said = [r.getMessage() for r in caplog.records if 'lacks' in r.getMessage()]
+  assert len(said) == 2
+  assert any('metrics.jsonl lacks records of step 4.' in line for line in said)
+  assert any('samples.jsonl lacks records of step 3.' in line for line in said)
 
 
 def test_samples_are_logged_at_every_evaluation(root):

@@ -100,7 +100,10 @@ def test_a_second_run_is_refused_at_once(folder):
       message
     )
     assert 'UTC' in message and 'SIGTERM' in message
+    with pytest.raises(errors.CheckpointError, match='another run: process'):
+      run_lock.check_free(folder)
     assert _files(folder) == [file]
+  run_lock.check_free(folder)
   with run_lock.RunLock(folder).held():
     pass
 

@@ -84,7 +84,9 @@ def _train(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       state,
     )
-    state = manager.restore(latest, abstract)
+    state = checkpoint_manager.restore(
+      folder / 'checkpoints' / str(latest), abstract
+    )
   return train_loop.train(
     config,
     model_dir=folder,

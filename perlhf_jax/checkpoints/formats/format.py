@@ -4,7 +4,7 @@ import abc
 from collections.abc import Callable, Mapping
 import dataclasses
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 
+T = TypeVar('T')
 # (parameter's path, array or an object that `np.asarray` reads) -> the value to
 # keep.
 Put = Callable[[str, Any], Any]
@@ -135,19 +136,24 @@ class ModelFormat(Format):
   formats of adapters that do not record their model.
   """
 
-  def settle(self, path: str) -> str:
-    """Returns the exact path of the weights to read, after checking them.
+  def read_intact(self, path: str, read: Callable[[str], T]) -> T:
+    """Calls a function with the exact path of the weights to read.
 
-    All hosts must call it. The default returns the path itself. Formats that
-    hold several versions of a model, or can detect damage, override it.
+    All hosts must call it. The default calls the function with the path itself.
+    Formats that hold several versions of a model, or can detect damage,
+    override it: they may call the function several times.
 
     Args:
       path: a path that the format recognises.
+      read: reads the weights, with `load`.
+
+    Returns:
+      The result of `read`.
 
     Raises:
       CheckpointError: the checkpoint is damaged.
     """
-    return path
+    return read(path)
 
   @abc.abstractmethod
   def peek(self, path: str) -> loaded_model.LoadedModel:
