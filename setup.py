@@ -32,6 +32,7 @@ setuptools.setup(
   classifiers=[
     'Programming Language :: Python :: 3.11',
     'Programming Language :: Python :: 3.12',
+    'Programming Language :: Python :: 3.13',
   ],
   python_requires='>=3.11',
   packages=[

@@ -215,10 +215,12 @@ def test_adapters_that_stand_on_themselves(tmp_path, capsys):
       ),
       {'lora': lora},
     )
-  with pytest.raises(errors.CheckpointError, match='names itself as its base'):
-    _load(folder)
-  with pytest.raises(errors.CheckpointError, match='names itself as its base'):
-    _load(tmp_path / 'other')
+  for path in folder, tmp_path / 'other':
+    with pytest.raises(errors.CheckpointError) as caught:
+      _load(path)
+    message = str(caught.value)
+    assert 'names itself as its base' in message
+    assert message.count('--base_checkpoint=DIR') == 1
 
 
 def test_peft_adapters_that_stand_on_themselves(tmp_path, capsys):
@@ -245,7 +247,8 @@ def test_a_pipe_in_a_model(world, name):
   if name == 'spiece.model':
     (world / 'hf/tokenizer_config.json').unlink()
   os.mkfifo(path)
-  with pytest.raises(errors.UserError, match=f'{name} .*named pipe'):
+  wanted = f'{name} .*named pipe, not a file. Put the right file'
+  with pytest.raises(errors.UserError, match=wanted):
     _load(world / 'hf')
 
 

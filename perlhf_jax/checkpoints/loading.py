@@ -166,8 +166,7 @@ def _longer(chain: tuple[str, ...], path: str) -> tuple[str, ...]:
   longer = (*chain, str(here if '://' in path else here.resolve()))
   if longer[-1] in chain:
     raise errors.CheckpointError(
-      f'{path} names itself as its base: {" -> ".join(longer)}. Give the path '
-      f'of its base with {_MOVED}.'
+      f'{path} names itself as its base: {" -> ".join(longer)}.'
     )
   if len(longer) > _MAX_CHAIN:
     raise errors.CheckpointError(
@@ -459,8 +458,10 @@ def _explained(recorded, owner, step, role) -> Iterator[None]:
   except errors.CheckpointError as error:
     fingerprint = recorded.get('fingerprint')
     known = '' if fingerprint is None else f' (fingerprint {fingerprint})'
+    advice = f' If the {role} was moved, give its new path with {_MOVED}.'
+    # A base of a base says it already.
+    reason = str(error).removesuffix(advice)
     raise errors.CheckpointError(
       f'{owner} {step} needs its {role} {recorded["path"]}{known}, which '
-      f'cannot be loaded: {error} If it was moved, give its new path with '
-      f'{_MOVED}.'
+      f'cannot be loaded: {reason}{advice}'
     ) from error

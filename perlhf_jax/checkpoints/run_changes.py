@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from absl import logging
+from etils import epath
 
 from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.checkpoints import run_settings
@@ -25,6 +26,16 @@ _EVAL_DATA = 'eval_data'
 # Formats before 4 did not record these.
 _RECENT = ('data', _EVAL_DATA, 'settings')
 _MOST_SHOWN = 8
+# Notes for messages.
+_MEANINGS = {
+  'data.fingerprint': (
+    ' (the fingerprint is of every row and of their order, so rows were '
+    'changed, moved, added or left out)'
+  ),
+  'settings.reward_functions': (
+    ' (code is a digest of the file in which the function is written)'
+  ),
+}
 _MISSING = object()
 
 
@@ -67,7 +78,7 @@ class _Change(NamedTuple):
 def going_on(
   saved: run_metadata.RunMetadata,
   given: run_metadata.RunMetadata,
-  step: int,
+  step: epath.Path,
   *,
   accept: bool = False,
 ) -> run_metadata.RunMetadata:
@@ -79,7 +90,7 @@ def going_on(
   Args:
     saved: the metadata of the newest step.
     given: the metadata of the run that resumes.
-    step: the newest step.
+    step: the folder of the newest step.
     accept: whether to accept other data, rewards or settings.
 
   Returns:
@@ -89,6 +100,7 @@ def going_on(
     CheckpointError: the step was written with another configuration or other
       data. The message names old and new values.
   """
+  number = int(step.name)
   found = list(
     _changes(run_metadata.to_json(saved), run_metadata.to_json(given))
   )
@@ -98,7 +110,7 @@ def going_on(
       'Step %d was saved by a version that recorded no fingerprints of data '
       'and settings, so changes since then cannot be detected. From now on '
       'they are recorded.',
-      step,
+      number,
     )
   found = [c for c in found if c.name.partition('.')[0] not in lacking]
   _log([c for c in found if c.is_of_library], 'Settings of another version')
@@ -117,13 +129,13 @@ def going_on(
     )
   _log(
     matters,
-    f'Going on from step {step} with accepted changes, which the checkpoints '
+    f'Going on from step {number} with accepted changes, which the checkpoints '
     'record from now on',
   )
   _log_versions(saved, given)
   record = [
     {
-      'step': step,
+      'step': number,
       **{c.name: [_plain(c.old), _plain(c.new)] for c in matters + other_eval},
     }
   ]
@@ -177,8 +189,10 @@ def _is_same(old: Any, new: Any) -> bool:
   return old == new
 
 
-def _refusal(changes: Sequence[_Change], step: int) -> str:
-  shown = '; '.join(map(str, changes[:_MOST_SHOWN]))
+def _refusal(changes: Sequence[_Change], step: epath.Path) -> str:
+  shown = '; '.join(
+    f'{each}{_MEANINGS.get(each.name, "")}' for each in changes[:_MOST_SHOWN]
+  )
   more = len(changes) - _MOST_SHOWN
   if more > 0:
     shown += f'; and {more} more'
@@ -186,10 +200,6 @@ def _refusal(changes: Sequence[_Change], step: int) -> str:
     'Give another MODEL_DIR, or the configuration that this run started with'
   )
   if any(c.name == 'data.fingerprint' for c in changes):
-    shown += (
-      ' (the fingerprint covers all rows and their order, so rows were '
-      'changed, moved, added or left out)'
-    )
     advice = (
       'Give another MODEL_DIR, or the configuration and the data that this '
       'run started with'
@@ -200,7 +210,8 @@ def _refusal(changes: Sequence[_Change], step: int) -> str:
       'the checkpoints then record'
     )
   return (
-    f'MODEL_DIR already holds step {step} of another run: {shown}. {advice}.'
+    f'MODEL_DIR {step.parent.parent} already holds step {step.name} of another '
+    f'run: {shown}. {advice}.'
   )
 
 

@@ -75,7 +75,7 @@ def check(
   """
   problem = find_problem(path, most_bytes)
   if problem is not None:
-    raise error(f'{os.fspath(path)} cannot be read: {problem}.')
+    raise error(_refusal(path, problem))
 
 
 def read(
@@ -106,4 +106,11 @@ def read(
     if len(content) <= most_bytes:
       return content
     problem = f'it has more than {most_bytes:,} bytes'
-  raise error(f'{os.fspath(path)} cannot be read: {problem}.')
+  raise error(_refusal(path, problem))
+
+
+def _refusal(path: str | os.PathLike[str], problem: str) -> str:
+  return (
+    f'{os.fspath(path)} cannot be read: {problem}. Put the right file in its '
+    'place.'
+  )

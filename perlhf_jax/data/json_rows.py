@@ -133,7 +133,8 @@ def _read_array(path: str) -> Iterator[Row]:
     ) from error
   if not isinstance(records, list):
     raise errors.DataError(
-      f'{path} holds a JSON {type(records).__name__}, not an array of objects.'
+      f'{path} is JSON, but not an array of objects. Put [ and ] around its'
+      ' objects, or name a file with one object per line .jsonl.'
     )
   for index, record in enumerate(records):
     yield _object(f'{path}#{index}', record)

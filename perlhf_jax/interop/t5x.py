@@ -158,7 +158,9 @@ def save(
       'it first.'
     )
   if step < 0:
-    raise errors.CheckpointError(f'step is {step}; T5X counts from 0.')
+    raise errors.CheckpointError(
+      f'step is {step}; give 0 or more, as T5X counts.'
+    )
   flat = hf_output.check_params(
     params, t5x_names.parameters(config), 'T5Config'
   )

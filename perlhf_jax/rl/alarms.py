@@ -137,11 +137,11 @@ class Alarms:
     outliers = metrics.get('outliers', 0)
     if outliers > 0:
       found['outliers'] = (
-        f'{outliers:.0f} scores of this step were cut before they were '
-        'normalised, because they are more than 30 spreads from the median of '
-        'the others: uncut, they would make all later scores 0. Likely causes: '
-        'a reward function that divides by almost 0 or returns a sum for a '
-        'mean; a reward model that was damaged. RewardShaping.normalize does '
-        'this.'
+        f'{outliers:.0f} of the scores of this step had to be cut before they '
+        'were normalised, because they are more than 30 spreads from the '
+        'median of the others: uncut, they would make all later scores 0. '
+        'Likely causes: a reward function that divides by almost 0 or returns '
+        'a sum for a mean; a reward model that was damaged. '
+        'RewardShaping.normalize does this.'
       )
     return found

@@ -56,7 +56,8 @@ class RewardSources:
     if len(weights) != len(self.functions):
       raise errors.ConfigError(
         f'RewardSources.function_weights has {len(weights)} numbers for '
-        f'{len(self.functions)} function(s).'
+        f'{len(self.functions)} function(s). Give one number per function of '
+        'REWARD_FUNCTIONS, or leave function_weights out.'
       )
     object.__setattr__(self, 'function_weights', tuple(weights))
     for function in self.functions:

@@ -105,7 +105,10 @@ class ModelDir:
     if self.step is None:
       return metadata
     return run_changes.going_on(
-      self.metadata, metadata, self.step, accept=accept_changes
+      self.metadata,
+      metadata,
+      self.path / step_files.CHECKPOINTS / str(self.step),
+      accept=accept_changes,
     )
 
   def newest_intact(self, use: Callable[['ModelDir'], T]) -> T:

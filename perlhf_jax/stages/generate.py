@@ -142,7 +142,7 @@ def generate(
       for row, several in zip(rows, texts, strict=True)
     ),
   )
-  logging.info('Wrote %d lines with responses to %s.', len(rows), output_path)
+  logging.info('Wrote %d line(s) with responses to %s.', len(rows), output_path)
 
 
 def decode_prompts(

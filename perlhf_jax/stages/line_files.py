@@ -114,7 +114,9 @@ def write_text(path: str, parts: Iterable[str]) -> None:
     with temporary.open('w', encoding='utf-8') as file:
       file.writelines(parts)
     temporary.replace(output)
-  except BaseException:
+  except BaseException as error:
+    if isinstance(error, OSError) and error.filename is None:
+      error.filename = path  # A write that fails does not name its file.
     temporary.unlink(missing_ok=True)
     raise
 
@@ -142,10 +144,13 @@ def _parse(
   try:
     row = strict_json.loads(line.decode('utf-8'))
   except ValueError as error:  # Malformed JSON, or not UTF-8.
-    raise errors.DataError(f'{where} is not JSON: {error}.') from error
+    raise errors.DataError(
+      f'{where} is not JSON: {error}. Each line must be {_example(fields)}.'
+    ) from error
   if not isinstance(row, dict):
-    wanted = ' and '.join(f'"{field}"' for field in fields)
-    raise errors.DataError(f'{where} is not an object with {wanted}.')
+    raise errors.DataError(
+      f'{where} is not a JSON object; each line must be {_example(fields)}.'
+    )
   for field in fields:
     value = row.get(field)
     if field in several and isinstance(value, list):
@@ -168,11 +173,15 @@ def _parse(
 
 def _check_list(values: Sequence[Any], where: str, field: str) -> None:
   if not values:
-    raise errors.DataError(f'{where}: the list {field!r} is empty.')
+    raise errors.DataError(
+      f'{where}: the list {field!r} is empty; give at least one string, or '
+      'remove the line.'
+    )
   for index, value in enumerate(values):
     if not isinstance(value, str):
       raise errors.DataError(
-        f'{where}: {field}[{index}] is {reprlib.repr(value)}, not a string.'
+        f'{where}: {field}[{index}] is {reprlib.repr(value)}, not a string; '
+        'give text in quotes.'
       )
 
 

@@ -191,7 +191,7 @@ def score(
       for row, values in zip(rows, by_row, strict=True)
     ),
   )
-  logging.info('Wrote %d lines with %r to %s.', len(rows), name, output_path)
+  logging.info('Wrote %d line(s) with %r to %s.', len(rows), name, output_path)
 
 
 def make_batches(

@@ -25,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import outside
 from perlhf_jax.core import strict_json
 from perlhf_jax.core import typing
 from perlhf_jax.training import multihost
@@ -65,9 +66,11 @@ def prepare_model_dir(model_dir: str) -> epath.Path:
       path.mkdir(parents=True, exist_ok=True)
       probe.write_text('')
   except OSError as e:
+    failure = outside.failure_of(e)
+    first = failure and failure.remedy
     error = errors.CheckpointError(
-      f'MODEL_DIR {model_dir} cannot be written to: {e}. Choose a folder '
-      'that you may write to.'
+      f'MODEL_DIR {model_dir} cannot be written to: {failure or e}. '
+      f'{f"{first}, or choose" if first else "Choose"} another folder.'
     )
   multihost.raise_together(error)
   try:

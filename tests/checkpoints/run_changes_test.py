@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 
+from etils import epath
 import pytest
 import tiny_metadata
 
@@ -13,6 +14,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.models import lora
 
 METADATA = tiny_metadata.METADATA
+STEP = epath.Path('/a/run/checkpoints/3')
 _ORDER = {'batch_size': 8, 'data_seed': 0, 'init_seed': 0}
 _RATE = 'settings.policy_optimizer.learning_rate'
 
@@ -44,7 +46,7 @@ def _going_on(given, saved=METADATA, **options):
   # As a step says it: lists in the place of tuples.
   fields = json.loads(json.dumps(run_metadata.to_json(saved)))
   saved = run_metadata.from_json(fields, 'here')
-  return run_changes.going_on(saved, given, 3, **options)
+  return run_changes.going_on(saved, given, STEP, **options)
 
 
 def _refusal(given, **options):
@@ -118,7 +120,8 @@ def test_what_decides_the_run_is_refused_unless_it_is_accepted(
   given, wanted, log
 ):
   message = _refusal(given)
-  assert 'already holds step 3 of another run: its ' + wanted in message
+  said = f'MODEL_DIR /a/run already holds step 3 of another run: its {wanted}'
+  assert said in message
   assert 'another MODEL_DIR' in message
   assert '--gin.ACCEPT_CHANGES=True' in message
   went_on = _going_on(given, accept=True)

@@ -174,7 +174,9 @@ def _parse_metadata(data: bytes) -> None:
   metadata = run_metadata.from_json(fields, 'a step')
   # It is another run's, or the same.
   with contextlib.suppress(errors.CheckpointError):
-    run_changes.going_on(metadata, tiny_metadata.METADATA, 3)
+    run_changes.going_on(
+      metadata, tiny_metadata.METADATA, epath.Path('run/checkpoints/3')
+    )
 
 
 def _parse_t5(data: bytes) -> None:

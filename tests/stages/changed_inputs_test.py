@@ -133,6 +133,7 @@ def test_other_rows_are_refused(world, capsys, kind, rows, wanted):
   world.write(rows)
   message = world.refusal(capsys, kind)
   assert f'holds step 2 of another run: its {wanted}' in message
+  assert 'rows were changed, moved, added or left out' in message
   assert 'ACCEPT_CHANGES' in message and 'Traceback' not in message
 
 
@@ -175,6 +176,7 @@ def test_another_reward_function_of_the_same_name_is_refused(world, capsys):
   world.module.write_text(source.replace("count(',')", "count('.')"))
   message = world.refusal(capsys, 'policy')
   assert 'its settings.reward_functions is [' in message
+  assert 'code is a digest of the file' in message
 
 
 def test_a_comment_a_period_and_a_moved_file_are_no_changes(

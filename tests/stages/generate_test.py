@@ -263,7 +263,7 @@ def _fails(capsys, checkpoint, source, target, *more):
   [
     (['{"prompt": "a"}', '{"response": "b"}'], ":2 has no string 'prompt'"),
     (['{"prompt": ["a"]}'], ":1 has no string 'prompt'"),
-    (['[1]'], ':1 is not an object with "prompt"'),
+    (['[1]'], ':1 is not a JSON object'),
     (['{"prompt": "a"}', '', '{"prompt": "a"}'], ':2 is not JSON'),
     (['{"prompt": "\\ud83d"}'], ':1 holds half of a surrogate pair'),
   ],

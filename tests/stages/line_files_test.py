@@ -1,10 +1,12 @@
 import logging as python_logging
 import math
 import os
+import resource
 
 import pytest
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import outside
 from perlhf_jax.stages import line_files
 
 
@@ -66,7 +68,7 @@ def test_line_endings(path, ending):
     (b'{', 'is not JSON'),
     (b'', 'is not JSON'),
     (b'{"prompt": "\xe9"}', 'is not JSON'),
-    (b'["prompt"]', 'is not an object with "prompt" and "response"'),
+    (b'["prompt"]', 'is not a JSON object; each line must be'),
     (b'{"prompt": "a"}', "has no string 'response'"),
     (b'{"prompt": 3, "response": "b"}', "has no string 'prompt'"),
     (b'{"prompt": null, "response": "b"}', "no string 'prompt' (it is None)"),
@@ -126,6 +128,19 @@ def test_a_fault_leaves_the_old_file(path):
     line_files.write(str(path), rows())
   assert path.read_text() == 'before'
   assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_disk_that_is_full_is_named(path):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+  try:
+    with pytest.raises(OSError) as error:
+      line_files.write(str(path), [{'prompt': 'a' * 5000}])
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  message = str(outside.as_user_error(error.value))
+  assert f'A file is larger than is allowed there: {path}' in message
+  assert not list(path.parent.iterdir())
 
 
 def test_another_process_that_writes_the_same_file_is_in_nobodys_way(

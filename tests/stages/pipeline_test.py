@@ -298,7 +298,7 @@ def test_a_model_dir_of_another_run_is_refused(root, capsys):
   )
   assert main.run(args) == 2
   message = capsys.readouterr().err
-  assert 'MODEL_DIR already holds step 6' in message and 'lora' in message
+  assert 'already holds step 6' in message and 'lora' in message
 
 
 def test_scanned_and_unrolled_stages_follow_each_other(tmp_path):

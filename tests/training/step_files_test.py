@@ -1,7 +1,9 @@
 import dataclasses
+import errno
 import json
 import logging
 import math
+import os
 import shutil
 
 from etils import epath
@@ -256,6 +258,18 @@ def test_model_dir_that_cannot_be_written_to(tmp_path):
   with pytest.raises(errors.CheckpointError) as error:
     step_files.prepare_model_dir(str(tmp_path / 'file' / 'run'))
   assert f'MODEL_DIR {tmp_path / "file" / "run"} cannot be' in str(error.value)
+  assert 'Move it away, or choose another folder' in str(error.value)
+
+
+def test_a_disk_that_is_read_only_is_said_to_be(tmp_path, monkeypatch):
+  def refuse(path, *_, **__):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+  monkeypatch.setattr(type(epath.Path(tmp_path)), 'write_text', refuse)
+  with pytest.raises(errors.CheckpointError) as error:
+    step_files.prepare_model_dir(str(tmp_path))
+  for wanted in str(tmp_path), 'the disk is read-only', 'Have it mounted for':
+    assert wanted in str(error.value)
 
 
 def test_metadata_is_plain_json_on_disk(run):
