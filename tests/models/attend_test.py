@@ -34,7 +34,7 @@ def arrays():
   }
 
 
-def _attend(arrays, block, kept=None, *, keys_last=False):
+def _attend(arrays, block, kept=None, **layout):
   def drop(weights):
     return weights if kept is None else weights * kept
 
@@ -45,8 +45,8 @@ def _attend(arrays, block, kept=None, *, keys_last=False):
     drop,
     mask_bias=arrays['mask'],
     distance_bias=arrays['distance'],
-    keys_last=keys_last,
     block=block,
+    **layout,
   )
 
 

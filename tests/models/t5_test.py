@@ -125,6 +125,21 @@ def test_umt5_has_a_position_bias_in_each_layer():
   }
 
 
+@pytest.mark.parametrize('scan_layers', [False, True])
+def test_each_stack_has_its_own_depth(scan_layers):
+  config = dataclasses.replace(
+    CONFIG, num_encoder_layers=1, num_decoder_layers=3, scan_layers=scan_layers
+  )
+  params = nn.meta.unbox(tiny_models.abstract_variables(config)['params'])
+  for stack, depth in ('encoder', 1), ('decoder', 3):
+    layers = {n: x for n, x in params[stack].items() if n.startswith('layers')}
+    if scan_layers:
+      (leaves,) = map(jax.tree.leaves, layers.values())
+      assert {leaf.shape[0] for leaf in leaves} == {depth}
+    else:
+      assert layers.keys() == {f'layers_{index}' for index in range(depth)}
+
+
 def test_scanned_axes_have_layers_in_front():
   config = dataclasses.replace(CONFIG, scan_layers=True)
   params = tiny_models.abstract_variables(config)['params']
