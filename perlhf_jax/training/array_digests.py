@@ -41,7 +41,7 @@ def _sums(leaf: jax.Array) -> jax.Array:
 def begin(tree: typing.PyTree) -> dict[str, Pending]:
   """Begins to digest arrays; all processes call it together.
 
-  It does not wait for accelerators, and the arrays may be donated afterwards.
+  It does not wait for the devices, and the arrays may be donated afterwards.
 
   Args:
     tree: `jax.Array`s, and numpy arrays that are the same on all processes.
@@ -49,15 +49,10 @@ def begin(tree: typing.PyTree) -> dict[str, Pending]:
   Returns:
     The digests by array path, `trainable/params/...`.
   """
-  pending = {}
-  for name, leaf in by_name(tree).items():
-    sums = _sums(_words(leaf))
-    if jax.default_backend() == 'cpu':
-      # The devices of one CPU share its threads: collectives of several
-      # programs could take them all, and wait for each other.
-      sums.block_until_ready()
-    pending[name] = Pending(describe(leaf), sums)
-  return pending
+  return {
+    name: Pending(describe(leaf), _sums(_words(leaf)))
+    for name, leaf in by_name(tree).items()
+  }
 
 
 def finish(pending: Mapping[str, Pending]) -> dict[str, str]:
