@@ -60,9 +60,7 @@ def _resume(folder, train_steps, config, state=None, metadata=METADATA):
     directory.described(metadata, accept_changes=False)
     return directory.resume(state, shardings)
 
-  state = run_dir.newest_intact(begin)
-  checkpoint_manager.CheckpointManager(run_dir.path, FIELDS).close()
-  return state
+  return run_dir.newest_intact(begin)
 
 
 def test_a_new_run_writes_its_configuration(tmp_path):
