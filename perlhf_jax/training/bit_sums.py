@@ -4,8 +4,6 @@ The sums are exact, in modular integer arithmetic: they do not depend on the
 order of the additions, and so not on the mesh or the number of processes.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,15 +38,12 @@ def of(bits: jax.Array, *more: jax.Array) -> jax.Array:
     position = position * np.uint32(size % 2**32) + index
   operands = [_mix(bits + m * (position + 1)) for m in _MULTIPLIERS]
   operands += [each.astype(jnp.uint32) for each in more]
-  # One reduction of several operands is many times faster on CPUs than one for
-  # each. XLA divides a reduction among cores by the axes that it keeps, so the
-  # first axis comes last.
-  zeros = (np.uint32(0),) * len(operands)
-  rows = jax.lax.reduce(tuple(operands), zeros, _add, range(1, bits.ndim))
-  return jnp.stack(
-    jax.lax.reduce(tuple(rows), zeros, _add, range(rows[0].ndim))
+  # XLA runs one reduction of several operands on CPUs many times faster than
+  # one reduction for each.
+  sums = jax.lax.reduce(
+    tuple(operands),
+    (np.uint32(0),) * len(operands),
+    lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
+    tuple(range(bits.ndim)),
   )
-
-
-def _add(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> Sequence[jax.Array]:
-  return tuple(x + y for x, y in zip(a, b, strict=True))
+  return jnp.stack(sums)
