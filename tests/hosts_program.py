@@ -241,9 +241,7 @@ def _train(folder, process=None, at_step=None, event=None):
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       state,
     )
-    state = checkpoint_manager.restore(
-      directory / 'checkpoints' / str(latest), abstract
-    )
+    state = manager.restore(latest, abstract)
   state = train_loop.train(
     train_loop.LoopConfig(
       train_steps=STEPS, log_period=1, eval_period=4, checkpoint_period=4

@@ -25,7 +25,6 @@ from perlhf_jax.models import lora
 from perlhf_jax.models import prompts
 from perlhf_jax.models import t5
 from perlhf_jax.objectives import losses
-from perlhf_jax.training import array_digests
 from perlhf_jax.training import compiled_step
 from perlhf_jax.training import fingerprint
 from perlhf_jax.training import optimizers
@@ -118,7 +117,6 @@ def run(mesh, tuning):
     'batch_shard': batch['prompt_tokens'].sharding.shard_shape((BATCH_SIZE, 9)),
     'memory_bytes': step.memory_bytes,
     'fingerprint': fingerprint.fingerprint(values['params']),
-    'digests': array_digests.finish(array_digests.begin(values['params'])),
   }
 
 

@@ -108,13 +108,10 @@ def _load(
     shared: see `load`.
     chain: the paths of the models for which this one is a base.
   """
-
-  def read(exact):
-    format_, peeked = _peek(exact, base_checkpoint, chain)
-    return format_.load(peeked, mesh)
-
   with remote_files.explained(path):
-    loaded = registry.find(path).read_intact(path, read)
+    settled = registry.find(path).settle(path)
+  format_, peeked = _peek(settled, base_checkpoint, chain)
+  loaded = format_.load(peeked, mesh)
   if loaded.base is not None:
     # Without adapters, the frozen weights are copied from the base, so it needs
     # `params`.

@@ -1,4 +1,4 @@
-"""Checks a whole MODEL_DIR: each step's files and arrays, and the records."""
+"""Checks a whole MODEL_DIR: every file of every step, and the run's records."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,7 +8,6 @@ from etils import epath
 from perlhf_jax.core import errors
 from perlhf_jax.core import plain_files
 from perlhf_jax.core import strict_json
-from perlhf_jax.training import array_verification
 from perlhf_jax.training import step_damage
 from perlhf_jax.training import step_digests
 from perlhf_jax.training import step_files
@@ -32,9 +31,7 @@ class Finding(NamedTuple):
 
 
 def verify(path: str) -> Iterator[Finding]:
-  """Reads everything, even if PERLHF_VERIFY is off; changes nothing.
-
-  It holds some arrays at a time in memory, whatever the size of a step.
+  """Reads every file, even if PERLHF_VERIFY is off; changes nothing.
 
   Args:
     path: a MODEL_DIR or one of its steps.
@@ -65,19 +62,14 @@ def verify(path: str) -> Iterator[Finding]:
 
 def _verify_step(step: epath.Path) -> Finding:
   name = f'step {step.name}'
-  damage = step_damage.damage_of(step)
-  digests = None if damage else step_digests.read(step)
-  if damage is None and digests is not None:
-    damage = array_verification.find_damage(step, digests)
+  damage = step_damage.damage_of(step, contents=True)
   if damage is not None:
     return Finding(name, f'damaged: {damage}', damaged=True)
+  digests = step_digests.read(step)
   if digests is None:
-    return Finding(name, 'saved without digests of its arrays', damaged=False)
+    return Finding(name, 'saved without digests', damaged=False)
   size = sum(digests.sizes.values()) / 2**20
-  text = (
-    f'intact, {size:,.1f} MiB in {len(digests.sizes)} files, '
-    f'{len(digests.arrays)} arrays'
-  )
+  text = f'intact, {size:,.1f} MiB in {len(digests.sizes)} files'
   return Finding(name, text, damaged=False)
 
 

@@ -21,7 +21,6 @@ import time
 
 from absl import logging
 from etils import epath
-import jax
 
 from perlhf_jax.core import errors
 
@@ -52,15 +51,14 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 def explained(path: str | os.PathLike[str]) -> Iterator[None]:
   """Turns errors from a remote path into `CheckpointError`s.
 
-  Errors from local paths pass unchanged, and so do errors of memory and of the
-  runtime, which no path causes.
+  Errors from local paths pass unchanged.
 
   Raises:
-    CheckpointError: any other error of the block that is not a `UserError`.
+    CheckpointError: any error of the block that is not a `UserError`.
   """
   try:
     yield
-  except (errors.UserError, jax.errors.JaxRuntimeError, MemoryError):
+  except errors.UserError:
     raise
   # Every file system has its own exception classes.
   except Exception as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -20,8 +20,6 @@ from perlhf_jax.training import finite
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import step_files
-
-T = TypeVar('T')
 
 _CONFIG = 'config.gin'
 # Macros that do not affect learning: paths, lengths and periods. Fingerprints
@@ -111,46 +109,26 @@ class ModelDir:
       accept=accept_changes,
     )
 
-  def newest_intact(self, use: Callable[['ModelDir'], T]) -> T:
-    """Calls a function with the folder at its newest intact step.
-
-    All hosts call it together. If the arrays of a step are damaged, the
-    function is called again with the folder at the step before it.
-
-    Args:
-      use: calls `resume`.
-
-    Returns:
-      The result of `use`.
-
-    Raises:
-      CheckpointError: all steps are damaged.
-    """
-    if self.step is None:
-      return use(self)
-
-    def at(step):
-      with multihost.together():
-        found = _found(self.path, self.train_steps, step)
-      return use(dataclasses.replace(found, check=self.check))
-
-    return step_files.read_intact(str(self.path), at)
-
-  def resume(self, state: Any, shardings: Any) -> Any:
+  def resume(
+    self,
+    manager: checkpoint_manager.CheckpointManager,
+    state: Any,
+    shardings: Any,
+  ) -> Any:
     """Returns the state to train from, and writes config.gin.
 
     Logs how the configuration differs from the existing config.gin, and keeps
     the existing file as config-<step>.gin.
 
     Args:
+      manager: checkpoint manager of this folder.
       state: the state before the first step.
       shardings: the shardings of the state.
 
     Returns:
-      The state of the folder's step; `state` for a new run.
+      The newest state; `state` for a new run.
 
     Raises:
-      DamagedError: the arrays of the step are damaged.
       CheckpointError: the saved state does not fit this run's optimizer, or has
         numbers that are not finite.
     """
@@ -159,8 +137,7 @@ class ModelDir:
     self._log(changes)
     if self.step is not None:
       abstract = partitioning.abstract_arrays(state, shardings)
-      folder = self.path / step_files.CHECKPOINTS / str(self.step)
-      state = checkpoint_manager.restore(folder, abstract)
+      state = manager.restore(self.step, abstract)
       finite.check(
         finite.not_finite(state), f'Step {self.step} in MODEL_DIR {self.path}'
       )
@@ -227,8 +204,7 @@ def _listed(changes: Mapping[str, str], separator: str) -> str:
 def prepare(model_dir: str, train_steps: int) -> ModelDir:
   """Makes MODEL_DIR, or finds the step in it to resume from.
 
-  Sets aside newer steps whose damage shows without reading arrays. All hosts
-  must call it.
+  Sets aside newer steps that are damaged. All hosts must call it.
 
   Args:
     model_dir: MODEL_DIR of the run.
@@ -240,7 +216,7 @@ def prepare(model_dir: str, train_steps: int) -> ModelDir:
   """
   path = step_files.prepare_model_dir(model_dir)
   check = whole_run.hold(path)
-  newest = step_files.newest_whole_step(path)
+  newest = step_files.newest_intact_step(path)
   with multihost.together():
     found = _found(path, train_steps, newest)
   return dataclasses.replace(found, check=check)

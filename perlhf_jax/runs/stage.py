@@ -301,20 +301,17 @@ def train(
   """
   made, loop, examples = prepared.made, prepared.loop, prepared.examples
   path = prepared.directory.path
-  state = steps.create(made.trainable)
-
-  def begin(directory):
-    described = directory.described(
-      metadata, accept_changes=prepared.accept_changes
-    )
-    return described, directory.resume(state, steps.shardings)
-
-  described, state = prepared.directory.newest_intact(begin)
+  metadata = prepared.directory.described(
+    metadata, accept_changes=prepared.accept_changes
+  )
   manager = checkpoint_manager.CheckpointManager(
     path,
-    run_metadata.to_json(described),
+    run_metadata.to_json(metadata),
     keep_best=loop.keep_best,
     keep_latest=loop.keep_latest,
+  )
+  state = prepared.directory.resume(
+    manager, steps.create(made.trainable), steps.shardings
   )
   return train_loop.train(
     loop,

@@ -36,8 +36,8 @@ def inspect_checkpoint(
       a PaLI's parts, PEFT, T5X, or another registered format.
     base_checkpoint: path of an adapter's base, if it is not where the adapter
       records it.
-    verify: whether to read every array and record of a MODEL_DIR, or of a step,
-      and report damaged ones.
+    verify: whether to read every file of a MODEL_DIR, or of a step, and report
+      damaged ones.
 
   Raises:
     CheckpointError: the checkpoint cannot be used, or is damaged.

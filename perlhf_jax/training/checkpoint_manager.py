@@ -1,10 +1,11 @@
-"""Saves and restores the checkpoints of a run, and removes old ones.
+"""Saves the checkpoints of a run with Orbax, and removes old ones.
 
 A checkpoint is complete or does not exist: Orbax renames its folder into place
 last, after the digests are written.
 """
 
 from collections.abc import Mapping
+from concurrent import futures
 from typing import Any
 
 from absl import logging
@@ -15,11 +16,9 @@ import orbax.checkpoint as ocp
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import typing
-from perlhf_jax.training import array_digests
 from perlhf_jax.training import step_damage
 from perlhf_jax.training import step_digests
 from perlhf_jax.training import step_files
-from perlhf_jax.training import stored_arrays
 from perlhf_jax.training import train_state
 
 # Marks of folders that are incomplete: being saved, or being removed.
@@ -30,22 +29,40 @@ _SAVING_SECONDS = 6 * 3600
 
 
 class _StateHandler(ocp.StandardCheckpointHandler):
-  """Writes arrays, and remembers where.
+  """Writes arrays, and the digests of the files that this process wrote.
 
   Attributes:
     folder: temporary folder of the step that was saved last.
+    number: number of that step.
   """
 
   folder: epath.Path
 
+  def __init__(self, pool: futures.Executor):
+    super().__init__()
+    self._pool = pool
+    self.number = 0
+
   async def async_save(self, directory, *args, **kwargs):
     """See Orbax."""
     self.folder = directory.parent
-    return await super().async_save(directory, *args, **kwargs)
+    written = await super().async_save(directory, *args, **kwargs) or []
+    if jax.process_count() == 1:
+      return written
+    # Process 0 digests the other files after every process has done this.
+    digested = self._pool.submit(self._digest_own, written, directory)
+    return [*written, digested]
+
+  def _digest_own(self, written, directory):
+    for future in written:
+      future.result()
+    step_digests.write_part(
+      self.folder, self.number, directory, jax.process_index()
+    )
 
 
 class CheckpointManager:
-  """Saves the steps of one run.
+  """Saves and restores the steps of one run.
 
   It keeps the newest steps for resuming, and the best steps by the validation
   metric, as the paper selects its reward models (section 4).
@@ -76,8 +93,8 @@ class CheckpointManager:
       self._remove_unfinished()
     newest = step_files.newest_step(model_dir)
     self._latest = None if newest is None else int(newest.name)
-    self._handler = _StateHandler()
-    self._saved: tuple[int, dict[str, array_digests.Pending]] = (0, {})
+    self._pool = futures.ThreadPoolExecutor(1)
+    self._handler = _StateHandler(self._pool)
     items = ocp.DefaultCheckpointHandlerRegistry()
     items.add(step_digests.STATE, ocp.args.StandardSave, self._handler)
     for name in step_digests.METADATA, step_digests.METRICS:
@@ -112,8 +129,7 @@ class CheckpointManager:
         step_damage.set_aside(
           folder, 'it is in the way of the step that is saved now'
         )
-    # While the devices compute the digests, Orbax copies the arrays.
-    self._saved = step, array_digests.begin(state)
+    self._handler.number = step
     self._checkpointer.save(
       folder,
       args=ocp.args.Composite(
@@ -128,8 +144,33 @@ class CheckpointManager:
 
   def _write_digests(self) -> None:
     # Orbax calls this on process 0 after all processes wrote their parts.
-    step, arrays = self._saved
-    step_digests.write(self._handler.folder, step, array_digests.finish(arrays))
+    step_digests.write(self._handler.folder, self._handler.number)
+
+  def restore(self, step: int, abstract_state: typing.PyTree) -> typing.PyTree:
+    """Restores a step onto the shardings of `abstract_state`.
+
+    Args:
+      step: an intact step, see `step_files.newest_intact_step`.
+      abstract_state: shapes, dtypes and shardings.
+
+    Raises:
+      CheckpointError: the step has another structure, such as another
+        optimizer's state, or cannot be read.
+    """
+    folder = self._root / str(step)
+    wanted = ocp.args.StandardRestore(abstract_state)
+    try:
+      with step_files.reading(folder):
+        return self._handler.restore(folder / step_digests.STATE, args=wanted)
+    except errors.CheckpointError as error:
+      if 'structures do not match' not in str(error.__cause__):
+        raise
+      raise errors.CheckpointError(
+        f'The state of step {step} in MODEL_DIR has other parts than this '
+        'run: the optimizer was changed, or a part such as a KL controller or '
+        'a normalisation was added or removed. Give another MODEL_DIR, or the '
+        'configuration that this run started with.'
+      ) from error
 
   def close(self) -> None:
     """Waits for saves in progress."""
@@ -137,6 +178,7 @@ class CheckpointManager:
     if self._is_first:
       self._remove_old()
     self._checkpointer.close()
+    self._pool.shutdown()
 
   def _remove_old(self) -> None:
     """Removes old steps, as long as enough intact ones remain.
@@ -179,47 +221,6 @@ def _remove(step: epath.Path) -> None:
   if '://' not in str(step):
     step = step.rename(step.parent / f'{step.name}{_REMOVED}')
   step.rmtree()
-
-
-def restore(step: epath.Path, abstract_state: typing.PyTree) -> typing.PyTree:
-  """Restores the whole state of a step; all processes call it together.
-
-  Args:
-    step: folder of the step, see `step_files.read_intact`.
-    abstract_state: shapes, dtypes, and the shardings to restore onto.
-
-  Raises:
-    DamagedError: the arrays are damaged.
-    CheckpointError: the step has another structure, such as another optimizer's
-      state, or cannot be read.
-  """
-  return step_damage.read_arrays(step, lambda: _restore(step, abstract_state))
-
-
-def _restore(step: epath.Path, abstract_state: typing.PyTree):
-  state = step / step_digests.STATE
-  stored_arrays.check_index(state)
-  handler = ocp.PyTreeCheckpointHandler()
-  found = handler.metadata(state).tree
-  handler.close()
-  if _described(found) != _described(abstract_state):
-    raise errors.CheckpointError(
-      f'The state of step {step.name} in MODEL_DIR has other parts than this '
-      'run: the optimizer was changed, or a part such as a KL controller or a '
-      'normalisation was added or removed. Give another MODEL_DIR, or the '
-      'configuration that this run started with.'
-    )
-  handler = ocp.StandardCheckpointHandler()
-  restored = handler.restore(
-    state, args=ocp.args.StandardRestore(abstract_state)
-  )
-  handler.close()
-  return restored
-
-
-def _described(tree: typing.PyTree) -> dict[str, str]:
-  leaves = array_digests.by_name(tree)
-  return {name: array_digests.describe(leaf) for name, leaf in leaves.items()}
 
 
 def write_weights(

@@ -18,12 +18,17 @@ import numpy as np
 
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
-from perlhf_jax.training import bit_sums
 from perlhf_jax.training import layer_layout
 from perlhf_jax.training import placement
 
-# The exponent's bits, which NaN and infinities have all set.
-_EXPONENT = np.uint32(0x7F800000)
+_MULTIPLIERS = (np.uint32(2654435761), np.uint32(2246822519))
+
+
+def _mix(x: jax.Array) -> jax.Array:
+  """A bijection of uint32 that spreads every bit (murmur3's finaliser)."""
+  x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
 
 
 class Content(NamedTuple):
@@ -45,8 +50,19 @@ def _leaf_sums(leaf: jax.Array) -> jax.Array:
 
   The third number counts the leaf's NaN or infinite values.
   """
-  bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
-  return bit_sums.of(bits, bits & _EXPONENT == _EXPONENT)
+  leaf = leaf.astype(jnp.float32)
+  bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+  position = jnp.zeros((), jnp.uint32)
+  for axis, size in enumerate(leaf.shape):
+    index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    position = position * np.uint32(size % 2**32) + index
+  return jnp.stack(
+    [
+      jnp.sum(_mix(bits + multiplier * (position + 1)), dtype=jnp.uint32)
+      for multiplier in _MULTIPLIERS
+    ]
+    + [jnp.sum(~jnp.isfinite(leaf), dtype=jnp.uint32)]
+  )
 
 
 def read(params: Mapping[str, Any]) -> Content:

@@ -1,14 +1,7 @@
 """Finds damaged steps, and renames them so that they are not used."""
 
-from collections.abc import Callable, Iterator
-import contextlib
-import errno
-import gc
+from collections.abc import Iterator
 import itertools
-import logging as python_logging
-import re
-import sys
-import traceback
 from typing import Any
 
 from absl import logging
@@ -18,19 +11,12 @@ import jax
 from perlhf_jax.core import errors
 from perlhf_jax.core import plain_files
 from perlhf_jax.core import strict_json
-from perlhf_jax.core import typing
-from perlhf_jax.training import array_digests
 from perlhf_jax.training import multihost
 from perlhf_jax.training import step_digests
 
 # Key of the metadata of steps that were saved with digests.
 HAS_DIGESTS = 'digests'
 _SET_ASIDE = '.damaged'
-# TensorStore's status codes for errors that damage does not cause.
-_OUTSIDE = re.compile(
-  r'\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED'
-  r'|RESOURCE_EXHAUSTED|ABORTED|CANCELLED)\b'
-)
 
 # Warnings that this process has logged.
 _told: set[str] = set()
@@ -40,32 +26,20 @@ class NoJsonError(errors.CheckpointError):
   """A file does not hold the JSON object that it should."""
 
 
-class DamagedError(errors.CheckpointError):
-  """The arrays of a step differ from what was saved, or cannot be read.
-
-  Raised on all processes.
-
-  Attributes:
-    step: folder of the step.
-    damage: describes the damage.
-  """
-
-  def __init__(self, step: epath.Path, damage: str):
-    super().__init__(
-      f'The step {step} is damaged: {damage}. Give another step, or its '
-      'MODEL_DIR, whose newest intact step is then used.'
-    )
-    self.step, self.damage = step, damage
-    self.on_every_host = True
-
-
-def damage_of(step: epath.Path) -> str | None:
+def damage_of(
+  step: epath.Path,
+  *,
+  contents: bool = False,
+  process: int = 0,
+  processes: int = 1,
+) -> str | None:
   """Describes the damage of a step; None if no damage is found.
-
-  Arrays are not read, see `read_arrays`.
 
   Args:
     step: folder of the step.
+    contents: whether to read the arrays, too.
+    process: index of the share of the files to read.
+    processes: number of shares.
 
   Raises:
     CheckpointError: the files cannot be read, for another reason than damage.
@@ -84,9 +58,13 @@ def damage_of(step: epath.Path) -> str | None:
       # The folder was copied to another step's place.
       if step.name.isdecimal() and int(step.name) != digests.step:
         return f'it holds step {digests.step}'
-      return step_digests.find_damage(step, digests)
-    fields = read_json(metadata_file(step))
-    if HAS_DIGESTS in fields and step_digests.FILE not in names:
+      return step_digests.find_damage(
+        *(step, digests),
+        contents=contents,
+        process=process,
+        processes=processes,
+      )
+    if HAS_DIGESTS in read_json(metadata_file(step)):
       return f'{step_digests.FILE} is missing'
     if step_digests.METRICS in names:
       read_json(step / step_digests.METRICS / step_digests.METRICS)
@@ -99,11 +77,16 @@ def damage_of(step: epath.Path) -> str | None:
       f'The step {step} cannot be read ({error}). Check that it exists and '
       'that you may read it.'
     ) from error
+  if contents:
+    warn_once(
+      f'{step} was saved without digests by an earlier version, so that '
+      'damage to its contents would not be seen.'
+    )
   return None
 
 
 def damage_together(step: epath.Path) -> str | None:
-  """Checks a step as `damage_of` does, on every process.
+  """Checks a whole step, each process its share of the files.
 
   Args:
     step: folder of the step.
@@ -113,120 +96,18 @@ def damage_together(step: epath.Path) -> str | None:
 
   Raises:
     CheckpointError: as in `damage_of`, on any process.
-  """
-  damage = None
-  with multihost.together():
-    damage = damage_of(step)
-  return _of_any(damage)
-
-
-def read_arrays(
-  step: epath.Path,
-  read: Callable[[], typing.PyTree],
-  *,
-  even_if_off: bool = False,
-) -> typing.PyTree:
-  """Reads arrays of a step and checks them; all processes call it together.
-
-  Args:
-    step: folder of the step.
-    read: reads arrays, as they are stored; returns a tree with their paths in
-      the step. No process may wait for another in it.
-    even_if_off: whether to check the arrays even if PERLHF_VERIFY is off.
-
-  Returns:
-    The result of `read`.
-
-  Raises:
-    DamagedError: the arrays differ from what was saved, or are unreadable.
-    CheckpointError: the arrays cannot be read, for another reason than damage;
-      or `read` raises one.
     ConfigError: PERLHF_VERIFY is neither `off` nor unset.
   """
-  digests = arrays = damage = None
-  off = False
+  damage = None
+  alone = multihost.is_alone()
   with multihost.together():
-    off = step_digests.is_off() and not even_if_off
-    digests = _digests(step)
-    if digests is None:
-      warn_once(
-        f'{step} was saved without digests of its arrays by an earlier '
-        'version, so that damage to its contents would not be seen.'
-      )
-    try:
-      with _without_leftovers():
-        arrays = read()
-    # Errors of memory and of the runtime are not caused by the files.
-    except (errors.UserError, jax.errors.JaxRuntimeError, MemoryError):
-      raise
-    except Exception as error:
-      if multihost.lost_host(error):
-        raise
-      text = _first_line(error)
-      if digests is None or _is_outside(error):
-        raise errors.CheckpointError(
-          f'The step {step} cannot be read ({text}). If it is damaged, move it '
-          'away: the step before it is used then.'
-        ) from error
-      damage = f'its arrays cannot be read ({text})'
-  damage = _of_any(damage)
-  # All processes must run the same programs.
-  if (
-    damage is None and digests is not None and not _of_any('off' if off else '')
-  ):
-    names = array_digests.changed(arrays, digests.arrays)
-    damage = _of_any(
-      step_digests.listed([f'the array {name} was changed' for name in names])
+    damage = damage_of(
+      step,
+      contents=not step_digests.is_off(),
+      process=0 if alone else jax.process_index(),
+      processes=1 if alone else jax.process_count(),
     )
-  if damage is not None:
-    raise DamagedError(step, damage)
-  return arrays
-
-
-@contextlib.contextmanager
-def _without_leftovers() -> Iterator[None]:
-  """Silences the tasks of Orbax that fail after the first one.
-
-  Nobody waits for them any more, and Python would print each one's traceback
-  when it frees them.
-  """
-  logger, hook = python_logging.getLogger('asyncio'), sys.unraisablehook
-  logger.disabled, sys.unraisablehook = True, lambda _: None
-  try:
-    yield
-  except Exception as error:
-    # Its frames hold the tasks.
-    traceback.clear_frames(error.__traceback__)
-    gc.collect()
-    raise
-  finally:
-    logger.disabled, sys.unraisablehook = False, hook
-
-
-def _digests(step: epath.Path) -> step_digests.Digests | None:
-  try:
-    return step_digests.read(step)
-  except (OSError, ValueError) as error:
-    raise errors.CheckpointError(
-      f'The digests of the step {step} cannot be read ({error}).'
-    ) from error
-
-
-def _of_any(text: str | None) -> str | None:
-  """Returns the first text that a process has, on all processes."""
-  return next(filter(None, multihost.gather_texts(text or '')), None)
-
-
-def _is_outside(error: Exception) -> bool:
-  """Whether an error of reading is one of the disk, network or permissions."""
-  if isinstance(error, OSError) and error.errno is not None:
-    return error.errno not in (errno.EIO, errno.ENOENT)
-  return _OUTSIDE.search(str(error)) is not None
-
-
-def _first_line(error: Exception) -> str:
-  line = (str(error).strip().splitlines() or [''])[0]
-  return f'{type(error).__name__}: {line[:300]}'
+  return next(filter(None, multihost.gather_texts(damage or '')), None)
 
 
 def set_aside(step: epath.Path, reason: str) -> None:

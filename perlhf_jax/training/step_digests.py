@@ -1,18 +1,19 @@
-"""Digests of a step, which find damage when the step is read.
+"""Digests of a step's files, which find damage before the step is read.
 
-When a step is saved, `digests.json` is written beside its items. It holds the
-name and size of every file, a digest of every file that holds no arrays, and a
-digest of every array, see `array_digests`. The arrays are digested in memory,
-so that no file of arrays is read to save a step, and none twice to read it.
+When a step is saved, `digests.json` is written beside its items, with the size
+of every file and a digest of every block of every file. A digest is a CRC-32C,
+which finds every flipped bit, and a sum of the words. The sum is needed because
+files that end with their own CRC-32C, as TensorStore's do, all have the same
+CRC-32C. Digests find damaged, lost and swapped files. They are not a signature:
+an attacker can write both a file and its digest.
 
-The digest of a file is a CRC-32C, which finds every flipped bit, and a sum of
-the words. The sum is needed because files that end with their own CRC-32C, as
-TensorStore's do, all have the same CRC-32C. Digests find damaged, lost and
-swapped files. They are not a signature: an attacker can write both a file and
-its digest.
+Each process digests the files that it wrote, once they are on disk and before
+the step gets its final name. So no process reads another process's files. When
+a step is read, the processes share the blocks to check.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent import futures
 import errno
 import json
 import os
@@ -34,55 +35,89 @@ METADATA = 'metadata'
 METRICS = 'metrics'
 
 _ITEMS = (METADATA, METRICS, STATE)
-# The folders in which OCDBT keeps values, at any depth.
-_VALUES = 'd'
-# Key of the digests of an earlier version, which has none of arrays.
-_OF_BLOCKS = 'block_bytes'
+_PART = 'digests.process_'
+# Threads and processes share blocks, since one file may hold most of a step.
+_BLOCK_BYTES = 64 << 20
+# Fits a core's cache, so that the checksum reads from the cache.
+_READ_BYTES = 1 << 20
+_THREADS = 8
 _NAMES_SHOWN = 3
 
 
+class _Block(NamedTuple):
+  """A block of a file: the file's name in the step's folder, and an index."""
+
+  name: str
+  index: int
+
+
 class Digests(NamedTuple):
-  """Sizes and digests of a step when it was saved.
+  """Sizes and digests of a step's files when it was saved.
 
   Attributes:
     step: number of the step.
     sizes: size in bytes by file name.
-    files: hexadecimal digest by file name; files of arrays have none.
-    arrays: the result of `array_digests.finish`.
+    blocks: hexadecimal digest of each block, by file name.
   """
 
   step: int
   sizes: dict[str, int]
-  files: dict[str, str]
-  arrays: dict[str, str]
+  blocks: dict[str, list[str]]
 
 
-def write(step: epath.Path, number: int, arrays: Mapping[str, str]) -> None:
+def write(step: epath.Path, number: int) -> None:
   """Writes the digests of a step after all its items; one process calls it.
 
   Args:
     step: folder of the step, which may still have its temporary name.
     number: number of the step.
-    arrays: the result of `array_digests.finish` for the step's arrays.
 
   Raises:
     OSError: a file cannot be read or written.
   """
   sizes = _sizes(step)
-  fields = {
-    'step': number,
-    'files': {
-      name: {'bytes': size}
-      | ({} if _holds_arrays(name) else {'digest': _digest(step / name)})
-      for name, size in sizes.items()
-    },
-    'arrays': dict(arrays),
-  }
-  (step / FILE).write_text(json.dumps(fields, indent=1) + '\n')
+  blocks: dict[str, list[str]] = {}
+  for file in _files(step):
+    if file.name.startswith(_PART):
+      part = _parse(file)
+      # Files whose size has changed since are digested again.
+      same = {n for n, size in part.sizes.items() if sizes.get(n) == size}
+      blocks |= {name: part.blocks[name] for name in same}
+      file.unlink()
+  missing = {name: size for name, size in sizes.items() if name not in blocks}
+  blocks |= _digest_files(step, missing)
+  _write_json(step / FILE, Digests(number, sizes, blocks))
+
+
+def write_part(
+  step: epath.Path, number: int, state: epath.Path, process: int
+) -> None:
+  """Writes the digests of the arrays that one process has written.
+
+  Args:
+    step: folder of the step, still with its temporary name.
+    number: number of the step.
+    state: folder of the step's arrays, still with its temporary name.
+    process: index of the process.
+
+  Raises:
+    OSError: a file cannot be read or written.
+  """
+  own = f'ocdbt.process_{process}'
+  if not (state / own).is_dir():
+    return
+  inside = {f'{own}/{name}': size for name, size in _walk(state / own)}
+  blocks = _digest_files(state, inside)
+  digests = Digests(
+    number,
+    {f'{STATE}/{name}': size for name, size in inside.items()},
+    {f'{STATE}/{name}': each for name, each in blocks.items()},
+  )
+  _write_json(step / f'{_PART}{process}', digests)
 
 
 def read(step: epath.Path) -> Digests | None:
-  """Reads the digests of a step; None if it was saved without those of arrays.
+  """Reads the digests of a step; None if it was saved without.
 
   Raises:
     ValueError: the digests are damaged.
@@ -92,14 +127,23 @@ def read(step: epath.Path) -> Digests | None:
   return _parse(file) if file.exists() else None
 
 
-def find_damage(step: epath.Path, digests: Digests) -> str | None:
+def find_damage(
+  step: epath.Path,
+  digests: Digests,
+  *,
+  contents: bool,
+  process: int = 0,
+  processes: int = 1,
+) -> str | None:
   """Finds the files of a step that differ from what was saved.
-
-  Of the files of arrays only names and sizes are checked.
 
   Args:
     step: folder of the step.
     digests: digests from `read`.
+    contents: whether to read the arrays, too; otherwise only the names and
+      sizes of their files are checked.
+    process: index of the share of the blocks to read.
+    processes: number of shares.
 
   Returns:
     Names of damaged files and their damage, as text; None without damage.
@@ -108,7 +152,9 @@ def find_damage(step: epath.Path, digests: Digests) -> str | None:
     OSError: a file cannot be read, for another reason than damage.
   """
   try:
-    return _find_damage(step, digests)
+    return _find_damage(
+      step, digests, contents, slice(process, None, processes)
+    )
   except FileNotFoundError as error:
     return f'{error.filename or error} is missing'
   except OSError as error:
@@ -117,7 +163,9 @@ def find_damage(step: epath.Path, digests: Digests) -> str | None:
     return f'the disk cannot read {error.filename}'
 
 
-def _find_damage(step: epath.Path, digests: Digests) -> str | None:
+def _find_damage(
+  step: epath.Path, digests: Digests, contents: bool, share: slice
+) -> str | None:
   found = _sizes(step)
   wrong = [
     *(f'{name} is missing' for name in digests.sizes if name not in found),
@@ -132,13 +180,19 @@ def _find_damage(step: epath.Path, digests: Digests) -> str | None:
       if name not in digests.sizes
     ),
   ]
-  return listed(wrong) or listed(
-    [
-      f'{name} was changed'
-      for name, digest in digests.files.items()
-      if digest != _digest(step / name)
-    ]
-  )
+  if wrong:
+    return _listed(wrong)
+  blocks = [
+    block
+    for block in _blocks(digests.sizes)
+    if contents or not block.name.startswith(f'{STATE}/')
+  ][share]
+  changed = {
+    block.name: None
+    for block, digest in zip(blocks, _digest(step, blocks), strict=True)
+    if digests.blocks[block.name][block.index] != digest
+  }
+  return _listed([f'{name} was changed' for name in changed])
 
 
 def is_off() -> bool:
@@ -156,16 +210,14 @@ def is_off() -> bool:
   return given == OFF
 
 
-def listed(wrong: Sequence[str]) -> str | None:
-  """Joins what is wrong, the first few; None if nothing is."""
+def _listed(wrong: Sequence[str]) -> str | None:
   shown = ', '.join(wrong[:_NAMES_SHOWN])
   rest = len(wrong) - _NAMES_SHOWN
   return f'{shown} and {rest} more' if rest > 0 else shown or None
 
 
-def _holds_arrays(name: str) -> bool:
-  item, *folders, _ = name.split('/')
-  return item == STATE and _VALUES in folders
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+  return (path for path in folder.iterdir() if not path.is_dir())
 
 
 def _sizes(step: epath.Path) -> dict[str, int]:
@@ -203,38 +255,84 @@ def _size(path: epath.Path) -> int:
   return os.stat(path).st_size
 
 
-def _digest(file: epath.Path) -> str:
-  data = file.read_bytes()
-  return f'{google_crc32c.value(data):08x}{_sum(data):016x}'
+def _blocks(sizes: dict[str, int]) -> Iterator[_Block]:
+  for name, size in sizes.items():
+    for index in range(_count(size)):
+      yield _Block(name, index)
+
+
+def _count(size: int) -> int:
+  """Returns the number of blocks of a file of `size` bytes."""
+  return -(-size // _BLOCK_BYTES)
+
+
+def _digest_files(
+  folder: epath.Path, sizes: dict[str, int]
+) -> dict[str, list[str]]:
+  """Digests whole files; returns the blocks of each."""
+  blocks = list(_blocks(sizes))
+  found: dict[str, list[str]] = {name: [] for name in sizes}
+  for block, digest in zip(blocks, _digest(folder, blocks), strict=True):
+    found[block.name].append(digest)
+  return found
+
+
+def _digest(folder: epath.Path, blocks: Sequence[_Block]) -> list[str]:
+  def one(block: _Block) -> str:
+    crc, total, left = 0, 0, _BLOCK_BYTES
+    with (folder / block.name).open('rb') as file:
+      file.seek(block.index * _BLOCK_BYTES)
+      while left and (data := file.read(min(left, _READ_BYTES))):
+        crc = google_crc32c.extend(crc, data)
+        total += _sum(data)
+        left -= len(data)
+    return f'{crc:08x}{total % 2**64:016x}'
+
+  if len(blocks) < 2:
+    return [one(block) for block in blocks]
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(one, blocks))
 
 
 def _sum(data: bytes) -> int:
   """Sums little-endian 64-bit words modulo 2**64; zeros pad the last word."""
-  words = np.frombuffer(data + bytes(-len(data) % 8), '<u8')
+  words = np.frombuffer(
+    data + bytes(-len(data) % 8) if len(data) % 8 else data, '<u8'
+  )
   return int(np.sum(words, dtype=np.uint64))
 
 
-def _parse(file: epath.Path) -> Digests | None:
-  """Reads a file of `write`; any other content is a ValueError."""
+def _write_json(file: epath.Path, digests: Digests) -> None:
+  fields = {
+    'step': digests.step,
+    'block_bytes': _BLOCK_BYTES,
+    'files': {
+      name: {'bytes': size, 'blocks': digests.blocks[name]}
+      for name, size in digests.sizes.items()
+    },
+  }
+  file.write_text(json.dumps(fields, indent=1) + '\n')
+
+
+def _parse(file: epath.Path) -> Digests:
+  """Reads a file of `_write_json`; any other content is a ValueError."""
   try:
     fields = strict_json.loads(plain_files.read(file, errors.CheckpointError))
-    if _OF_BLOCKS in fields:
-      return None
     step, files = _checked(fields['step'], int), fields['files']
     sizes = {name: _checked(each['bytes'], int) for name, each in files.items()}
-    contents = {
-      name: _checked(each['digest'], str)
+    blocks = {
+      name: [_checked(digest, str) for digest in each['blocks']]
       for name, each in files.items()
-      if not _holds_arrays(name)
     }
-    arrays = {
-      name: _checked(digest, str) for name, digest in fields['arrays'].items()
-    }
+    if fields['block_bytes'] != _BLOCK_BYTES:
+      raise ValueError('blocks of another size')
+    if any(len(blocks[name]) != _count(size) for name, size in sizes.items()):
+      raise ValueError('a file has too many digests, or too few')
   except errors.CheckpointError as error:
     raise ValueError(str(error)) from error
   except (AttributeError, KeyError, TypeError) as error:
     raise ValueError(f'it holds other things ({error!r})') from error
-  return Digests(step, sizes, contents, arrays)
+  return Digests(step, sizes, blocks)
 
 
 def _checked(value: Any, kind: type) -> Any:

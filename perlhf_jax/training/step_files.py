@@ -7,17 +7,16 @@ that is needed to use the step without the configuration that made it, see
 `checkpoints.run_metadata`), the metric of its evaluation, and the digests of
 all of them (`step_digests`). `checkpoint_manager` writes it.
 
-A step that is not as it was saved is damaged. Whoever reads the newest or the
-best step gets an intact one; damaged ones are renamed, never removed. Whoever
-reads a step by number gets that step or an error. Names, sizes and small files
-are checked before a step is chosen, and arrays when they are read.
+A step that is not as it was saved is damaged. A request for the newest or the
+best step returns an intact one; damaged ones are renamed, never removed. A
+request for a step by number returns that step or raises an error.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import os
 import time
-from typing import Any, TypeVar
+from typing import Any
 
 from etils import epath
 import jax
@@ -32,8 +31,6 @@ from perlhf_jax.training import multihost
 from perlhf_jax.training import step_damage
 from perlhf_jax.training import step_digests
 from perlhf_jax.training import stored_arrays
-
-T = TypeVar('T')
 
 CHECKPOINTS = 'checkpoints'
 BEST = 'best'
@@ -101,7 +98,7 @@ def _not_shared(model_dir: epath.Path) -> errors.CheckpointError:
 def find_step(path: str) -> epath.Path | None:
   """Resolves a path to a step's folder, without reading its arrays.
 
-  Use `read_intact` for a step to load.
+  Use `intact_step` for a step to load.
 
   Args:
     path: MODEL_DIR (its newest step), MODEL_DIR/checkpoints/<step>, or
@@ -115,42 +112,27 @@ def find_step(path: str) -> epath.Path | None:
     CheckpointError: the path is a checkpoint without such a step, or all its
       steps are damaged.
   """
-  step, root, wants_best = _resolve(path)
-  if step is None:
-    return root and _by_names(root, wants_best)
-  damage = step_damage.damage_of(step)
-  if damage is not None:
-    error = step_damage.DamagedError(step, damage)
-    error.on_every_host = False
-    raise error
-  return step
+  return _find(path, _by_names)
 
 
-def read_intact(path: str, read: Callable[[epath.Path], T]) -> T:
-  """Reads a step, or the next best one if its arrays are damaged.
+def intact_step(path: str) -> epath.Path | None:
+  """Resolves a path to a step whose files are all as they were saved.
 
-  All processes call it together. Once a step is read, the damaged ones that
-  would have been used are renamed if possible.
+  All processes call it together, and share the reading of the files. Damaged
+  steps that would have been used are renamed if possible.
 
   Args:
-    path: a checkpoint, as for `find_step`.
-    read: reads a step, given its folder, with `read_trainable` or
-      `read_state`; called again if they raise a `DamagedError`.
+    path: as for `find_step`.
 
   Returns:
-    The result of `read`.
+    The step's folder, absolute; None if the path is not a perlhf_jax
+    checkpoint.
 
   Raises:
     CheckpointError: the path is a checkpoint without such a step, or without
       an intact one.
   """
-  step, root, wants_best = _resolve(path)
-  if step is None:
-    return _read_intact(root, wants_best, read)
-  damage = step_damage.damage_together(step)
-  if damage is not None:
-    raise step_damage.DamagedError(step, damage)
-  return read(step)
+  return _find(path, _by_contents)
 
 
 def newest_step(model_dir: epath.Path) -> epath.Path | None:
@@ -162,17 +144,13 @@ def newest_step(model_dir: epath.Path) -> epath.Path | None:
   return _newest(model_dir, _by_names)
 
 
-def newest_whole_step(model_dir: epath.Path) -> epath.Path | None:
-  """Returns the newest step, checked without its arrays; None without steps.
-
-  All processes call it together. Newer steps that are damaged are renamed.
+def newest_intact_step(model_dir: epath.Path) -> epath.Path | None:
+  """Returns the newest step, checked as by `intact_step`; None without steps.
 
   Raises:
     CheckpointError: all steps are damaged.
   """
-  return _newest(
-    model_dir, lambda root, best: _read_intact(root, best, lambda step: step)
-  )
+  return _newest(model_dir, _by_contents)
 
 
 def _newest(model_dir, choose):
@@ -180,26 +158,37 @@ def _newest(model_dir, choose):
   return choose(root, False) if root.is_dir() and step_folders(root) else None
 
 
-def _resolve(path: str) -> tuple[epath.Path | None, epath.Path | None, bool]:
-  """Returns the step that a path names, or the folder of steps to choose from.
-
-  Returns:
-    The step, the folder of steps, and whether the best one is wanted; neither
-    a step nor a folder if the path is not a perlhf_jax checkpoint.
-  """
+def _find(
+  path: str, choose: Callable[[epath.Path, bool], epath.Path]
+) -> epath.Path | None:
   folder = absolute(path)
   is_at_home = folder.parent.name == CHECKPOINTS
   if is_step(folder) or (
     is_at_home and is_number(folder.name) and folder.is_dir()
   ):
-    return folder, None, False
+    _check_one(folder, choose)
+    return folder
   if is_at_home and is_number(folder.name) and folder.parent.is_dir():
     raise errors.CheckpointError(
       f'{folder.parent} has no complete step {folder.name}.'
     )
   wants_best = folder.name == BEST and is_at_home
   root = folder.parent if wants_best else folder / CHECKPOINTS
-  return None, root if root.is_dir() else None, wants_best
+  return choose(root, wants_best) if root.is_dir() else None
+
+
+def _check_one(step: epath.Path, choose) -> None:
+  check = step_damage.damage_of
+  if choose is _by_contents:
+    check = step_damage.damage_together
+  damage = check(step)
+  if damage is not None:
+    error = errors.CheckpointError(
+      f'The step {step} is damaged: {damage}. Give another step, or its '
+      'MODEL_DIR, whose newest intact step is then used.'
+    )
+    error.on_every_host = choose is _by_contents
+    raise error
 
 
 def _by_names(root: epath.Path, wants_best: bool) -> epath.Path:
@@ -217,66 +206,33 @@ def _by_names(root: epath.Path, wants_best: bool) -> epath.Path:
   raise _nothing_left(root, wants_best, damaged)
 
 
-def _read_intact(
-  root: epath.Path, wants_best: bool, read: Callable[[epath.Path], T]
-) -> T:
-  damaged: dict[str, str] = {}
-  while True:
-    step = _next(root, wants_best, damaged)
-    try:
-      result = read(step)
-    except step_damage.DamagedError as error:
-      if error.step != step:
-        raise
-      if _is_there(step):
-        damaged[step.name] = error.damage
-      continue
-    if jax.process_index() == 0:
-      for other, reason in damaged.items():
-        step_damage.set_aside(
-          root / other, f'{reason}. Step {step.name} is used'
-        )
-    return result
-
-
-def _next(
-  root: epath.Path, wants_best: bool, damaged: dict[str, str]
-) -> epath.Path:
-  """Chooses a step without reading arrays; all processes call it together.
-
-  Args:
-    root: folder of the steps.
-    wants_best: whether to choose the best step instead of the newest.
-    damaged: damage by name of a step; more is added.
-  """
+def _by_contents(root: epath.Path, wants_best: bool) -> epath.Path:
+  """Chooses a step and checks its contents; all processes call it together."""
   with multihost.together():
     found = _order(root, wants_best)
   # File systems lag, so process 0's list is used on all processes.
-  order, more = strict_json.loads(
+  order, damaged = strict_json.loads(
     multihost.gather_texts(strict_json.dumps(found))[0]
   )
-  damaged |= {name: more[name] for name in more if name not in damaged}
   gone = False
   for name in order:
-    if name in damaged:
-      continue
-    damage = step_damage.damage_together(root / name)
+    damage = damaged.get(name) or step_damage.damage_together(root / name)
     if damage is None:
+      if jax.process_index() == 0:
+        for other, reason in damaged.items():
+          step_damage.set_aside(root / other, f'{reason}. Step {name} is used')
       return root / name
-    if _is_there(root / name):
+    # An active run may have removed this step as an old one.
+    there = multihost.gather_texts(str((root / name).exists()))[0]
+    if there == str(True):
       damaged[name] = damage
     else:
       gone = True
   if gone:
-    return _next(root, wants_best, damaged)
+    return _by_contents(root, wants_best)
   error = _nothing_left(root, wants_best, damaged)
   error.on_every_host = True
   raise error
-
-
-def _is_there(step: epath.Path) -> bool:
-  """Whether a step exists; an active run may have removed it as an old one."""
-  return multihost.gather_texts(str(step.exists()))[0] == str(True)
 
 
 def _order(
@@ -386,6 +342,28 @@ def read_metadata(step: epath.Path) -> dict[str, Any]:
   return fields
 
 
+@contextlib.contextmanager
+def reading(step: epath.Path) -> Iterator[None]:
+  """Turns other libraries' errors from reading a step into CheckpointErrors.
+
+  Their classes do not tell what went wrong. Errors of memory, of the runtime
+  and of lost processes are not caused by the files, and pass unchanged.
+  """
+  try:
+    yield
+  except (errors.UserError, jax.errors.JaxRuntimeError, MemoryError):
+    raise
+  except Exception as error:
+    if multihost.lost_host(error):
+      raise
+    lines = str(error).strip().splitlines() or ['']
+    raise errors.CheckpointError(
+      f'The step {step} cannot be read ({type(error).__name__}: '
+      f'{lines[0][:300]}). If it is damaged, move it away: the step before it '
+      'is used then.'
+    ) from error
+
+
 def read_trainable(
   step: epath.Path,
   role: str | None = None,
@@ -393,8 +371,6 @@ def read_trainable(
   expected: typing.PyTree | None = None,
 ) -> typing.PyTree:
   """Reads the trainable leaves of a step, without the optimizer.
-
-  All processes call it together.
 
   Args:
     step: folder of the step.
@@ -407,14 +383,11 @@ def read_trainable(
     The tree, of numpy arrays; leaves with shardings are `jax.Array`s.
 
   Raises:
-    DamagedError: the arrays are damaged.
     CheckpointError: the arrays cannot be read, or, before any is read, they are
       not the expected ones or do not fit into the free memory.
   """
-  trainable = step_damage.read_arrays(
-    step, lambda: _read_trainable(step, role, params_shardings, expected)
-  )['trainable']
-  return trainable if role is None else trainable[role]
+  with reading(step):
+    return _read_trainable(step, role, params_shardings, expected)
 
 
 def _read_trainable(step: epath.Path, role, params_shardings, expected):
@@ -452,4 +425,5 @@ def _read_trainable(step: epath.Path, role, params_shardings, expected):
     ),
   )
   handler.close()
-  return {'trainable': restored['trainable']}
+  trainable = restored['trainable']
+  return trainable if role is None else trainable[role]

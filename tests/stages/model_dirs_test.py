@@ -53,14 +53,14 @@ def _resume(folder, train_steps, config, state=None, metadata=METADATA):
   gin.clear_config()
   gin.parse_config(config)
   run_dir = model_dirs.prepare(str(folder), train_steps)
+  run_dir.described(metadata, accept_changes=False)
+  manager = checkpoint_manager.CheckpointManager(run_dir.path, FIELDS)
   state = _state(0) if state is None else state
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-
-  def begin(directory):
-    directory.described(metadata, accept_changes=False)
-    return directory.resume(state, shardings)
-
-  return run_dir.newest_intact(begin)
+  try:
+    return run_dir.resume(manager, state, shardings)
+  finally:
+    manager.close()
 
 
 def test_a_new_run_writes_its_configuration(tmp_path):

@@ -80,9 +80,7 @@ def _train(*, model_dir, happens=lambda step: None):
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       state,
     )
-    state = checkpoint_manager.restore(
-      path / 'checkpoints' / str(newest), abstract
-    )
+    state = manager.restore(newest, abstract)
   return train_loop.train(
     _CONFIG,
     model_dir=path,

@@ -22,7 +22,6 @@ from etils import epath
 import jax
 import numpy as np
 
-from perlhf_jax.training import array_digests
 from perlhf_jax.training import checkpoint_manager
 from perlhf_jax.training import fingerprint
 from perlhf_jax.training import step_digests
@@ -30,7 +29,7 @@ from perlhf_jax.training import step_files
 from perlhf_jax.training import train_state
 
 _LEAVES = 24
-_begin, _write = array_digests.begin, step_digests.write
+_write = step_digests.write
 
 
 def _state(mebibytes):
@@ -50,7 +49,6 @@ def _state(mebibytes):
 
 
 def _save(folder, state, digests):
-  array_digests.begin = _begin if digests else lambda _: {}
   step_digests.write = _write if digests else lambda *_: None
   shutil.rmtree(folder, ignore_errors=True)
   start = time.perf_counter()
@@ -69,11 +67,12 @@ def _resume(folder, state, digests):
     state,
   )
   start = time.perf_counter()
-  restored = step_files.read_intact(
-    str(folder), lambda step: checkpoint_manager.restore(step, abstract)
-  )
-  jax.block_until_ready(restored)
-  return time.perf_counter() - start
+  step = step_files.newest_intact_step(folder)
+  manager = checkpoint_manager.CheckpointManager(folder, {})
+  jax.block_until_ready(manager.restore(int(step.name), abstract))
+  seconds = time.perf_counter() - start
+  manager.close()
+  return seconds
 
 
 def _load(folder, state, digests):
@@ -81,26 +80,10 @@ def _load(folder, state, digests):
   os.environ['PERLHF_VERIFY'] = '' if digests else 'off'
   places = jax.tree.map(lambda x: x.sharding, state.trainable['params'])
   start = time.perf_counter()
-  tree = step_files.read_intact(
-    str(folder),
-    lambda step: step_files.read_trainable(step, params_shardings=places),
-  )
+  step = step_files.intact_step(str(folder))
+  tree = step_files.read_trainable(step, params_shardings=places)
   fingerprint.fingerprint(tree['params'])
   return time.perf_counter() - start
-
-
-def _print_passes(state):
-  """Prints the time of a pass over all arrays that does nothing else."""
-  seconds = []
-  for _ in range(6):
-    start = time.perf_counter()
-    array_digests.finish(array_digests.begin(state))
-    seconds.append(time.perf_counter() - start)
-  print(
-    f'digests alone: {statistics.median(seconds[1:]):.3f} s, '
-    f'{seconds[0]:.3f} s the first time, with compilation',
-    flush=True,
-  )
 
 
 def main():
@@ -110,7 +93,6 @@ def main():
   parser.add_argument('--folder', default=None)
   args = parser.parse_args()
   state = _state(args.mebibytes)
-  _print_passes(state)
   with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
     folder = epath.Path(temporary) / 'run'
     for name, measure in (

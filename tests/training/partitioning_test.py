@@ -1,4 +1,3 @@
-import array_reference
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,17 +97,6 @@ def test_activations_are_constrained(eight):
 
 def test_fingerprint_does_not_depend_on_the_mesh(eight):
   assert len({run['fingerprint'] for run in eight['runs'].values()}) == 1
-
-
-def test_digests_of_arrays_do_not_depend_on_the_mesh(eight):
-  first, *others = eight['runs'].values()
-  assert len(first['digests']) > 20
-  assert all(run['digests'] == first['digests'] for run in others)
-  # LoRA leaves these as they were.
-  lora = next(r for (_, tuning), r in eight['runs'].items() if tuning == 'lora')
-  for name in sorted(lora['digests'])[:4]:
-    leaf = lora['leaves'][f'params/{name}']
-    assert lora['digests'][name] == array_reference.digest(leaf)
 
 
 def test_mesh_sizes(eight):

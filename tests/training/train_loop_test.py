@@ -84,9 +84,7 @@ def _train(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       state,
     )
-    state = checkpoint_manager.restore(
-      folder / 'checkpoints' / str(latest), abstract
-    )
+    state = manager.restore(latest, abstract)
   return train_loop.train(
     config,
     model_dir=folder,

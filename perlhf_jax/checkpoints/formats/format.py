@@ -4,7 +4,7 @@ import abc
 from collections.abc import Callable, Mapping
 import dataclasses
 import os
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +21,6 @@ from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 
-T = TypeVar('T')
 # (parameter's path, array or an object that `np.asarray` reads) -> the value to
 # keep.
 Put = Callable[[str, Any], Any]
@@ -136,24 +135,19 @@ class ModelFormat(Format):
   formats of adapters that do not record their model.
   """
 
-  def read_intact(self, path: str, read: Callable[[str], T]) -> T:
-    """Calls a function with the exact path of the weights to read.
+  def settle(self, path: str) -> str:
+    """Returns the exact path of the weights to read, after checking them.
 
-    All hosts must call it. The default calls the function with the path itself.
-    Formats that hold several versions of a model, or can detect damage,
-    override it: they may call the function several times.
+    All hosts must call it. The default returns the path itself. Formats that
+    hold several versions of a model, or can detect damage, override it.
 
     Args:
       path: a path that the format recognises.
-      read: reads the weights, with `load`.
-
-    Returns:
-      The result of `read`.
 
     Raises:
       CheckpointError: the checkpoint is damaged.
     """
-    return read(path)
+    return path
 
   @abc.abstractmethod
   def peek(self, path: str) -> loaded_model.LoadedModel:

@@ -40,9 +40,9 @@ class Perlhf(format_lib.ModelFormat, format_lib.WritableFormat):
     """See `format`."""
     return step_files.find_step(path) is not None
 
-  def read_intact(self, path, read):
-    """See `format`; if a step is damaged, reads an earlier one."""
-    return step_files.read_intact(path, lambda step: read(str(step)))
+  def settle(self, path):
+    """See `format`; if a step is damaged, returns an earlier one."""
+    return str(step_files.intact_step(path))
 
   def peek(self, path):
     """See `format`."""
