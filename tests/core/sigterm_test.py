@@ -16,12 +16,16 @@ def tidy():
 
 with sigterm.ends(75, 'stopped'), sigterm.tidied(tidy):
   {before}
-  print('ready', flush=True)
   {work}
 """
 
 
+_READY = "print('ready', flush=True)"
+
+
 def _end(work, tidying='pass', before='pass'):
+  if _READY not in work:
+    work = f'{_READY}; {work}'
   program = _PROGRAM.format(work=work, tidying=tidying, before=before)
   with subprocess.Popen(
     [sys.executable, '-c', program],
@@ -59,9 +63,10 @@ def test_what_hangs_at_the_end_is_not_waited_for():
 
 
 def test_an_inner_listener_takes_over():
-  work = """
+  work = f"""
   told = threading.Event()
   with sigterm.Listener(told.set):
+    {_READY}
     told.wait(60)
   print('went on')
 """
