@@ -1,6 +1,6 @@
 """Injects faults into commands, and sees how each of them ends.
 
-  PYTHONPATH=.:tests python tests/faults/campaign.py \\
+  PYTHONPATH=.:tests/support python tests/faults/campaign.py \\
     --faults=200 --seed=0 --output=table.json
 
 A fault happens to a copy of a tiny model, of the kind that launch/demo.sh or

@@ -1,7 +1,8 @@
 """Fuzzes the parsers of foreign files, each for some time or executions.
 
-  PYTHONPATH=.:tests:tests/fuzz python tests/fuzz/fuzz.py --seconds=600
-  PYTHONPATH=.:tests:tests/fuzz python tests/fuzz/fuzz.py metadata vqa --seed=7
+  export PYTHONPATH=.:tests/support:tests/fuzz
+  python tests/fuzz/fuzz.py --seconds=600
+  python tests/fuzz/fuzz.py metadata vqa --seed=7
 
 Atheris, which is guided by coverage, is used where it is installed (pip install
 atheris); Hypothesis, which is in the extra `test`, where it is not. What is no

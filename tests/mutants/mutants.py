@@ -1,6 +1,6 @@
 """Mutates objectives, rl, sampling and models, and counts what tests notice.
 
-  PYTHONPATH=.:tests:tests/mutants python tests/mutants/mutants.py \\
+  PYTHONPATH=.:tests/support:tests/mutants python tests/mutants/mutants.py \\
     --mutants=200 --seed=0 --session=mutants.sqlite
 
 The mutants are those of cosmic-ray's operators, see places.py; killers.py says

@@ -1,6 +1,6 @@
 """Writes random models for other libraries, and what ours make of texts.
 
-    PYTHONPATH=.:tests python tests/oracles/write_exports.py DIR
+    PYTHONPATH=.:tests/support python tests/oracles/write_exports.py DIR
 
 README.md says what is in DIR. Of every directory NAME, `NAME.npz` has what our
 model gives: see `_expected`. `texts.json` has the texts.

@@ -1,6 +1,6 @@
 """Trains a tiny policy for thousands of steps, and sees what grows.
 
-  PYTHONPATH=.:tests python tests/soak/soak.py --steps=2000
+  PYTHONPATH=.:tests/support python tests/soak/soak.py --steps=2000
 
 Reads the memory of the training process (RssAnon of /proc) and the seconds per
 step after each record of `metrics.jsonl`. The program ends with code 1 if the

@@ -30,7 +30,7 @@ from perlhf_jax.models import t5_config
 from perlhf_jax.sampling import sampler
 
 HERE = pathlib.Path(__file__).parent
-sys.path.append(str(HERE.parents[1]))
+sys.path.append(str(HERE.parents[1] / 'support'))
 import tiny_models  # noqa: E402  The tests' random weights.
 
 CONFIG = t5_config.T5Config(

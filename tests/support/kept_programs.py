@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import zlib
 
-_FOLDER = pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'd' / 'programs'
+_FOLDER = pathlib.Path(__file__).parents[2] / '.pytest_cache' / 'd' / 'programs'
 _MOST_BYTES = 1 << 30
 # Written when the others were found to be whole.
 _CHECKED = 'checked'

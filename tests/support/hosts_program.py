@@ -72,10 +72,11 @@ class Pair:
 
 def start(*args):
   """Starts one process."""
-  tests = pathlib.Path(__file__).resolve().parent
+  program = pathlib.Path(__file__).resolve()
+  support, root = program.parent, program.parents[2]
   return subprocess.Popen(
-    [sys.executable, str(tests / 'hosts_program.py'), *args],
-    env={**os.environ, 'PYTHONPATH': f'{tests}:{tests.parent}'},
+    [sys.executable, str(program), *args],
+    env={**os.environ, 'PYTHONPATH': f'{support}:{root}'},
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 from safetensors import numpy as safetensors
 
-_GOLDEN = pathlib.Path(__file__).parent / 'golden'
+_GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 
 
 def copy(folder):

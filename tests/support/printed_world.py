@@ -34,7 +34,7 @@ from perlhf_jax.cli import commands
 from perlhf_jax.cli import main
 from perlhf_jax.core import errors
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 _TESTS = ROOT / 'tests'
 
 # Their own tests run them; here they only have to be there.
@@ -325,7 +325,7 @@ class World:
     for name in _CLOUDS:
       (tools / name).write_text(_CLOUD)
     for name in 'perlhf', 'python':
-      text = (_TESTS / 'printed_stand_in.py').read_text()
+      text = (_TESTS / 'support' / 'printed_stand_in.py').read_text()
       (tools / name).write_text(f'#!{sys.executable} -SE\n{text}')
     for tool in tools.iterdir():
       tool.chmod(0o755)

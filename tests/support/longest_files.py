@@ -5,7 +5,7 @@ They begin first, so that the processes of a run of the suite end together.
 
 import pathlib
 
-_TESTS = pathlib.Path(__file__).parent
+_TESTS = pathlib.Path(__file__).parents[1]
 LONGEST_FIRST = (
   'stages/everywhere_test.py',
   'printed_commands_test.py',

@@ -8,7 +8,7 @@ import pickle
 
 import starting
 
-_TESTS = pathlib.Path(__file__).parent
+_SUPPORT = pathlib.Path(__file__).parent
 _LONGEST = 600
 
 
@@ -17,12 +17,12 @@ def run(preloaded, program, folder):
 
   Args:
     preloaded: starts the program.
-    program: its path, in `tests`.
+    program: its path, in `tests/support`.
     folder: where the file may lie.
   """
   path = folder / 'results.pickle'
   outcome = preloaded.start(
-    [path], starting.ROOT, program=_TESTS / program
+    [path], starting.ROOT, program=_SUPPORT / program
   ).wait(_LONGEST)
   assert outcome.code == 0, outcome.err[-3000:]
   return pickle.loads(path.read_bytes())

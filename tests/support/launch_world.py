@@ -13,7 +13,7 @@ import sys
 
 import yaml
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / 'launch'
 TOPOLOGIES = ROOT / 'perlhf_jax' / 'training' / 'tpu_topologies.txt'
 TOOLS = pathlib.Path(sys.executable).parent

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import NamedTuple
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 _TICK = 0.005
 # Who reads them does so while it is imported.
 _READ_BEFORE = 'JAX_', 'TF_'
@@ -149,10 +149,10 @@ class Preloaded:
     self._asking, theirs = socket.socketpair(
       socket.AF_UNIX, socket.SOCK_SEQPACKET
     )
-    tests = ROOT / 'tests'
+    support = pathlib.Path(__file__).resolve().parent
     environment = {
       **os.environ,
-      'PYTHONPATH': os.pathsep.join(map(str, (ROOT, tests))),
+      'PYTHONPATH': os.pathsep.join(map(str, (ROOT, support))),
       'JAX_PLATFORMS': 'cpu',
       'PERLHF_START_CACHE': 'off',
       # `perlhf plan` may have forbidden it in this process.
@@ -170,7 +170,7 @@ class Preloaded:
     self._process = subprocess.Popen(
       [
         sys.executable,
-        str(pathlib.Path(__file__).with_name('preloaded.py')),
+        str(support / 'preloaded.py'),
         str(theirs.fileno()),
       ],
       env=environment,
