@@ -114,7 +114,7 @@ def test_inspect_says_what_it_is(adapter, tmp_path, capsys):
 @pytest.mark.parametrize(
   ('to', 'flags', 'parts'),
   [
-    ('onnx', (), ("'onnx'", 'hf, peft, perlhf, t5x')),
+    ('onnx', (), ('--to=onnx', 'hf, peft, perlhf, t5x')),
     ('peft', (), ('has no adapters', '--to=hf')),
     ('t5x', ('--overwrite',), ('new folder', '--overwrite')),
     ('hf', ('--dtype=int8',), ('int8', 'bfloat16')),

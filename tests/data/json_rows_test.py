@@ -63,7 +63,7 @@ def test_a_row_of_an_array_that_is_no_object_is_a_problem(tmp_path):
   ('name', 'text', 'message'),
   [
     ('rows.json', '[{"a": 1}', 'not valid JSON'),
-    ('rows.json', '{"a": 1}', 'JSON dict, not an array'),
+    ('rows.json', '{"a": 1}', 'not an array of objects'),
     ('rows.csv', 'a', 'unknown format'),
     ('rows.jsonl', '[\n{"a": 1}\n]', 'one JSON array.*ends with .json'),
   ],
