@@ -197,7 +197,7 @@ def test_unbound_required_macro(capsys):
   ('lines', 'wanted'),
   [
     (['{"prompt": "a", "response": "b"}', '{"prompt": 3}'], ':2'),
-    (['[1]'], 'is not an object'),
+    (['[1]'], 'is not a JSON object'),
     (['{'], 'is not JSON'),
     ([''], 'is not JSON'),
   ],

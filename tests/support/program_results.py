@@ -8,7 +8,7 @@ import pickle
 
 import starting
 
-_SUPPORT = pathlib.Path(__file__).parent
+_TESTS = pathlib.Path(__file__).parents[1]
 _LONGEST = 600
 
 
@@ -17,12 +17,12 @@ def run(preloaded, program, folder):
 
   Args:
     preloaded: starts the program.
-    program: its path, in `tests/support`.
+    program: its path, in `tests`.
     folder: where the file may lie.
   """
   path = folder / 'results.pickle'
   outcome = preloaded.start(
-    [path], starting.ROOT, program=_SUPPORT / program
+    [path], starting.ROOT, program=_TESTS / program
   ).wait(_LONGEST)
   assert outcome.code == 0, outcome.err[-3000:]
   return pickle.loads(path.read_bytes())

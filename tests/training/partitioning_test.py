@@ -19,9 +19,9 @@ QUERY = 'params/encoder/layers_0/attention/query'
 
 @pytest.fixture(scope='module')
 def eight(preloaded, tmp_path_factory):
-  """What tests/support/mesh_program.py found on eight simulated devices."""
+  """What tests/training/mesh_program.py found on eight simulated devices."""
   folder = tmp_path_factory.mktemp('mesh')
-  results = program_results.run(preloaded, 'mesh_program.py', folder)
+  results = program_results.run(preloaded, 'training/mesh_program.py', folder)
   assert results['devices'] == 8
   return results
 
