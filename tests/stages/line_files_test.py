@@ -139,7 +139,7 @@ def test_a_disk_that_is_full_is_named(path):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   message = str(outside.as_user_error(error.value))
-  assert f'A file is larger than is allowed there: {path}' in message
+  assert str(path) in message and 'size limit' in message
   assert not list(path.parent.iterdir())
 
 

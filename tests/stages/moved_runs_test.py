@@ -115,8 +115,9 @@ def test_the_module_of_the_task_is_named_and_not_imported(
   assert _evaluate('runs/rm') == 2
   message = capsys.readouterr().err
   for wanted in (
-    "runs/rm was trained on the task 'moved_rm'",
-    "the module 'moved_tasks' registered",
+    'runs/rm',
+    "the task 'moved_rm'",
+    "the module 'moved_tasks'",
     '--gin.MIXTURE_OR_TASK_MODULE="\'moved_tasks\'"',
   ):
     assert wanted in message

@@ -72,7 +72,7 @@ def test_official_splits_over_all_shards(data_dir, place):
 def test_missing_splits_say_where_to_get_them(data_dir):
   write(data_dir, [[episode(1)]], splits=None)
   with pytest.raises(
-    errors.DataError, match=r'splits\.json does not exist.*gresearch'
+    errors.DataError, match=r'splits\.json.* does not exist.*gresearch'
   ):
     rows('android_control_rm', 'train')
   (data_dir / 'splits.json').write_text('{"train": [1]}')
