@@ -230,7 +230,7 @@ def _free_port():
 @pytest.mark.parametrize(
   ('given', 'message'),
   [
-    ({'multihost': True, 'process_id': 0}, '--process_id names them'),
+    ({'multihost': True, 'process_id': 0}, '--process_id also names them'),
     (
       {'coordinator_address': 'a:1', 'process_id': 0},
       '--coordinator_address, --process_id needs --num_processes',
