@@ -44,6 +44,30 @@ def describe(
   return found
 
 
+def moved(
+  recorded: Mapping[str, str],
+  model_dir: epath.Path,
+  new_model_dir: epath.Path,
+) -> dict[str, str]:
+  """Returns a record for another MODEL_DIR that needs the same checkpoint.
+
+  Args:
+    recorded: the result of `describe`, perhaps with several names.
+    model_dir: the current MODEL_DIR of the run that recorded it.
+    new_model_dir: the MODEL_DIR that will record it, too.
+  """
+  found = {}
+  for name, value in recorded.items():
+    if name.startswith(_RELATIVE):
+      continue
+    if name.endswith('path'):
+      place = candidates(recorded, model_dir, name)[0]
+      found |= describe(place, new_model_dir, name)
+    else:
+      found[name] = value
+  return found
+
+
 def check(recorded: Any, name: str) -> None:
   """Checks a checkpoint's record of another one.
 

@@ -80,9 +80,9 @@ class RunMetadata:
       `run_settings`; None if unknown.
     changes: for each time that the run resumed with changes, `{'step': newest
       step, name: [before, after], …}`; see `run_changes`.
-    made_of: the checkpoint from which `perlhf convert` made this one, and its
-      path; None for checkpoints of a run. A converted checkpoint holds every
-      weight, but training cannot resume from it.
+    made_of: what `perlhf convert` or `perlhf average` made this checkpoint of,
+      with paths; None for checkpoints of a run. Training cannot resume from
+      such a checkpoint.
   """
 
   kind: _Kind

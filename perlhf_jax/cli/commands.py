@@ -188,6 +188,14 @@ COMMANDS: Mapping[str, Command] = {
       'perlhf convert --source=runs/train_policy --to=hf --target=policy_hf'
     ),
   ),
+  'average': Command(
+    help='the mean of the weights of several checkpoints, as a checkpoint',
+    function='perlhf_jax.stages.average.average',
+    example=(
+      'perlhf average --checkpoints=runs/train_reward,runs/rm'
+      ' --target=rm_average'
+    ),
+  ),
   'inspect': Command(
     help='what a checkpoint is: format, size, adapters, base, figures',
     function='perlhf_jax.stages.inspect_checkpoint.inspect_checkpoint',

@@ -23,7 +23,18 @@ def _sizes(text: str) -> tuple[int, ...]:
   return tuple(int(size) for size in text.strip('() ').split(','))
 
 
-_READERS = {int: int, float: float, str: str, bool: bool, Sequence[int]: _sizes}
+def _names(text: str) -> tuple[str, ...]:
+  return tuple(text.split(','))
+
+
+_READERS = {
+  int: int,
+  float: float,
+  str: str,
+  bool: bool,
+  Sequence[int]: _sizes,
+  Sequence[str]: _names,
+}
 _NAMES = {'Annotated': Annotated, 'Sequence': Sequence, 'checks': checks}
 
 

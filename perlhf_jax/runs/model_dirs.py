@@ -254,8 +254,8 @@ def _found(
   metadata = run_metadata.from_json(fields, str(newest))
   if metadata.made_of is not None:
     raise errors.CheckpointError(
-      f'MODEL_DIR {path} holds a model that perlhf convert made, and no run to '
-      'go on with. Give another MODEL_DIR, and this one as '
-      'INITIAL_CHECKPOINT_PATH.'
+      f'MODEL_DIR {path} holds a model that perlhf convert or perlhf '
+      'average made, and no run to go on with. Give another MODEL_DIR, and '
+      'this one as INITIAL_CHECKPOINT_PATH.'
     )
   return ModelDir(path, train_steps, step, metadata)

@@ -1,5 +1,7 @@
 """The format of our own checkpoints, which record their metadata."""
 
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -22,7 +24,8 @@ from perlhf_jax.training import checkpoint_manager
 from perlhf_jax.training import layer_layout
 from perlhf_jax.training import step_files
 
-# Fields of a policy's metadata that name other checkpoints. `write` drops them.
+# Fields of a policy's metadata that name other checkpoints, which a checkpoint
+# that no run wrote does not need.
 _OTHERS = ('reference', 'reward_checkpoints')
 
 
@@ -91,28 +94,61 @@ class Perlhf(format_lib.ModelFormat, format_lib.WritableFormat):
         'Checkpoints of perlhf_jax are written in float32: leave out '
         '--dtype=bfloat16.'
       )
+    check_empty(target)
+    trained = {'params': jax.tree.map(_read, loaded.params)}
+    write_step(target, loaded.step, trained, loaded.heads, _describe(loaded))
+
+
+def check_empty(target: str) -> None:
+  """Raises a CheckpointError unless a folder is new or empty."""
+  with _written(target):
     model_dir = step_files.absolute(target)
-    try:
-      if model_dir.exists() and any(model_dir.iterdir()):
-        raise errors.CheckpointError(
-          f'{target} is not empty; give another folder.'
-        )
-      trainable = {'params': jax.tree.map(_read, loaded.params)}
-      if loaded.heads:
-        trainable['heads'] = loaded.heads
-      if loaded.kind == run_metadata.POLICY:
-        trainable = {'policy': trainable}
-      checkpoint_manager.write_weights(
-        model_dir,
-        loaded.step,
-        trainable,
-        run_metadata.to_json(_describe(loaded)),
-      )
-    except OSError as error:
+    if model_dir.exists() and any(model_dir.iterdir()):
       raise errors.CheckpointError(
-        f'{target} cannot be written ({error}). Choose a folder that you may '
-        'write to, on a disk with room for the weights; nothing was left there.'
-      ) from error
+        f'{target} is not empty; give another folder.'
+      )
+
+
+def write_step(
+  target: str,
+  step: int,
+  trained: Mapping[str, Any],
+  heads: Mapping[str, Any],
+  metadata: run_metadata.RunMetadata,
+) -> None:
+  """Writes a MODEL_DIR of one step, without optimizer state.
+
+  Args:
+    target: the folder, which may be remote.
+    step: number of the step.
+    trained: weights by collection, `params` or `lora`.
+    heads: heads by name; empty if there are none.
+    metadata: describes the weights.
+
+  Raises:
+    CheckpointError: the folder cannot be written.
+  """
+  trainable = {**trained, **({'heads': heads} if heads else {})}
+  if metadata.kind == run_metadata.POLICY:
+    trainable = {'policy': trainable}
+  with _written(target):
+    checkpoint_manager.write_weights(
+      step_files.absolute(target),
+      step,
+      trainable,
+      run_metadata.to_json(metadata),
+    )
+
+
+@contextlib.contextmanager
+def _written(target: str) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise errors.CheckpointError(
+      f'{target} cannot be written ({error}). Choose a folder that you may '
+      'write to, on a disk with room for the weights; nothing was left there.'
+    ) from error
 
 
 def _expected(metadata: run_metadata.RunMetadata) -> dict[str, Any]:
@@ -166,12 +202,20 @@ def _describe(loaded) -> run_metadata.RunMetadata:
       **known,
     )
   is_lora = trained.tuning == run_metadata.LORA
-  policy = trained.policy and {
-    name: value for name, value in trained.policy.items() if name not in _OTHERS
-  }
   return dataclasses.replace(
     trained,
     tuning=run_metadata.MERGED if is_lora else trained.tuning,
-    policy=policy,
+    policy=own_policy(trained),
     **known,
   )
+
+
+def own_policy(
+  metadata: run_metadata.RunMetadata,
+) -> Mapping[str, Any] | None:
+  """Returns `metadata.policy` without the checkpoints that a run needs."""
+  return metadata.policy and {
+    name: value
+    for name, value in metadata.policy.items()
+    if name not in _OTHERS
+  }
