@@ -27,7 +27,7 @@ from perlhf_jax.data import task_reader
 from perlhf_jax.data import vocabularies
 
 # Increase it when the content or format of the cache changes.
-_FORMAT = 1
+_FORMAT = 2
 # A file that was written more recently may change again with the same times.
 _SETTLED_SECONDS = 2.0
 # Options that do not change the rows of a task.
