@@ -49,7 +49,8 @@ def copy_of_checkout() -> Iterator[pathlib.Path]:
       shutil.copy2(ROOT / name, copy / name)
     os.chdir(copy)
     sys.path = [path for path in sys.path if not _is_in_checkout(path)]
-    sys.path[:0] = [str(copy), str(copy / 'tests' / 'support')]
+    tests = copy / 'tests'
+    sys.path[:0] = [str(copy), str(tests), str(tests / 'support')]
     os.environ['PYTHONPATH'] = str(copy)
     # Tests of a mutant find what those of the original have compiled. Programs
     # have the names of their digests, so that a mutant's is another one.
