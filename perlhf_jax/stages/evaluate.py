@@ -53,12 +53,13 @@ def evaluate(
   class, is null in eval.json, and the log says why.
 
   A reward model on pairs gets pairwise accuracy (a tie counts one half): over
-  all pairs, and over those whose chosen response is longer or shorter. A reward
-  model on judged responses gets ROC-AUC, accuracy and balanced accuracy at
-  probability 0.5, and calibration. Policies and SFT models answer the prompts
-  of the task, and get mean score, KL to the reference, lengths, the judge's
-  score, the win rate against a baseline, and exact match and ROUGE if the task
-  has targets.
+  all pairs, over those whose chosen response is longer or shorter, and over
+  bins of the difference in score, of the difference in length and of
+  confidence; and calibration. A reward model on judged responses gets ROC-AUC,
+  accuracy and balanced accuracy at probability 0.5, and calibration. Policies
+  and SFT models answer the prompts of the task, and get mean score, KL to the
+  reference, lengths, the judge's score, the win rate against a baseline, and
+  exact match and ROUGE if the task has targets.
 
   Args:
     checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
@@ -226,10 +227,11 @@ def _reward_measure(loaded, examples, batch_size, mesh):
       {},
       input_pipeline.eval_batches(examples, batch_size),
     )
-    return (
-      reward_scoring.reward_metrics(columns, objective),
-      reward_scoring.undefined_reasons(columns, objective),
-    )
+    metrics = {
+      **reward_scoring.reward_metrics(columns, objective),
+      'bins': reward_scoring.reward_bins(columns, objective),
+    }
+    return metrics, reward_scoring.undefined_reasons(columns, objective)
 
   return measure
 
