@@ -26,6 +26,11 @@ Scorer = Callable[
   dict[str, np.ndarray],
 ]
 
+SCORE_COLUMNS: Mapping[kinds.Kind, tuple[str, ...]] = {
+  kinds.PAIRWISE: ('chosen_scores', 'rejected_scores'),
+  kinds.POINTWISE: ('scores',),
+}
+
 
 def pair_scores(
   model: reward_model.RewardModel,
@@ -208,11 +213,7 @@ def reward_bins(
 
 def _scores(columns, objective) -> np.ndarray:
   """Returns the scores of all responses."""
-  names = {
-    kinds.PAIRWISE: ('chosen_scores', 'rejected_scores'),
-    kinds.POINTWISE: ('scores',),
-  }[objective]
-  return np.concatenate([columns[name] for name in names])
+  return np.concatenate([columns[name] for name in SCORE_COLUMNS[objective]])
 
 
 def undefined_reasons(

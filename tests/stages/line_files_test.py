@@ -139,7 +139,7 @@ def test_a_disk_that_is_full_is_named(path):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   message = str(outside.as_user_error(error.value))
-  assert f'A file is larger than is allowed there: {path}' in message
+  assert f'A file exceeds the size limit there: {path}' in message
   assert not list(path.parent.iterdir())
 
 
@@ -169,7 +169,7 @@ def test_what_is_not_json_is_not_written(path):
 @pytest.mark.parametrize(('limit', 'cut'), [(None, 0), (9, 0), (8, 1), (2, 3)])
 def test_cuts_are_counted(caplog, limit, cut):
   with caplog.at_level(python_logging.WARNING, 'absl'):
-    line_files.report_cuts('prompt', [3, 9, 4], limit)
+    line_files.report_cuts('prompt', [3, 9, 4], limit, '--prompt_length')
   assert len(caplog.messages) == bool(cut)
   if cut:
     (message,) = caplog.messages
