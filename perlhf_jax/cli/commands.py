@@ -122,6 +122,8 @@ COMMANDS: Mapping[str, Command] = {
       'checkpoint': 'CHECKPOINT_PATH',
       'batch_size': 'BATCH_SIZE',
       'base_checkpoint': 'BASE_CHECKPOINT_PATH',
+      'input_path': 'INPUT',
+      'output_path': 'OUTPUT',
       **_MESH_SHAPE,
     },
     on_hosts=True,

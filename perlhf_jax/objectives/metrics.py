@@ -35,6 +35,22 @@ def mean(values: Values, mask: Mask = None) -> float:
   return float(np.mean(values)) if values.size else float('nan')
 
 
+def standard_error(values: Values, mask: Mask = None) -> float:
+  """Computes the standard error of the mean, from the sample variance.
+
+  Args:
+    values: [examples].
+    mask: [examples] true where an example counts; all by default.
+
+  Returns:
+    The standard error; NaN for fewer than two examples.
+  """
+  (values,) = _select(mask, values)
+  if values.size < 2:
+    return float('nan')
+  return float(np.std(values, ddof=1) / np.sqrt(values.size))
+
+
 def pairwise_accuracy(
   chosen_scores: Values, rejected_scores: Values, mask: Mask = None
 ) -> float:
@@ -51,7 +67,15 @@ def pairwise_accuracy(
     The accuracy in [0, 1]; NaN for no examples.
   """
   chosen, rejected = _select(mask, chosen_scores, rejected_scores)
-  return mean(np.heaviside(chosen - rejected, 0.5))
+  return mean(order_credit(chosen, rejected))
+
+
+def order_credit(
+  chosen_scores: Values, rejected_scores: Values
+) -> Float[np.ndarray, ' examples']:
+  """Returns 1 per pair in the right order, 1/2 per tie, and 0 otherwise."""
+  chosen, rejected = _select(None, chosen_scores, rejected_scores)
+  return np.heaviside(chosen - rejected, 0.5)
 
 
 def pairwise_accuracy_by_length(

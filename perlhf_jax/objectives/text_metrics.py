@@ -9,6 +9,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 import numpy as np
 
+from perlhf_jax.objectives import metrics
+
 _ROUGE = ('rouge1', 'rouge2', 'rougeL')
 
 
@@ -102,15 +104,12 @@ def win_rate(
   wins, losses = scores > baseline_scores, scores < baseline_scores
   outcomes = 0.5 + 0.5 * wins - 0.5 * losses
   outcomes[np.isnan(scores) | np.isnan(baseline_scores)] = np.nan
-  count = outcomes.size
   return WinRate(
     wins=int(wins.sum()),
     ties=int((outcomes == 0.5).sum()),
     losses=int(losses.sum()),
     win_rate=_mean(outcomes),
-    standard_error=float(outcomes.std(ddof=1) / np.sqrt(count))
-    if count > 1
-    else float('nan'),
+    standard_error=metrics.standard_error(outcomes),
   )
 
 

@@ -244,6 +244,9 @@ class _Check:
         self._peek('REWARD_CHECKPOINT', path, is_reward_model=True)
     if rewards is not None and self._get('kl_beta') is not None:
       rewards.check_any()
+    for path in getattr(self._get('reward'), 'ensemble', ()):
+      with self._report.part():
+        self._peek('ENSEMBLE', path, is_reward_model=True)
     for name, path, is_reward_model in (
       ('checkpoint', self._get('checkpoint'), None),
       ('base_checkpoint', self._get('base_checkpoint'), False),
@@ -290,7 +293,10 @@ class _Check:
     folder = path
     if peeked.metadata is not None:
       folder = os.fspath(pathlib.PurePosixPath(peeked.path).parents[1])
-    self._report.writes(folder if '://' in path else os.path.relpath(folder))
+    if self._get('output_path') is None:
+      self._report.writes(folder if '://' in path else os.path.relpath(folder))
+    if self._get('input_path') is not None:
+      return
     self._read_rows(
       evaluate.dataset_of(
         path,
@@ -317,14 +323,21 @@ class _Check:
     self._report.ok(what, f'{kind}, first {len(examples)} rows read')
 
   def _check_lines(self) -> None:
-    """Checks the lines that `score` and `generate` read."""
+    """Checks the lines that `score`, `generate` and `evaluate` read."""
     path = self._get('input_path')
     if path is None or self._skips('input', path, reads=True):
       return
-    needed = (
-      ('prompt', 'response') if 'seed' not in self._values else ('prompt',)
-    )
-    rows = line_files.read(path, needed)
+    if 'split' in self._values:
+      names = 'max_examples', 'mixture_or_task_name'
+      candidates = evaluate.read_candidates(
+        path, *(self._values[name] for name in names)
+      )
+      rows = candidates.rows
+    else:
+      needed = (
+        ('prompt', 'response') if 'seed' not in self._values else ('prompt',)
+      )
+      rows = line_files.read(path, needed)
     self._report.ok('input', f'{path} has {len(rows)} lines')
 
   def _check_memory(self) -> None:

@@ -18,9 +18,11 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import strict_json
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.runs import recorded_tasks
+from perlhf_jax.stages import candidates as candidates_lib
 from perlhf_jax.stages import evaluate_policy
+from perlhf_jax.stages import evaluate_rewards
+from perlhf_jax.stages import line_files
 from perlhf_jax.stages import policy_evaluation
-from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import train_reward
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
@@ -44,6 +46,9 @@ def evaluate(
   use_cached: bool = False,
   skip_bad_rows: bool = False,
   base_checkpoint: str | None = None,
+  input_path: str | None = None,
+  output_path: str | None = None,
+  reward: evaluate_rewards.RewardEvaluation | None = None,
   policy: evaluate_policy.PolicyEvaluation | None = None,
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
 ) -> dict[str, Any]:
@@ -53,12 +58,16 @@ def evaluate(
   class, is null in eval.json, and the log says why.
 
   A reward model on pairs gets pairwise accuracy (a tie counts one half): over
-  all pairs, and over those whose chosen response is longer or shorter. A reward
-  model on judged responses gets ROC-AUC, accuracy and balanced accuracy at
-  probability 0.5, and calibration. Policies and SFT models answer the prompts
-  of the task, and get mean score, KL to the reference, lengths, the judge's
-  score, the win rate against a baseline, and exact match and ROUGE if the task
-  has targets.
+  all pairs, over those whose chosen response is longer or shorter, and over
+  bins of the difference in score, of the difference in length and of
+  confidence; and calibration. A reward model on judged responses gets ROC-AUC,
+  accuracy and balanced accuracy at probability 0.5, and calibration. Policies
+  and SFT models answer the prompts of the task, and get mean score, KL to the
+  reference, lengths, the judge's score, the win rate against a baseline, and
+  exact match and ROUGE if the task has targets.
+
+  Instead of a task, a reward model can rank the candidates of a file: best-of-N
+  records are scored per subset, and responses in several styles per domain.
 
   Args:
     checkpoint: a MODEL_DIR, one of its steps, or a directory of any format that
@@ -75,6 +84,10 @@ def evaluate(
     skip_bad_rows: whether to skip rows that cannot be used.
     base_checkpoint: path of an adapter's base, or of the reference of a policy
       that was tuned in full, if it is not where the checkpoint records it.
+    input_path: a .jsonl file of candidates for a reward model, instead of a
+      task.
+    output_path: the file to write; by default eval.json beside the checkpoints.
+    reward: how to evaluate a reward model; a policy takes none of its settings.
     policy: how to evaluate a language model; a reward model takes none of its
       settings.
     partitioner: how to shard the model and batches over devices.
@@ -87,8 +100,13 @@ def evaluate(
   """
   mesh = partitioner.make_mesh()
   partitioning.check_batch_size(batch_size, mesh)
+  candidates = read_candidates(input_path, max_examples, mixture_or_task_name)
+  if output_path is not None:
+    line_files.check_output(output_path)
   evaluation = _prepare(
     checkpoint,
+    candidates,
+    reward or evaluate_rewards.RewardEvaluation(),
     policy or evaluate_policy.PolicyEvaluation(),
     mesh,
     base_checkpoint,
@@ -108,22 +126,42 @@ def evaluate(
         '%s is undefined, and null in eval.json: %s.',
         *(name, reasons.get(name, f'it is {value}')),
       )
-  model, dataset = evaluation.model, evaluation.dataset
+  model = evaluation.model
   path = epath.Path(model.path)
   result = {
     'checkpoint': str(path),
     'step': int(path.name) if model.metadata and path.name.isdigit() else None,
-    'task': dataset.mixture_or_task_name,
-    'split': split,
-    'examples': len(evaluation.examples),
+    **evaluation.about,
     **strict_json.null_nonfinite(metrics),
   }
   text = strict_json.dumps(result, indent=2)
   logging.info('%s', text)
   folder = path if model.metadata is None else step_files.model_dir_of(path)
   if jax.process_index() == 0:
-    _write(folder / 'eval.json', text + '\n')
+    _write(epath.Path(output_path or folder / 'eval.json'), text + '\n')
   return result
+
+
+def read_candidates(
+  input_path: str | None,
+  max_examples: int | None,
+  mixture_or_task_name: str | None,
+) -> candidates_lib.Candidates | None:
+  """Reads the file of candidates; None if there is none.
+
+  Raises:
+    ConfigError: a task is given too.
+    DataError: see `candidates.read`.
+  """
+  if input_path is None:
+    return None
+  if mixture_or_task_name is not None:
+    raise errors.ConfigError(
+      f'--input={input_path} and MIXTURE_OR_TASK_NAME {mixture_or_task_name} '
+      'are two sets of questions; give one of them.'
+    )
+  with multihost.together():
+    return candidates_lib.read(input_path, max_examples)
 
 
 def dataset_of(
@@ -174,31 +212,56 @@ class _Evaluation:
 
   Attributes:
     model: the model, without weights.
-    dataset: the data set.
-    examples: its examples.
+    about: what eval.json says of the examples.
     measure: returns the metrics, and why some may be undefined.
   """
 
   model: loaded_model.LoadedModel
-  dataset: input_pipeline.DatasetConfig
-  examples: input_pipeline.Examples
+  about: Mapping[str, Any]
   measure: Callable[[], tuple[dict[str, Any], Mapping[str, str]]]
 
 
 def _prepare(
-  checkpoint, policy, mesh, base_checkpoint, *, batch_size, **options
+  checkpoint,
+  candidates,
+  reward,
+  policy,
+  mesh,
+  base_checkpoint,
+  *,
+  batch_size,
+  **options,
 ) -> _Evaluation:
   """Loads a model and the data; the result keeps no loaded weights."""
   loaded = loading.load(checkpoint, mesh, base_checkpoint)
   if loaded.is_reward_model:
     policy.check_unused(checkpoint)
+  else:
+    reward.check_unused(checkpoint)
+  if candidates is not None:
+    placed.require_reward_model(loaded, checkpoint)
+    about = {'input': candidates.path, 'examples': len(candidates.rows)}
+    questions = evaluate_rewards.CandidateQuestions(
+      candidates, options['task_feature_lengths'], batch_size, mesh
+    )
+    measure = evaluate_rewards.prepare(loaded, reward, questions, mesh)
+    return _Evaluation(loaded.without_weights(), about, measure)
   dataset = dataset_of(
     checkpoint, loaded.metadata, batch_size=batch_size, **options
   )
   with multihost.together():
     examples = loaded.load_examples(dataset)
+  about = {
+    'task': dataset.mixture_or_task_name,
+    'split': dataset.split,
+    'examples': len(examples),
+  }
   if loaded.is_reward_model:
-    measure = _reward_measure(loaded, examples, batch_size, mesh)
+    objective = train_reward.check_objective(examples, examples.name)
+    questions = evaluate_rewards.TaskQuestions(
+      examples, objective, loaded.config.image_size, batch_size, mesh
+    )
+    measure = evaluate_rewards.prepare(loaded, reward, questions, mesh)
   else:
     measure = evaluate_policy.prepare(
       loaded,
@@ -211,27 +274,7 @@ def _prepare(
       mesh=mesh,
       base_checkpoint=base_checkpoint,
     )
-  return _Evaluation(loaded.without_weights(), dataset, examples, measure)
-
-
-def _reward_measure(loaded, examples, batch_size, mesh):
-  """Returns a function that returns metrics, and why some may be undefined."""
-  objective = train_reward.check_objective(examples, examples.name)
-  model, variables = placed.place_reward_model(loaded, mesh)
-
-  def measure():
-    columns = reward_scoring.collect(
-      reward_scoring.make_scorer(model, mesh, objective),
-      variables,
-      {},
-      input_pipeline.eval_batches(examples, batch_size),
-    )
-    return (
-      reward_scoring.reward_metrics(columns, objective),
-      reward_scoring.undefined_reasons(columns, objective),
-    )
-
-  return measure
+  return _Evaluation(loaded.without_weights(), about, measure)
 
 
 def _write(path: epath.Path, text: str) -> None:

@@ -111,7 +111,7 @@ def generate(
     for number, row in enumerate(rows, start=1)
   ]
   lengths = [len(prompt) for prompt in prompts]
-  line_files.report_cuts('prompt', lengths, prompt_length)
+  line_files.report_cuts('prompt', lengths, prompt_length, '--prompt_length')
   with batch_memory.must_fit(
     _make_bound(
       model.config,

@@ -1,6 +1,7 @@
 """Describes a checkpoint, and verifies it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 import jax
@@ -121,7 +122,18 @@ def _figures(model_dir: epath.Path) -> Iterator[tuple[str, str]]:
       continue
     try:
       content = plain_files.read(file, errors.CheckpointError)
-      text = strict_json.dumps(strict_json.loads(content))
+      text = strict_json.dumps(_short(strict_json.loads(content)))
     except (OSError, ValueError) as error:
       text = f'damaged: {error}'
     yield name, text
+
+
+def _short(figures: Any) -> Any:
+  """Leaves out what would fill the screen: samples, and bins for plots."""
+  if not isinstance(figures, dict):
+    return figures
+  return {
+    name: value
+    for name, value in figures.items()
+    if not isinstance(value, list | dict)
+  }

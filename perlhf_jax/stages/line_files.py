@@ -121,20 +121,23 @@ def write_text(path: str, parts: Iterable[str]) -> None:
     raise
 
 
-def report_cuts(name: str, lengths: Sequence[int], limit: int | None) -> None:
+def report_cuts(
+  name: str, lengths: Sequence[int], limit: int | None, setting: str
+) -> None:
   """Warns if texts are longer than a limit.
 
   Args:
-    name: the kind of text, as in the flag `--<name>_length`.
+    name: the kind of text, such as `prompt`.
     lengths: tokens of each text.
     limit: the length to which texts are cut; None if they are not.
+    setting: what sets the limit, such as the flag `--prompt_length`.
   """
   cut = sum(limit is not None and length > limit for length in lengths)
   if cut:
     logging.warning(
-      '%d of %d %ss are longer than %d tokens and are cut; '
-      '--%s_length sets another limit.',
-      *(cut, len(lengths), name, limit, name),
+      '%d of %d %ss are longer than %d tokens and are cut; %s sets another '
+      'limit.',
+      *(cut, len(lengths), name, limit, setting),
     )
 
 

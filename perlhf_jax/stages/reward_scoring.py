@@ -13,7 +13,9 @@ from perlhf_jax.data import feature_converters
 from perlhf_jax.data import kinds
 from perlhf_jax.models import prompts
 from perlhf_jax.models import reward_model
+from perlhf_jax.objectives import bins
 from perlhf_jax.objectives import metrics
+from perlhf_jax.objectives import pair_metrics
 from perlhf_jax.training import compiled_step
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
@@ -23,6 +25,11 @@ Scorer = Callable[
   [Mapping[str, Any], Mapping[str, Any], Mapping[str, np.ndarray]],
   dict[str, np.ndarray],
 ]
+
+SCORE_COLUMNS: Mapping[kinds.Kind, tuple[str, ...]] = {
+  kinds.PAIRWISE: ('chosen_scores', 'rejected_scores'),
+  kinds.POINTWISE: ('scores',),
+}
 
 
 def pair_scores(
@@ -103,7 +110,8 @@ def collect(
 ) -> dict[str, np.ndarray]:
   """Scores batches; returns arrays over all examples, in the data set's order.
 
-  Also returns `labels`, and the `*_lengths` of responses in tokens.
+  Also returns `labels` or `margins`, and the `*_lengths` of responses in
+  tokens.
 
   Args:
     scorer: the result of `make_scorer`.
@@ -120,8 +128,9 @@ def collect(
       )
     }
     columns.update(scorer(trainable, frozen, batch))
-    if 'labels' in batch:
-      columns['labels'] = batch['labels']
+    for name in ('labels', 'margins'):
+      if name in batch:
+        columns[name] = batch[name]
     for name in ('chosen', 'rejected', 'response'):
       if f'{name}_mask' in batch:
         columns[f'{name}_lengths'] = batch[f'{name}_mask'].sum(axis=1)
@@ -156,6 +165,8 @@ def _pair_metrics(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
     'loss': float(np.mean(np.logaddexp(0.0, -(chosen - rejected)))),
     'margin': float(np.mean(chosen - rejected)),
     **{f'pairwise_accuracy/{k}': v for k, v in by_length.items()},
+    **pair_metrics.longer_shares(chosen, rejected, *lengths),
+    'calibration_error': pair_metrics.calibration_error(chosen, rejected),
     'score_length_correlation': metrics.pearson_correlation(
       np.concatenate([chosen, rejected]), np.concatenate(lengths)
     ),
@@ -176,6 +187,35 @@ def _point_metrics(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
   }
 
 
+def reward_bins(
+  columns: Mapping[str, np.ndarray], objective: kinds.Kind
+) -> dict[str, dict[str, list[Any]]] | None:
+  """Returns averages over bins of examples, for plots.
+
+  Args:
+    columns: the result of `collect`.
+    objective: `kinds.PAIRWISE` or `kinds.POINTWISE`.
+
+  Returns:
+    For pairs see `pair_metrics.accuracy_bins`. For judged responses the
+    `reliability` of σ(score). None if a score is not a finite number.
+  """
+  if not np.isfinite(_scores(columns, objective)).all():
+    return None
+  if objective is kinds.PAIRWISE:
+    names = 'chosen_scores', 'rejected_scores'
+    names = *names, 'chosen_lengths', 'rejected_lengths', 'margins'
+    return pair_metrics.accuracy_bins(*(columns[name] for name in names))
+  scores, labels = columns['scores'], columns['labels']
+  probabilities = np.exp(-np.logaddexp(0, -scores.astype(np.float64)))
+  return {'reliability': bins.reliability(probabilities, labels)}
+
+
+def _scores(columns, objective) -> np.ndarray:
+  """Returns the scores of all responses."""
+  return np.concatenate([columns[name] for name in SCORE_COLUMNS[objective]])
+
+
 def undefined_reasons(
   columns: Mapping[str, np.ndarray], objective: kinds.Kind
 ) -> dict[str, str]:
@@ -189,11 +229,7 @@ def undefined_reasons(
     A reason for each of `reward_metrics` that is NaN or infinite, and perhaps
     for others.
   """
-  names = {
-    kinds.PAIRWISE: ('chosen_scores', 'rejected_scores'),
-    kinds.POINTWISE: ('scores',),
-  }[objective]
-  scores = np.concatenate([columns[name] for name in names])
+  scores = _scores(columns, objective)
   bad = int(np.sum(~np.isfinite(scores)))
   if bad:
     reason = f'{bad} of {scores.size} scores are not finite numbers'
@@ -207,6 +243,10 @@ def undefined_reasons(
       'pairwise_accuracy/chosen_longer': 'no chosen response is the longer one',
       'pairwise_accuracy/chosen_shorter': 'no chosen response is the shorter',
       'pairwise_accuracy/equal_length': 'no pair has responses of one length',
+      **dict.fromkeys(
+        ('longer_scored_higher', 'longer_chosen'),
+        'both responses of each pair have the same length',
+      ),
     }
   one_class = f'all {scores.size} labels are {columns["labels"][0]:g}'
   return reasons | dict.fromkeys(('roc_auc', 'balanced_accuracy'), one_class)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from absl import logging
 import jax
@@ -36,13 +36,6 @@ from perlhf_jax.training import placement
 # A host batch of sft or pointwise features -> numbers [batch]
 BatchScorer = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
-_PROMPT_REMEDY = '--prompt_length={} (cuts longer prompts)'
-_RESPONSE_REMEDIES = {
-  True: '--response_length={} (cuts longer responses)',
-  # A cut response is another response, with another log-probability.
-  False: 'a file without that line',
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class LineBatch:
@@ -55,6 +48,21 @@ class LineBatch:
 
   indices: Sequence[int]
   lengths: tuple[int, int]
+
+
+class Limit(NamedTuple):
+  """The longest text of a kind.
+
+  Attributes:
+    tokens: the length to which longer texts are cut; None if they are not.
+    setting: what sets it, such as a flag.
+    remedy: how to read a text that needs too much memory, with `{}` for the
+      tokens that fit.
+  """
+
+  tokens: int | None
+  setting: str
+  remedy: str
 
 
 def score(
@@ -117,51 +125,109 @@ def score(
       '--response_length would cut responses and so change their '
       'log-probabilities. Leave it out.'
     )
-  image_rows, image_spec = line_images.read(model, rows, input_path)
+  numbers = score_rows(
+    model,
+    scorer,
+    rows,
+    [_responses(row['response']) for row in rows],
+    source=input_path,
+    mesh=mesh,
+    batch_size=batch_size,
+    limits={
+      'prompt': Limit(
+        prompt_length,
+        '--prompt_length',
+        '--prompt_length={} (cuts longer prompts)',
+      ),
+      'response': Limit(
+        response_length,
+        '--response_length',
+        '--response_length={} (cuts longer responses)'
+        if is_reward
+        # A cut response is another response, with another log-probability.
+        else 'a file without that line',
+      ),
+    },
+  )
+  name = 'score' if is_reward else 'logprob'
+  line_files.write(
+    output_path,
+    (
+      {**row, name: values if isinstance(row['response'], list) else values[0]}
+      for row, values in zip(rows, numbers, strict=True)
+    ),
+  )
+  logging.info('Wrote %d line(s) with %r to %s.', len(rows), name, output_path)
+
+
+def score_rows(
+  model: loaded_model.LoadedModel,
+  scorer: BatchScorer,
+  rows: Sequence[Mapping[str, Any]],
+  responses: Sequence[Sequence[str]],
+  *,
+  source: str,
+  mesh: partitioning.LogicalMesh,
+  batch_size: int,
+  limits: Mapping[str, Limit],
+) -> list[list[float]]:
+  """Scores the responses to the prompts of a file.
+
+  Args:
+    model: the model, without weights.
+    scorer: from `make_scorer` of the model.
+    rows: the lines of the file, each with a `prompt` and perhaps images.
+    responses: the responses to each prompt, at least one.
+    source: path of the file, for messages.
+    mesh: the mesh.
+    batch_size: responses per batch; it does not change the scores.
+    limits: the longest `prompt` and `response`.
+
+  Returns:
+    A number for each response of each row.
+
+  Raises:
+    UserError: a line is bad or too long, or a number is not finite.
+  """
+  is_reward = model.is_reward_model
+  image_rows, image_spec = line_images.read(model, rows, source)
   # The row of each example; a row has one example per response.
-  row_of = [
-    index for index, row in enumerate(rows) for _ in _responses(row['response'])
-  ]
+  row_of = [index for index, row in enumerate(responses) for _ in row]
   examples = [
     {
-      'inputs': model.tokenize(
-        row['prompt'], f'{input_path}:{number}: the prompt'
-      ),
-      'targets': model.tokenize(
-        response, f'{input_path}:{number}: the response'
-      ),
+      'inputs': model.tokenize(row['prompt'], f'{source}:{number}: the prompt'),
+      'targets': model.tokenize(response, f'{source}:{number}: the response'),
       'label': 0.0,
     }
-    for number, row in enumerate(rows, start=1)
-    for response in _responses(row['response'])
+    for number, (row, several) in enumerate(
+      zip(rows, responses, strict=True), start=1
+    )
+    for response in several
   ]
   lengths = {
     kind: [len(example[feature]) for example in examples]
     for kind, feature in (('prompt', 'inputs'), ('response', 'targets'))
   }
-  limits = {'prompt': prompt_length, 'response': response_length}
   for kind, limit in limits.items():
-    line_files.report_cuts(kind, lengths[kind], limit)
+    line_files.report_cuts(kind, lengths[kind], limit.tokens, limit.setting)
+  tokens = limits['prompt'].tokens, limits['response'].tokens
   bound = _make_bound(model.config, image_spec, is_reward=is_reward)
   batches = sorted(
-    make_batches(*lengths.values(), tuple(limits.values()), batch_size),
+    make_batches(*lengths.values(), tokens, batch_size),
     # The largest batch first: if it does not fit, this fails early.
     key=lambda batch: -bound(1, 1, *batch.lengths),
   )
-  remedies = _PROMPT_REMEDY, _RESPONSE_REMEDIES[is_reward]
   with batch_memory.must_fit(
     bound,
     mesh,
     batch_size,
     [
       batch_memory.line_length(
-        *(kind, input_path, _by_row(batch.indices, lengths[kind], row_of)),
-        *(limits[kind], padded, remedy),
+        *(kind, source, _by_row(batch.indices, lengths[kind], row_of)),
+        *(limits[kind].tokens, padded, limits[kind].remedy),
       )
       for batch in batches[:1]
-      for kind, padded, remedy in zip(
-        limits, batch.lengths, remedies, strict=True
-      )
+      for kind, padded in zip(limits, batch.lengths, strict=True)
     ],
   ):
     scores = score_examples(
@@ -177,21 +243,14 @@ def score(
   name = 'score' if is_reward else 'logprob'
   for index in np.flatnonzero(~np.isfinite(scores)):
     raise errors.CheckpointError(
-      f'{input_path}:{row_of[index] + 1}: {checkpoint} gives the {name} '
+      f'{source}:{row_of[index] + 1}: {model.path} gives the {name} '
       f'{scores[index]}, which is not finite. Its weights may be damaged, or '
       'its training failed; nothing was written.'
     )
   by_row = [[] for _ in rows]
   for index, value in zip(row_of, scores, strict=True):
     by_row[index].append(float(value))
-  line_files.write(
-    output_path,
-    (
-      {**row, name: values if isinstance(row['response'], list) else values[0]}
-      for row, values in zip(rows, by_row, strict=True)
-    ),
-  )
-  logging.info('Wrote %d line(s) with %r to %s.', len(rows), name, output_path)
+  return by_row
 
 
 def make_batches(

@@ -237,6 +237,147 @@ def test_evaluation_does_not_depend_on_the_batch_size(root):
   np.testing.assert_allclose(results[0]['loss'], results[1]['loss'], rtol=1e-5)
 
 
+def _evaluate(checkpoint, output, *more):
+  """Evaluates a checkpoint; returns what the command wrote."""
+  command = ['evaluate', f'--checkpoint={checkpoint}', f'--output={output}']
+  assert main.run([*command, *more]) == 0
+  return json.loads(output.read_text())
+
+
+def test_candidates_are_ranked_by_their_scores(root, tmp_path):
+  texts = [
+    ['rent, call', 'gym', 'oil'],
+    ['gym', 'lamp, post'],
+    ['tea', 'é', 'rent, rent', 'mail'],
+  ]
+  rows = [
+    {'prompt': PROMPT, 'responses': each, 'num_correct': 1, 'subset': subset}
+    for each, subset in zip(texts, ('Chat', 'Chat', 'Math'), strict=True)
+  ]
+  source = runs.write_rows(tmp_path / 'candidates.jsonl', rows)
+  members = root / 'lora', root / 'full'
+  before = (root / 'lora' / 'eval.json').exists()
+  result = _evaluate(
+    members[0],
+    tmp_path / 'best_of.json',
+    f'--input={source}',
+    f'--gin.ENSEMBLE="{members[1]}"',
+  )
+  assert (root / 'lora' / 'eval.json').exists() == before
+  assert result['input'] == str(source) and result['examples'] == 3
+  lines = [{'prompt': PROMPT, 'response': each} for each in texts]
+  scores = [
+    [line['score'] for line in runs.score(member, lines, tmp_path)]
+    for member in members
+  ]
+
+  def right(lines):
+    return [float(np.argmax(line) == 0) for line in lines]
+
+  def wanted(lines):
+    chat_1, chat_2, math_1 = right(lines)
+    return ((chat_1 + chat_2) / 2 + math_1) / 2
+
+  assert result['score'] == wanted(scores[0])
+  assert result['subsets']['Math']['standard_error'] is None
+  together = result['ensemble']
+  assert [m['score'] for m in together['members']] == [*map(wanted, scores)]
+  by_line = [np.array(each) for each in zip(*scores, strict=True)]
+  for name, combined in {
+    'mean': [x.mean(axis=0) for x in by_line],
+    'min': [x.min(axis=0) for x in by_line],
+    'lower_bound': [x.mean(axis=0) - x.std(axis=0) for x in by_line],
+  }.items():
+    assert together[name]['score'] == wanted(combined), name
+  spread = np.concatenate([x.std(axis=0) for x in by_line]).mean()
+  assert together['disagreement'] == {
+    'score_std': pytest.approx(spread, rel=1e-3),
+    'disputed': np.mean([len(set(x.argmax(axis=1))) > 1 for x in by_line]),
+  }
+
+
+def test_styles_are_compared(root, tmp_path):
+  texts = ['gym', 'rent, call', 'oil', 'lamp, post']
+  row = {'prompt': PROMPT, 'domain': 'chat'}
+  row |= {'chosen': texts[:2], 'rejected': texts[2:]}
+  source = runs.write_rows(tmp_path / 'styles.jsonl', [row])
+  result = _evaluate(
+    root / 'lora', tmp_path / 'styles.json', f'--input={source}'
+  )
+  line = {'prompt': PROMPT, 'response': texts}
+  (scored,) = runs.score(root / 'lora', [line], tmp_path)
+  plain, elaborate, *rejected = scored['score']
+  assert result['domains']['chat']['matrix'] == [
+    [float(score > other) for other in rejected] for score in (plain, elaborate)
+  ]
+  assert result['hard'] == float(plain > rejected[1])
+
+
+def test_an_ensemble_on_a_task(root, tmp_path):
+  few = '--gin.EVAL_EXAMPLES=40'
+  alone = _evaluate(root / 'full', tmp_path / 'alone.json', few)
+  ensemble = f"--gin.ENSEMBLE=['{root / 'full'}', '{root / 'point'}']"
+  penalty = '--gin.ENSEMBLE_PENALTY=2'
+  result = _evaluate(
+    root / 'lora', tmp_path / 'several.json', few, ensemble, penalty
+  )
+  together = result['ensemble']
+  assert len(together['checkpoints']) == 3 and together['penalty'] == 2
+  first, second, third = together['members']
+  assert second == {name: alone[name] for name in second}
+  assert first == {name: result[name] for name in first} != second
+  margins = [each['margin'] for each in (first, second, third)]
+  assert together['mean']['margin'] == pytest.approx(np.mean(margins), abs=1e-6)
+  disagreement = together['disagreement']
+  assert disagreement['score_std'] > 0 and 0 <= disagreement['disputed'] <= 1
+  assert sum(disagreement['bins']['examples']) == 40
+  assert sum(result['bins']['reliability']['examples']) == 40
+
+
+@pytest.mark.parametrize(
+  ('checkpoint', 'more', 'wanted'),
+  [
+    ('sft', ('--input={rows}',), 'sft is a language model, not a reward'),
+    ('sft', ("--gin.ENSEMBLE='{root}/lora'",), 'ENSEMBLE: only the eval'),
+    ('lora', ("--gin.ENSEMBLE='{root}/sft'",), 'sft is a language model'),
+    ('lora', ("--gin.ENSEMBLE='{root}/none'",), 'no such folder'),
+    ('lora', ('--gin.ENSEMBLE_PENALTY=-1',), 'ENSEMBLE_PENALTY is -1'),
+    (
+      'lora',
+      ('--input={rows}', "--gin.MIXTURE_OR_TASK_NAME='demo_rm'"),
+      'two sets of questions',
+    ),
+    ('lora', ('--input={root}/no.jsonl',), 'Cannot read --input='),
+    ('lora', ('--output={root}/no/eval.json',), 'folder of --output='),
+  ],
+)
+def test_evaluations_that_cannot_be(
+  root, tmp_path, capsys, checkpoint, more, wanted
+):
+  row = {'prompt': 'a', 'responses': ['b', 'c'], 'num_correct': 1}
+  rows = runs.write_rows(tmp_path / 'in.jsonl', [{**row, 'subset': 'd'}])
+  flags = [flag.format(root=root, rows=rows) for flag in more]
+  command = ['evaluate', f'--checkpoint={root / checkpoint}', *flags]
+  assert main.run(command) == 2
+  message = capsys.readouterr().err
+  assert wanted in message and 'Traceback' not in message
+
+
+def test_an_evaluation_of_candidates_is_checked_first(root, tmp_path, capsys):
+  row = {'prompt': 'a', 'responses': ['b', 'c'], 'subset': 'd'}
+  good = runs.write_rows(tmp_path / 'good.jsonl', [{**row, 'num_correct': 1}])
+  bad = runs.write_rows(tmp_path / 'bad.jsonl', [{**row, 'num_correct': 2}])
+  command = ['evaluate', f'--checkpoint={root / "lora"}', '--check']
+  ensemble = f"--gin.ENSEMBLE='{root / 'full'}'"
+  assert main.run([*command, f'--input={good}', ensemble]) == 0
+  shown = capsys.readouterr().out
+  assert 'good.jsonl has 1 lines' in shown and 'ENSEMBLE' in shown
+  ensemble = f"--gin.ENSEMBLE='{root / 'sft'}'"
+  assert main.run([*command, f'--input={bad}', ensemble]) == 2
+  message = ''.join(capsys.readouterr())
+  assert '2 of 2 response(s)' in message and 'not a reward model' in message
+
+
 def test_an_adapter_with_another_base_is_refused(root, tmp_path, capsys):
   command = [
     'score',

@@ -13,6 +13,7 @@ def _pairs(chosen, rejected, chosen_lengths, rejected_lengths):
     'rejected_scores': np.float32(rejected),
     'chosen_lengths': np.array(chosen_lengths),
     'rejected_lengths': np.array(rejected_lengths),
+    'margins': np.zeros(len(chosen), np.float32),
   }
 
 
@@ -42,6 +43,8 @@ def _points(scores, labels, lengths):
         'pairwise_accuracy/chosen_longer': 'no chosen response is the longer',
         'pairwise_accuracy/chosen_shorter': 'no chosen response is the shorter',
         'score_length_correlation': 'all responses have the same length',
+        'longer_scored_higher': 'both responses of each pair have the same',
+        'longer_chosen': 'both responses of each pair have the same length',
       },
     ),
     (
@@ -52,6 +55,8 @@ def _points(scores, labels, lengths):
           'pairwise_accuracy',
           'loss',
           'margin',
+          'longer_scored_higher',
+          'calibration_error',
           'pairwise_accuracy/chosen_shorter',
           'pairwise_accuracy/equal_length',
           'score_length_correlation',
@@ -90,3 +95,15 @@ def test_each_metric_that_is_undefined_has_a_reason(objective, columns, wanted):
 def test_metrics_of_varied_examples_are_defined(objective, columns):
   metrics = reward_scoring.reward_metrics(columns, kinds.KINDS[objective])
   assert all(map(math.isfinite, metrics.values()))
+  bins = reward_scoring.reward_bins(columns, kinds.KINDS[objective])
+  reliability = bins['reliability']
+  examples = len(next(iter(columns.values())))
+  assert sum(reliability['examples']) == examples
+  assert reliability['edges'][0] == (0.5 if objective == 'pairwise' else 0)
+
+
+def test_scores_that_are_not_finite_have_no_bins():
+  pairs = _pairs([1, math.nan], [0, 3], [5, 4], [4, 5])
+  assert reward_scoring.reward_bins(pairs, kinds.PAIRWISE) is None
+  points = _points([2, math.inf], [1, 0], [5, 4])
+  assert reward_scoring.reward_bins(points, kinds.POINTWISE) is None
