@@ -21,7 +21,8 @@ written=()
 logging=()
 
 # Those of perlhf_jax/cli/commands.py with `on_hosts`.
-on_hosts=(train_sft train_reward train_policy evaluate score generate benchmark)
+on_hosts=(train_sft train_reward train_dpo train_policy evaluate score generate
+  benchmark)
 
 # The comment at the top of the launcher.
 usage() {

@@ -26,7 +26,7 @@ features that such a function returns:
 
   sft: inputs (the prompt) and targets (a good response), for train_sft;
   pairwise: inputs, chosen (the better response), rejected, and perhaps margin,
-    a number by which the scores should differ, for train_reward;
+    a number by which the scores should differ, for train_reward and train_dpo;
   pointwise: inputs, targets (a response) and label (1 if it is good, 0 if not),
     for train_reward;
   prompts: inputs, for train_policy; with `references=True` also references, a

@@ -20,6 +20,7 @@ READ = [
   'docs/configuration.md',
   'docs/reward_models.md',
   'docs/rl.md',
+  'docs/dpo.md',
   'docs/extending.md',
   'docs/images.md',
   'docs/checkpoints.md',
@@ -42,7 +43,7 @@ GIN_FILES = sorted((ROOT / 'gin').glob('**/*.gin'))
 PAPER = [path for path in GIN_FILES if 'paper' in path.parts]
 SCRIPTS = sorted((ROOT / 'launch').glob('*.sh'))
 # What heads print, in the order in which one needs them.
-RUNS = ['train_sft', 'train_reward', 'train_policy', 'evaluate']
+RUNS = ['train_sft', 'train_reward', 'train_dpo', 'train_policy', 'evaluate']
 PAPER_RUNS = ['sft', 'reward_lora', 'reward_full', 'policy']
 
 # What a reader has before: data, and files of prompts and responses.

@@ -97,6 +97,17 @@ COMMANDS: Mapping[str, Command] = {
     macros=_MESH_SHAPE,
     on_hosts=True,
   ),
+  'train_dpo': Command(
+    help='preference tuning of a policy on pairs, without a reward model',
+    function='perlhf_jax.stages.train_dpo.train_dpo',
+    example=_TRAIN_EXAMPLE.format(
+      name='train_dpo', task='demo_rm', lora='attention'
+    )
+    + ' --gin.INITIAL_CHECKPOINT_PATH="\'runs/train_sft\'"',
+    gin_file='gin/runs/train_dpo.gin',
+    macros=_MESH_SHAPE,
+    on_hosts=True,
+  ),
   'train_policy': Command(
     help='reinforcement learning of a policy against a reward',
     function='perlhf_jax.stages.train_policy.train_policy',

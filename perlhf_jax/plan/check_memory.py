@@ -11,6 +11,7 @@ from perlhf_jax.models import t5_config
 from perlhf_jax.plan import programs as programs_lib
 from perlhf_jax.rl import roles as roles_lib
 from perlhf_jax.runs import run as run_lib
+from perlhf_jax.stages import train_dpo
 from perlhf_jax.training import memory
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
@@ -50,6 +51,13 @@ def held_bytes(
     }
     configs = {r: arguments[f'{r}_optimizer'] for r in trained}
     frozen = roles.frozen
+  elif 'beta' in arguments:  # Preference tuning, with a reference.
+    run = train_dpo.make_run(
+      start, arguments['lora'], mesh, _SEED, only_shapes=True
+    )
+    trained = {'policy': (run.trainable, run.trainable_shardings)}
+    configs = {'policy': arguments['optimizer']}
+    frozen = run.frozen
   else:
     # Heads are small; only the presence of the backbone and adapters counts.
     run = run_lib.make_run(

@@ -27,6 +27,7 @@ from perlhf_jax.training import partitioning
 from perlhf_jax.training import topologies
 
 Tuning = Annotated[str, checks.OneOf('lora', 'full')]
+ProgramName = Annotated[str, checks.OneOf(*programs_lib.PROGRAMS)]
 BATCH_SIZE, TOPOLOGY = 'batch_size', 'topology'
 
 
@@ -46,6 +47,7 @@ def plan(
   model: t5_config.T5Config | None = None,
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
   tunings: Tuning | Sequence[Tuning] = ('lora', 'full'),
+  programs: ProgramName | Sequence[ProgramName] = programs_lib.PIPELINE,
   search: Annotated[str, checks.OneOf('batch_size', 'topology')] | None = None,
   level: Annotated[str, checks.OneOf('cheap', 'default')] = 'cheap',
   output: str | None = None,
@@ -63,7 +65,7 @@ def plan(
     lora: the adapters to compare with full tuning.
     optimizer: optimizer of every trained model.
     task_feature_lengths: maximum tokens of `inputs` and `targets`.
-    batch_size: prompts per iteration, and pairs per reward step.
+    batch_size: prompts per iteration, and pairs per step.
     num_samples: responses per prompt.
     accumulation_steps: number of parts of an update that are differentiated one
       after the other.
@@ -73,6 +75,8 @@ def plan(
     model: architecture.
     partitioner: how to shard the model and batches over devices.
     tunings: `lora`, `full`, or a tuple of them.
+    programs: what to compile: `reward_step`, `rl_rollout`, `rl_scoring`,
+      `rl_update`, `dpo_step`, or a tuple of them.
     search: batch_size: the largest batch that fits; topology: the smallest
       slice of each generation; by default neither.
     level: how much the compiler optimizes, `cheap` or `default`.
@@ -95,6 +99,7 @@ def plan(
   dataset_config.check_lengths(task_feature_lengths)
   algorithm_lib.check_algorithm(algorithm, num_samples)
   tunings = (tunings,) if isinstance(tunings, str) else tunings
+  programs = (programs,) if isinstance(programs, str) else programs
   by_tuning = {'lora': lora, 'full': None}
   settings = [
     programs_lib.Setting(
@@ -108,11 +113,16 @@ def plan(
       accumulation_steps,
       rollout_parts,
       temperature,
+      tuple(programs),
     )
     for tuning in sorted(tunings, key=lambda tuning: tuning != 'full')
   ]
   names = [name for name in topology.split(',') if name.strip()]
-  for name, values in (('TOPOLOGY', names), ('TUNINGS', tunings)):
+  for name, values in (
+    ('TOPOLOGY', names),
+    ('TUNINGS', tunings),
+    ('PROGRAMS', programs),
+  ):
     if not values:
       raise errors.ConfigError(f'{name} is empty: give at least one.')
   options = compiling.OPTIONS[level]

@@ -23,6 +23,7 @@ from perlhf_jax.rl import settings as settings_lib
 from perlhf_jax.rl import step as step_lib
 from perlhf_jax.runs import run as run_lib
 from perlhf_jax.sampling import sampler
+from perlhf_jax.stages import train_dpo
 from perlhf_jax.stages import train_reward
 from perlhf_jax.training import model_variables
 from perlhf_jax.training import optimizers
@@ -32,12 +33,16 @@ REWARD_STEP = 'reward_step'
 ROLLOUT = 'rl_rollout'
 SCORING = 'rl_scoring'
 UPDATE = 'rl_update'
-PROGRAMS = (REWARD_STEP, ROLLOUT, SCORING, UPDATE)
+DPO_STEP = 'dpo_step'
+# The programs of the paper's pipeline.
+PIPELINE = (REWARD_STEP, ROLLOUT, SCORING, UPDATE)
+PROGRAMS = (*PIPELINE, DPO_STEP)
 
 # Memory does not depend on these.
 _SEED = 0
 _TRAIN_STEPS = 1_000_000
 _KL_BETA = 0.05
+_DPO_LOSS, _DPO_BETA = 'dpo', 0.1
 
 _OUTPUT_LAYER = 'logits_dense/kernel'
 
@@ -52,13 +57,14 @@ class Setting:
     optimizer: optimizer of every trained model.
     algorithm: the RL algorithm.
     task_feature_lengths: tokens of `inputs` and `targets`.
-    batch_size: pairs per reward step, and prompts per iteration.
+    batch_size: pairs per step, and prompts per iteration.
     num_samples: responses per prompt.
     accumulation_steps: number of parts of an update that are differentiated one
       after the other.
     rollout_parts: number of parts of a batch that are sampled one after the
       other.
     temperature: temperature of the sampling.
+    programs: the programs to make, of `PROGRAMS`.
   """
 
   model: t5_config.T5Config
@@ -71,6 +77,7 @@ class Setting:
   accumulation_steps: int = 1
   rollout_parts: int = 1
   temperature: float = 1.0
+  programs: tuple[str, ...] = PIPELINE
 
   @property
   def tuning(self) -> str:
@@ -112,7 +119,7 @@ class Program:
 def make_programs(
   setting: Setting, mesh: partitioning.LogicalMesh
 ) -> Iterator[Program]:
-  """Yields the programs of a reward model's training and of RL.
+  """Yields the programs of a setting, in the order of `PROGRAMS`.
 
   Args:
     setting: the setting.
@@ -121,8 +128,14 @@ def make_programs(
   Raises:
     ConfigError: the mesh does not divide a dimension of the model.
   """
-  yield _reward_step(setting, mesh)
-  yield from _policy_programs(setting, mesh)
+  if REWARD_STEP in setting.programs:
+    yield _reward_step(setting, mesh)
+  if {ROLLOUT, SCORING, UPDATE} & {*setting.programs}:
+    for program in _policy_programs(setting, mesh):
+      if program.name in setting.programs:
+        yield program
+  if DPO_STEP in setting.programs:
+    yield _dpo_step(setting, mesh)
 
 
 def device_bytes(tree: Any) -> int:
@@ -143,11 +156,42 @@ def _reward_step(setting, mesh) -> Program:
     init_heads=lambda rng: reward_model.init_heads(start.config, rng),
     only_shapes=True,
   )
+  rewards = reward_model.RewardModel(run.model)
+  return _pair_step(
+    REWARD_STEP,
+    setting,
+    run,
+    train_reward.make_loss(rewards, kinds.PAIRWISE, 0.0),
+    read=_without_output_layer(run.frozen),
+  )
+
+
+def _dpo_step(setting, mesh) -> Program:
+  start = loaded_model.LoadedModel(setting.model)
+  run = train_dpo.make_run(start, setting.lora, mesh, _SEED, only_shapes=True)
+  limit = setting.task_feature_lengths['targets']
+  return _pair_step(
+    DPO_STEP,
+    setting,
+    run,
+    train_dpo.make_loss(run.model, _DPO_LOSS, _DPO_BETA, limit),
+    read=run.frozen,
+  )
+
+
+def _pair_step(name, setting, run, loss, *, read) -> Program:
+  """Returns a training step on pairs.
+
+  Args:
+    name: name of the program.
+    setting: the setting.
+    run: the model.
+    loss: the loss.
+    read: the part of `run.frozen` that the step reads.
+  """
   steps = run_lib.make_steps(
     run,
-    train_reward.make_loss(
-      reward_model.RewardModel(run.model), kinds.PAIRWISE, 0.0
-    ),
+    loss,
     setting.optimizer,
     train_steps=_TRAIN_STEPS,
     seed=_SEED,
@@ -161,12 +205,12 @@ def _reward_step(setting, mesh) -> Program:
     feature_converters.Converter(
       kinds.PAIRWISE, lengths['inputs'], lengths['targets']
     )([{'inputs': tokens, 'chosen': tokens, 'rejected': tokens}]),
-    mesh,
+    run.mesh,
   )
   return Program(
-    REWARD_STEP,
+    name,
     lambda: steps.train.lower(state, run.frozen, batch),
-    device_bytes((state, _without_output_layer(run.frozen), batch)),
+    device_bytes((state, read, batch)),
     device_bytes((state, run.frozen, batch)),
   )
 

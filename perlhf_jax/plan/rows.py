@@ -32,14 +32,14 @@ def fingerprint(
   """Returns a digest of everything that a row depends on, except its key.
 
   Args:
-    setting: the setting; its batch size does not count.
+    setting: the setting; its batch size and programs do not count.
     partitioner: how to shard models and batches.
     options: the compiler options.
 
   Returns:
     16 hexadecimal digits, which also depend on the versions of the libraries.
   """
-  fields = {**vars(setting), 'batch_size': None}
+  fields = {**vars(setting), 'batch_size': None, 'programs': None}
   parts = [
     *map(repr, (fields, partitioner, dict(options))),
     *versions.describe(),

@@ -88,10 +88,25 @@ def make_scorer(
   def function(trainable, frozen, batch):
     return columns(model, tree_paths.overlay(frozen, trainable), batch)
 
+  return compile_scorer(function, mesh, f'{objective.name} scoring')
+
+
+def compile_scorer(
+  function: Callable[[Any, Any, Any], Mapping[str, jax.Array]],
+  mesh: partitioning.LogicalMesh,
+  name: str,
+) -> Scorer:
+  """Compiles a function of batches, each row of which is an example.
+
+  Args:
+    function: `(trainable, frozen, batch) -> {name: array [batch]}`.
+    mesh: the mesh.
+    name: what it does, for messages.
+  """
   compiled = compiled_step.CompiledStep(
     function,
     mesh,
-    name=f'{objective.name} scoring',
+    name=name,
     out_shardings=partitioning.batch_sharding(mesh),
   )
 

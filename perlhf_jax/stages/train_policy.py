@@ -12,7 +12,6 @@ import jax
 
 from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.core import checks
-from perlhf_jax.core import errors
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
@@ -31,6 +30,7 @@ from perlhf_jax.runs import stage
 from perlhf_jax.runs import whole_run
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import policy_evaluation
+from perlhf_jax.stages import policy_start
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import step_log
@@ -132,7 +132,14 @@ def train_policy(
     num_samples=num_samples,
     parts=rollout_parts,
   )
-  _check_start(model, lora, initial_checkpoint_path)
+  policy_start.check(
+    model,
+    lora,
+    initial_checkpoint_path,
+    with_dropout=(
+      'the trained policy would differ from the policy that sampled'
+    ),
+  )
 
   def make(start, examples, mesh):
     del examples  # Of any kind: only the prompts are used.
@@ -229,24 +236,6 @@ def train_policy(
     num_samples=num_samples,
     check=(alarms or alarms_lib.Alarms()).check,
   )
-
-
-def _check_start(model, lora, path) -> None:
-  """Raises a ConfigError if a policy has no usable initial model."""
-  if path is None:
-    raise errors.ConfigError(
-      'A policy starts from a language model: set INITIAL_CHECKPOINT_PATH to '
-      'a MODEL_DIR, such as one of perlhf train_sft, one of its steps, or a '
-      'directory of any format that perlhf inspect knows.'
-    )
-  for name, config in (('T5Config', model), ('LoraConfig', lora)):
-    if config is not None and config.dropout_rate:
-      raise errors.ConfigError(
-        f'{name}.dropout_rate is {config.dropout_rate}, but reinforcement '
-        'learning works without dropout: with it, the trained policy would '
-        'differ from the policy that sampled. Set it to 0 (DROPOUT_RATE for '
-        'the model).'
-      )
 
 
 def _evaluation(prepared, scoring, *, sampling, batch_size, judge, time_limit):

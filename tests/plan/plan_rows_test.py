@@ -27,7 +27,7 @@ _COMMAND = (
 )
 _ALL = [
   (tuning, program)
-  for program in programs_lib.PROGRAMS
+  for program in programs_lib.PIPELINE
   for tuning in ('full', 'lora')
 ]
 

@@ -80,10 +80,11 @@ def planned(tmp_path_factory):
   output = tmp_path_factory.mktemp('plan') / 'plan.json'
   printed = io.StringIO()
   with contextlib.redirect_stdout(printed):
-    command = [*_COMMAND, '--topology=v5e-1', f'--output={output}']
+    everything = f'--gin.PROGRAMS={programs_lib.PROGRAMS}'
+    command = [*_COMMAND, everything, '--topology=v5e-1', f'--output={output}']
     assert main.run(command) == 0
   rows = json.loads(output.read_text())
-  assert len(rows) == 8
+  assert len(rows) == 10
   by_name = {(row['tuning'], row['program']): row for row in rows}
   return by_name, printed.getvalue()
 
@@ -115,8 +116,10 @@ def _weights_and_batch(tuning, program):
   with_adam = 3 * 4  # A weight and two moments.
   prompts = BATCH * (PROMPT * (4 + 1) + 1)
   responses = BATCH * RESPONSE
+  pairs = prompts + 2 * responses * (4 + 1) + 4 * BATCH
+  if program == 'dpo_step':
+    return with_adam * trained + pairs + frozen
   if program == 'reward_step':
-    pairs = prompts + 2 * responses * (4 + 1) + 4 * BATCH
     state = with_adam * (trained + n['head'])
     return state + pairs + (read_by_a_head if tuning == 'lora' else 0)
   samples = prompts + responses * (4 + 1 + 4)
@@ -409,6 +412,8 @@ def test_what_does_not_fit_before_it_starts_is_not_compiled(monkeypatch):
     (('--search=speed',), "one of 'batch_size', 'topology' or None"),
     (("--gin.TUNINGS=('lora', 'some')",), "TUNINGS is ('lora', 'some')"),
     (('--gin.TUNINGS=()',), 'TUNINGS is empty'),
+    (("--gin.PROGRAMS=('dpo',)",), "PROGRAMS is ('dpo',)"),
+    (('--gin.PROGRAMS=()',), 'PROGRAMS is empty'),
     (("--gin.COMPILE_LEVEL='O3'",), "one of 'cheap', 'default'"),
     (('--gin.MESH_SHAPE=(1, 3, 1)',), 'MESH_SHAPE (1, 3, 1)'),
     (('--gin.ACCUMULATION_STEPS=4',), 'BATCH_SIZE 6 is not divisible by 1'),

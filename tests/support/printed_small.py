@@ -46,6 +46,7 @@ _SMALL: Mapping[str, Any] = {
   'VALUE_LEARNING_RATE': 1e-3,
   'DROPOUT_RATE': 0.0,
   'KL_BETA': 0.05,
+  'BETA': 0.1,
   'TEMPERATURE': 1.0,
   # This machine has one device.
   'MESH_SHAPE': (-1, 1, 1),
@@ -54,6 +55,7 @@ _SMALL: Mapping[str, Any] = {
 _SMALL_OF_COMMAND: Mapping[str, Sequence[str]] = {
   'train_sft': ('--gin.DatasetConfig.max_examples=8',),
   'train_reward': ('--gin.DatasetConfig.max_examples=8',),
+  'train_dpo': ('--gin.DatasetConfig.max_examples=8',),
   'train_policy': ('--gin.DatasetConfig.max_examples=8',),
   'generate': ('--batch_size=2', '--prompt_length=16', '--max_length=4'),
   'score': ('--batch_size=2',),

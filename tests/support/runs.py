@@ -43,6 +43,7 @@ _FEW = (
   '--gin.LOG_PERIOD=2',
   '--gin.WARMUP_STEPS=1',
 )
+_OF_POLICIES = 'train_dpo', 'train_policy'
 
 
 def arguments(
@@ -54,8 +55,8 @@ def arguments(
     f'--gin_file=gin/runs/{command}.gin',
     *tiny,
     *_FEW,
-    # Reinforcement learning refuses dropout.
-    f'--gin.DROPOUT_RATE={0.0 if command == "train_policy" else 0.1}',
+    # A policy is tuned without dropout.
+    f'--gin.DROPOUT_RATE={0.0 if command in _OF_POLICIES else 0.1}',
     f'--gin_file=gin/lora/{tuning}.gin',
     f"--gin.MODEL_DIR='{model_dir}'",
     f"--gin.MIXTURE_OR_TASK_NAME='{task}'",
