@@ -92,7 +92,7 @@ class Algorithm(Protocol):
 
   @property
   def kl_estimator(self) -> str:
-    """'k1' or 'k3': the KL estimate in the loss, which is also logged."""
+    """'k1', 'k2' or 'k3': the KL estimate that is trained on and logged."""
     ...
 
   def targets(
@@ -123,7 +123,7 @@ _MEMBERS = {
   'min_samples': 'a whole number',
   'epochs': 'a whole number',
   'minibatches': 'a whole number',
-  'kl_estimator': "'k1' or 'k3'",
+  'kl_estimator': "'k1', 'k2' or 'k3'",
   'targets': 'a function of (episodes, kl_beta)',
   'loss': 'a function of (outputs, episodes, targets, kl_beta)',
 }

@@ -423,7 +423,8 @@ def learn(
     skipped_in_a_row=skipped_in_a_row.astype(jnp.float32),
   )
   if settings.controller is not None:
-    kl_beta = settings.controller.update(kl_beta, metrics['kl'], scores.size)
+    kl = metrics[f'kl_{algorithm.kl_estimator}']
+    kl_beta = settings.controller.update(kl_beta, kl, scores.size)
 
   def keep(new, old):
     # The scores of a skipped step must not change β or the moments.

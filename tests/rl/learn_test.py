@@ -7,6 +7,7 @@ import optax
 import pytest
 import tiny_roles
 
+from perlhf_jax.rl import alarms
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.rl import grpo
 from perlhf_jax.rl import kl_controller
@@ -306,8 +307,8 @@ def test_metrics_describe_the_rollout(setups, roles, samples):
   wanted = {
     'score': scores.mean(),
     'score_std': scores.std(),
-    'kl': kl.mean(),
-    'kl_standard_error': kl.std(ddof=1) / np.sqrt(kl.size),
+    'kl_k1': kl.mean(),
+    'kl_k1_standard_error': kl.std(ddof=1) / np.sqrt(kl.size),
     'kl_beta': BETA,
     'objective': ((1 - BETA) * scores - BETA * kl).mean(),
     'entropy': -samples.logprobs[mask].mean(),
@@ -332,13 +333,32 @@ def test_metrics_describe_the_rollout(setups, roles, samples):
   )
 
 
-def test_the_logged_kl_is_the_one_trained_on(setups, roles, samples):
-  _, metrics = _learn('grpo', setups, roles, samples)
+@pytest.mark.parametrize('name', ['grpo', 'rloo'])
+def test_every_algorithm_logs_k1_and_k3(name, setups, roles, samples):
+  _, metrics = _learn(name, setups, roles, samples)
   x = np.where(
     samples.response_mask, samples.ref_logprobs - samples.logprobs, 0
-  )
-  k3 = (np.exp(x) - 1 - x).sum(axis=-1)
-  np.testing.assert_allclose(metrics['kl'], k3.mean(), rtol=1e-4)
+  ).astype(float)
+  k1, k3 = (-x).sum(axis=-1), (np.exp(x) - 1 - x).sum(axis=-1)
+  np.testing.assert_allclose(metrics['kl_k1'], k1.mean(), rtol=1e-4)
+  np.testing.assert_allclose(metrics['kl_k3'], k3.mean(), rtol=1e-4)
+  trained_on = {'grpo': k3, 'rloo': k1}[name]
+  objective = (1 - BETA) * samples.scores - BETA * trained_on
+  np.testing.assert_allclose(metrics['objective'], objective.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['grpo', 'rloo', 'ppo'])
+def test_the_alarm_of_a_negative_kl_works_for_every_algorithm(
+  name, setups, roles, samples
+):
+  _, sound = _learn(name, setups, roles, samples)
+  # As if the reference had been run with another temperature.
+  better = samples.logprobs + np.float32(0.5)
+  _, wrong = _learn(name, setups, roles, samples, ref_logprobs=better)
+  healthy = {'ratio_deviation': 0.0, 'entropy': 1.0, 'truncated': 0.0}
+  for metrics, found in (sound, []), (wrong, ['negative_kl']):
+    values = {key: float(value) for key, value in metrics.items()} | healthy
+    assert alarms.Alarms().check(1, values) == found
 
 
 @pytest.mark.parametrize('name', ['reinforce', 'rloo', 'ppo'])
@@ -403,9 +423,11 @@ def test_a_constant_reward_moves_nothing_where_responses_are_compared(
 @pytest.mark.parametrize('name', ['grpo', 'ppo'])
 def test_the_controller_counts_responses(name, setups, roles, samples):
   state, metrics = _learn(name, setups, roles, samples)
+  # The KL that the algorithm trains on.
+  estimate = {'grpo': 'kl_k3', 'ppo': 'kl_k1'}[name]
   responses = tiny_roles.BATCH * tiny_roles.RESPONSES
   assert responses < CONTROLLER.horizon
-  error = np.clip(float(metrics['kl']) / CONTROLLER.target - 1, -0.2, 0.2)
+  error = np.clip(float(metrics[estimate]) / CONTROLLER.target - 1, -0.2, 0.2)
   assert abs(error) > 0.01
   wanted = BETA * (1 + error * responses / CONTROLLER.horizon)
   assert float(state.kl_beta) == pytest.approx(wanted, rel=1e-5)
