@@ -377,7 +377,7 @@ def learn(
     settings.shaping, scores, mask, has_eos, state.reward_moments
   )
   experience = experience.replace(scores=shaped)
-  episodes = experience.episodes()
+  episodes = experience.episodes(settings.sampling.max_length)
   if not settings.has_one_update:
     targets = algorithm.targets(episodes, kl_beta)
     experience = experience.replace(targets=targets)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -146,10 +147,12 @@ def _update_by_hand(name, roles, samples):
     scores = (scores - scores.mean()) / scores.std()
   episodes = algorithm_lib.Episodes(
     mask=samples.response_mask,
+    ended=(samples.response_tokens == 1).any(axis=-1),
     logprobs=samples.logprobs,
     ref_logprobs=samples.ref_logprobs,
     values=samples.values if algorithm.needs_value else None,
     scores=scores,
+    max_length=tiny_roles.LENGTH,
   )
   targets = algorithm.targets(episodes, BETA)
   if not algorithm.needs_value:
@@ -175,7 +178,9 @@ def _update_by_hand(name, roles, samples):
   history = []
   for order in orders:
     for rows in np.split(order, algorithm.minibatches):
-      part = jax.tree.map(lambda x, rows=rows: x[rows], (episodes, targets))
+      part = jax.tree.map(
+        lambda x, rows=rows: x[rows] if np.ndim(x) else x, (episodes, targets)
+      )
       inputs = jax.tree.map(lambda x, rows=rows: x[rows], samples)
       loss, gradient = loss_and_gradient(
         jax.tree.map(np.float32, weights), inputs, *part
@@ -269,7 +274,9 @@ def test_one_update_has_the_targets_of_a_pass_before_it(roles, samples):
     {'params': frozen['params']},
     samples.replace(values=None),
   )
-  wanted = reinforce.Reinforce().targets(samples.episodes(), BETA)
+  wanted = reinforce.Reinforce().targets(
+    samples.episodes(tiny_roles.LENGTH), BETA
+  )
   for name, value in _probe(wanted, 1.0).items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
 
@@ -359,6 +366,41 @@ def test_the_alarm_of_a_negative_kl_works_for_every_algorithm(
   for metrics, found in (sound, []), (wrong, ['negative_kl']):
     values = {key: float(value) for key, value in metrics.items()} | healthy
     assert alarms.Alarms().check(1, values) == found
+
+
+def test_the_constant_is_the_length_limit_and_cut_responses_are_left_out(
+  roles, samples
+):
+  models, trainable, frozen = roles
+  trainable = {'policy': trainable['policy']}
+  optimizer = _optimizer(trainable)
+  # As if every response of this rollout had come out short.
+  limit = 3 * tiny_roles.LENGTH
+  sampling = dataclasses.replace(tiny_roles.SAMPLING, max_length=limit)
+  algorithm = rloo.Rloo(aggregation='constant', mask_truncated=True)
+  learn = functools.partial(
+    step.learn,
+    models,
+    settings_lib.Settings(algorithm, sampling, kl_beta=0.0),
+    optimizer,
+    lambda _: jnp.float32(RATE),
+  )
+  _, metrics = jax.jit(learn)(
+    state_lib.create(trainable, optimizer, 0.0),
+    {'params': frozen['params']},
+    samples.replace(values=None),
+  )
+  total = kept = 0
+  for b, r in np.ndindex(*samples.scores.shape):
+    length = samples.response_mask[b, r].sum()
+    if 1 not in samples.response_tokens[b, r, :length]:
+      continue
+    # Of the two responses of a prompt each is the baseline of the other.
+    advantage = samples.scores[b, r] - samples.scores[b, 1 - r]
+    total -= advantage * samples.logprobs[b, r, :length].sum() / limit
+    kept += 1
+  assert 0 < kept < samples.scores.size
+  np.testing.assert_allclose(metrics['policy_loss'], total / kept, rtol=1e-4)
 
 
 @pytest.mark.parametrize('name', ['reinforce', 'rloo', 'ppo'])
