@@ -18,7 +18,7 @@ _REWARD_COLUMNS = (
 )
 _POLICY_COLUMNS = (
   ('gold score (0-100)', 'gold_score', lambda x: f'{x:.1f}'),
-  ('KL to SFT (nats)', 'kl', lambda x: f'{x:.2f}'),
+  ('KL to SFT (k1, nats)', 'kl_k1', lambda x: f'{x:.2f}'),
   ('win rate against SFT', 'win_rate', lambda x: f'{x:.1%}'),
   ('seconds/step', 'seconds_per_step', lambda x: f'{x:.3f}'),
   _MEMORY,
@@ -52,7 +52,7 @@ def policy_row(model_dir: pathlib.Path) -> dict[str, float | None]:
   )
   return {
     'gold_score': evaluation['judge_score'],
-    'kl': evaluation['kl'],
+    'kl_k1': evaluation['kl_k1'],
     'win_rate': evaluation['win_rate'],
     'seconds_per_step': summary['seconds_per_step'],
     'step_memory_bytes': summary['step_memory_bytes'],

@@ -7,6 +7,7 @@ import pytest
 
 from perlhf_jax.models import pali_config
 from perlhf_jax.models import t5_config
+from perlhf_jax.rl import grpo
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODELS = sorted((ROOT / 'gin' / 'models').glob('*.gin'))
@@ -51,3 +52,40 @@ def test_other_file(path):
     for word in line.split():
       if line.startswith('#') and word.startswith('--gin_file='):
         assert (ROOT / word.removeprefix('--gin_file=')).exists(), word
+
+
+@pytest.mark.parametrize(
+  'name, settings',
+  [
+    ('grpo', {}),
+    ('dr_grpo', {'aggregation': 'constant', 'normalize': None}),
+    (
+      'gspo',
+      {
+        'ratio': 'sequence',
+        'clip_ratio': 3e-4,
+        'clip_ratio_high': 4e-4,
+        'minibatches': 4,
+      },
+    ),
+    (
+      'cispo',
+      {
+        'surrogate': 'cispo',
+        'aggregation': 'token',
+        'clip_ratio': 1.0,
+        'clip_ratio_high': 4.0,
+        'minibatches': 4,
+      },
+    ),
+    (
+      'reinforce_pp',
+      {'normalize': 'whiten', 'aggregation': 'token', 'kl_estimator': 'k2'},
+    ),
+  ],
+)
+def test_relatives_of_grpo(name, settings):
+  parse(ROOT / f'gin/rl/{name}.gin')
+  method = gin.query_parameter('%ALGORITHM').scoped_configurable_fn()
+  assert method == grpo.Grpo(**settings)
+  assert gin.query_parameter('%NUM_SAMPLES') >= method.min_samples

@@ -52,7 +52,7 @@ class Alarms:
 
     Args:
       step: the step, for the messages.
-      metrics: `kl`, nats per response, and `kl_standard_error`;
+      metrics: `kl_k1`, nats per response, and `kl_k1_standard_error`;
         `ratio_deviation`, mean |ratio - 1| in the first minibatch; `entropy`,
         nats per token; `truncated`, share of responses without EOS; `skipped`,
         updates skipped since the run began, and `skipped_in_a_row`; where
@@ -87,10 +87,11 @@ class Alarms:
   def _find(self, metrics: Mapping[str, float]) -> dict[str, str]:
     """Returns the message of each alarm that goes off."""
     found = {}
-    kl, error = metrics['kl'], metrics['kl_standard_error']
+    # k1, whatever the algorithm trains on: k3 is never negative.
+    kl, error = metrics['kl_k1'], metrics['kl_k1_standard_error']
     if kl < -_NOISE * error - _ROUNDING:
       found['negative_kl'] = (
-        f'The KL to the reference is {kl:.4g} nats per response, with a '
+        f'The KL (k1) to the reference is {kl:.4g} nats per response, with a '
         f'standard error of {error:.2g}. A KL is never negative, so the '
         'responses are not samples of the log-probabilities used. Likely '
         'causes: top-k or top-p warped the rollout; the rollout and the '

@@ -8,11 +8,10 @@ from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
-from perlhf_jax.core import masking
 from perlhf_jax.core import typing
 from perlhf_jax.objectives import kl as kl_lib
 from perlhf_jax.training import train_step
@@ -28,18 +27,24 @@ class Episodes(NamedTuple):
 
   Attributes:
     mask: bool `[batch, responses, length]`, true up to and including EOS.
+    ended: bool `[batch, responses]`, false for a response without EOS: it was
+      cut off at the length limit.
     logprobs: float32, log-probabilities under the policy that sampled, in nats.
     ref_logprobs: float32, log-probabilities under the reference.
     values: float32, the value before each token is chosen, computed by the
       value model of the rollout; None without a value model.
     scores: float32 `[batch, responses]`, already shaped (`rl/rewards.py`).
+    max_length: the length limit, which may be larger than `length`: arrays are
+      cut to the longest responses of the rollout.
   """
 
   mask: Bool[typing.Array, 'batch responses length']
+  ended: Bool[typing.Array, 'batch responses']
   logprobs: Float[typing.Array, 'batch responses length']
   ref_logprobs: Float[typing.Array, 'batch responses length']
   values: Float[typing.Array, 'batch responses length'] | None
   scores: Float[typing.Array, 'batch responses']
+  max_length: Int[typing.Array, ''] | int
 
 
 class Targets(NamedTuple):
@@ -92,7 +97,7 @@ class Algorithm(Protocol):
 
   @property
   def kl_estimator(self) -> str:
-    """'k1' or 'k3': the KL estimate in the loss, which is also logged."""
+    """'k1', 'k2' or 'k3': the KL estimate that is trained on and logged."""
     ...
 
   def targets(
@@ -123,7 +128,7 @@ _MEMBERS = {
   'min_samples': 'a whole number',
   'epochs': 'a whole number',
   'minibatches': 'a whole number',
-  'kl_estimator': "'k1' or 'k3'",
+  'kl_estimator': "'k1', 'k2' or 'k3'",
   'targets': 'a function of (episodes, kl_beta)',
   'loss': 'a function of (outputs, episodes, targets, kl_beta)',
 }
@@ -145,13 +150,6 @@ def has_tokens(
   return jnp.any(mask, axis=-1)
 
 
-def num_responses(
-  mask: Bool[typing.Array, 'batch responses length'],
-) -> Float[jax.Array, '']:
-  """Counts the responses that are not padding of the batch."""
-  return jnp.sum(has_tokens(mask), dtype=jnp.float32)
-
-
 def without_padding(
   tree: Any, mask: Bool[typing.Array, 'batch responses length']
 ) -> Any:
@@ -161,11 +159,14 @@ def without_padding(
   positions, NaN included, reach neither the loss nor its gradient.
 
   Args:
-    tree: arrays with the shape of `mask`, or `[batch, responses]`.
+    tree: arrays with the shape of `mask`, or `[batch, responses]`; a scalar is
+      kept.
     mask: `[batch, responses, length]`.
   """
 
   def clean(x):
+    if jnp.ndim(x) == 0:
+      return x
     kept = mask if x.ndim == mask.ndim else has_tokens(mask)
     return jnp.where(kept, x, jnp.zeros_like(x))
 
@@ -182,14 +183,6 @@ def ratio_deviation(
   """
   ratio = kl_lib.probability_ratio(outputs.logprobs, episodes.logprobs)
   return jax.lax.stop_gradient(jnp.abs(ratio - 1.0))
-
-
-def sum_of_token_means(
-  x: Float[typing.Array, 'batch responses length'],
-  mask: Bool[typing.Array, 'batch responses length'],
-) -> Float[jax.Array, '']:
-  """Averages over the tokens of each response, then sums over responses."""
-  return jnp.sum(masking.masked_mean(x, mask, axis=-1))
 
 
 def check_kl_beta(kl_beta: Any, is_adaptive: bool = False) -> None:

@@ -49,14 +49,20 @@ class Experience:
     names = 'response_tokens', 'response_mask', 'logprobs'
     return self.replace(**{n: getattr(self, n)[..., :length] for n in names})
 
-  def episodes(self) -> algorithm.Episodes:
-    """Returns the fields that an algorithm gets."""
+  def episodes(self, max_length: int) -> algorithm.Episodes:
+    """Returns what an algorithm gets.
+
+    Args:
+      max_length: the length limit with which the responses were sampled.
+    """
     return algorithm.Episodes(
       mask=self.response_mask,
+      ended=has_eos(self.response_tokens, self.response_mask),
       logprobs=self.logprobs,
       ref_logprobs=self.ref_logprobs,
       values=self.values,
       scores=self.scores,
+      max_length=max_length,
     )
 
 

@@ -50,7 +50,8 @@ def differentiate(
     frozen, experience.prompts, experience.encoding
   )
   policy, gradients, values = trainable['policy'], {}, None
-  episodes, targets = experience.episodes(), experience.targets
+  episodes = experience.episodes(settings.sampling.max_length)
+  targets = experience.targets
 
   def values_of(variables):
     return models.value.values(
@@ -118,10 +119,12 @@ def check_separable(algorithm: algorithm_lib.Algorithm) -> None:
   logprobs, others, ref_logprobs, values = -rng.exponential(size=(4, *shape))
   episodes = algorithm_lib.Episodes(
     mask=np.ones(shape, bool),
+    ended=np.ones(shape[:2], bool),
     logprobs=logprobs.astype(np.float32),
     ref_logprobs=ref_logprobs.astype(np.float32),
     values=values.astype(np.float32),
     scores=rng.normal(size=shape[:2]).astype(np.float32),
+    max_length=shape[-1],
   )
   kl_beta = 0.1
   targets = algorithm.targets(episodes, kl_beta)

@@ -4,13 +4,13 @@ import dataclasses
 from typing import Annotated, ClassVar
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Float
 
 from perlhf_jax.core import checks
-from perlhf_jax.core import masking
 from perlhf_jax.core import typing
+from perlhf_jax.objectives import kl as kl_lib
 from perlhf_jax.objectives import returns
+from perlhf_jax.rl import aggregation as aggregation_lib
 from perlhf_jax.rl import algorithm
 from perlhf_jax.rl import clipping
 from perlhf_jax.training import train_step
@@ -18,7 +18,7 @@ from perlhf_jax.training import train_step
 
 @dataclasses.dataclass(frozen=True)
 class Ppo:
-  """Proximal policy optimization (arXiv:1707.06347), a mean over tokens.
+  """Proximal policy optimization (arXiv:1707.06347).
 
   Rewards are (1 - β) · score at the last token less β · k1 at every token.
   Advantages are generalized advantage estimates, normalised to mean 0 and
@@ -26,21 +26,29 @@ class Ppo:
   values.
 
   Attributes:
-    clip_ratio: how far the ratio of a token may move.
+    clip_ratio: how far the ratio of a token may move from 1.
+    clip_ratio_high: how far it may move above 1; None for `clip_ratio`.
     value_clip: how far a value may move from the rollout's value; None does not
       clip.
     value_coefficient: weight of the value loss.
     gamma: discount of rewards.
     gae_lambda: λ of the advantage estimates.
+    aggregation: how the losses of tokens add up (`aggregation.Aggregation`);
+      usually `token`.
+    mask_truncated: whether responses that were cut off are left out of the
+      loss.
     epochs: passes over each rollout.
     minibatches: updates per pass.
   """
 
   clip_ratio: Annotated[float, checks.Positive] = 0.2
+  clip_ratio_high: Annotated[float | None, checks.Positive] = None
   value_clip: Annotated[float | None, checks.Positive] = 0.2
   value_coefficient: Annotated[float, checks.NotNegative] = 0.5
   gamma: Annotated[float, checks.Fraction] = 1.0
   gae_lambda: Annotated[float, checks.Fraction] = 0.95
+  aggregation: aggregation_lib.Name = 'token'
+  mask_truncated: bool = False
   epochs: Annotated[int, checks.AtLeastOne] = 4
   minibatches: Annotated[int, checks.AtLeastOne] = 1
 
@@ -73,17 +81,22 @@ class Ppo:
     targets: algorithm.Targets,
     kl_beta: Float[typing.Array, ''] | float,
   ) -> train_step.LossOutput:
-    """Computes the sums of both losses over tokens."""
+    """Computes the sums of both losses."""
     del kl_beta  # In the targets already.
-    mask = episodes.mask
     outputs, episodes, targets = algorithm.without_padding(
-      (outputs, episodes, targets), mask
+      (outputs, episodes, targets), episodes.mask
+    )
+    over = aggregation_lib.of_episodes(
+      episodes, self.aggregation, self.mask_truncated
     )
     clipped = clipping.policy_loss(
-      outputs.logprobs, episodes.logprobs, targets.advantages, self.clip_ratio
+      kl_lib.probability_ratio(outputs.logprobs, episodes.logprobs),
+      targets.advantages,
+      self.clip_ratio,
+      self.clip_ratio_high,
     )
-    policy_loss = jnp.sum(clipped.loss)
-    value_loss = jnp.sum(
+    policy_loss = over.loss(clipped.loss)
+    value_loss = over.loss(
       clipping.value_loss(
         outputs.values, episodes.values, targets.returns, self.value_clip
       )
@@ -91,11 +104,11 @@ class Ppo:
     deviation = algorithm.ratio_deviation(outputs, episodes)
     return train_step.LossOutput(
       loss_sum=policy_loss + self.value_coefficient * value_loss,
-      weight_sum=jnp.sum(mask, dtype=jnp.float32),
+      weight_sum=over.weight_sum,
       metric_sums={
         'policy_loss': policy_loss,
         'value_loss': value_loss,
-        'ratio_deviation': masking.masked_sum(deviation, mask),
-        'clip_fraction': jnp.sum(clipped.is_clipped),
+        'ratio_deviation': over.metric(deviation),
+        'clip_fraction': over.metric(clipped.is_clipped),
       },
     )

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from perlhf_jax.core import checks
 from perlhf_jax.core import typing
 from perlhf_jax.objectives import returns
+from perlhf_jax.rl import aggregation as aggregation_lib
 from perlhf_jax.rl import algorithm
 from perlhf_jax.training import train_step
 
@@ -31,10 +32,16 @@ class Reinforce:
     value_coefficient: weight of the value loss.
     normalize_advantages: whether to normalise advantages to mean 0 and variance
       1 over the batch; the paper does not.
+    aggregation: how the losses of tokens add up (`aggregation.Aggregation`);
+      the paper's is `sum`.
+    mask_truncated: whether responses that were cut off are left out of the
+      loss.
   """
 
   value_coefficient: Annotated[float, checks.NotNegative] = 1.0
   normalize_advantages: bool = False
+  aggregation: aggregation_lib.Name = 'sum'
+  mask_truncated: bool = False
 
   needs_value: ClassVar[bool] = True
   min_samples: ClassVar[int] = 1
@@ -67,21 +74,23 @@ class Reinforce:
     targets: algorithm.Targets,
     kl_beta: Float[typing.Array, ''] | float,
   ) -> train_step.LossOutput:
-    """Computes the sums of both losses over responses."""
+    """Computes the sums of both losses."""
     del kl_beta  # In the targets already.
-    mask = episodes.mask
     outputs, episodes, targets = algorithm.without_padding(
-      (outputs, episodes, targets), mask
+      (outputs, episodes, targets), episodes.mask
     )
-    policy_loss = -jnp.sum(outputs.logprobs * targets.advantages)
-    value_loss = jnp.sum(jnp.square(targets.returns - outputs.values))
+    over = aggregation_lib.of_episodes(
+      episodes, self.aggregation, self.mask_truncated
+    )
+    policy_loss = -over.loss(outputs.logprobs * targets.advantages)
+    value_loss = over.loss(jnp.square(targets.returns - outputs.values))
     deviation = algorithm.ratio_deviation(outputs, episodes)
     return train_step.LossOutput(
       loss_sum=policy_loss + self.value_coefficient * value_loss,
-      weight_sum=algorithm.num_responses(mask),
+      weight_sum=over.weight_sum,
       metric_sums={
         'policy_loss': policy_loss,
         'value_loss': value_loss,
-        'ratio_deviation': algorithm.sum_of_token_means(deviation, mask),
+        'ratio_deviation': over.metric(deviation),
       },
     )

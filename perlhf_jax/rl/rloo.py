@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from perlhf_jax.core import checks
 from perlhf_jax.core import typing
 from perlhf_jax.objectives import kl as kl_lib
 from perlhf_jax.objectives import returns
+from perlhf_jax.rl import aggregation as aggregation_lib
 from perlhf_jax.rl import algorithm
 from perlhf_jax.training import train_step
 
@@ -20,15 +22,26 @@ class Rloo:
 
   A response is one action. Its return is R = (1 - β) · score - β · Σ_t k1. Its
   advantage A is R less the mean R of the prompt's other responses. The loss is
-  the mean over responses of -A · Σ_t log π(a_t). There is no value model and no
-  setting.
+  the mean over responses of -A · Σ_t log π(a_t). There is no value model.
+
+  Attributes:
+    aggregation: how the losses of tokens add up (`aggregation.Aggregation`);
+      RLOO's is `sum`.
+    mask_truncated: whether responses that were cut off are left out of the
+      loss; they count for the baseline of the others.
   """
+
+  aggregation: aggregation_lib.Name = 'sum'
+  mask_truncated: bool = False
 
   needs_value: ClassVar[bool] = False
   min_samples: ClassVar[int] = 2
   epochs: ClassVar[int] = 1
   minibatches: ClassVar[int] = 1
   kl_estimator: ClassVar[str] = 'k1'
+
+  def __post_init__(self):
+    checks.check_fields(self)
 
   def targets(
     self,
@@ -52,19 +65,21 @@ class Rloo:
     targets: algorithm.Targets,
     kl_beta: Float[typing.Array, ''] | float,
   ) -> train_step.LossOutput:
-    """Computes the sum of the loss over responses."""
+    """Computes the sum of the loss."""
     del kl_beta  # In the targets already.
-    mask = episodes.mask
     outputs, episodes, targets = algorithm.without_padding(
-      (outputs, episodes, targets), mask
+      (outputs, episodes, targets), episodes.mask
     )
-    policy_loss = -jnp.sum(outputs.logprobs * targets.advantages)
+    over = aggregation_lib.of_episodes(
+      episodes, self.aggregation, self.mask_truncated
+    )
+    policy_loss = -over.loss(outputs.logprobs * targets.advantages)
     deviation = algorithm.ratio_deviation(outputs, episodes)
     return train_step.LossOutput(
       loss_sum=policy_loss,
-      weight_sum=algorithm.num_responses(mask),
+      weight_sum=over.weight_sum,
       metric_sums={
         'policy_loss': policy_loss,
-        'ratio_deviation': algorithm.sum_of_token_means(deviation, mask),
+        'ratio_deviation': over.metric(deviation),
       },
     )

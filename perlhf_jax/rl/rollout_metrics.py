@@ -19,6 +19,9 @@ def describe(
 ) -> dict[str, jax.Array]:
   """Returns scalar metrics.
 
+  `kl_k1` and `kl_k3` are there whatever the objective estimates the KL with,
+  and so is the objective's own `kl_<estimator>`.
+
   Args:
     episodes: the rollout, with shaped scores.
     scores: the scores before shaping.
@@ -27,15 +30,21 @@ def describe(
     kl_beta: β of the objective.
   """
   mask = episodes.mask
-  kl = kl_lib.sequence_sums(algorithm.token_kl(kl_estimator, episodes), mask)
-  mean_kl, kl_error = kl_lib.mean_and_standard_error(
-    kl, algorithm.has_tokens(mask)
-  )
+  nats = {
+    name: kl_lib.sequence_sums(algorithm.token_kl(name, episodes), mask)
+    for name in sorted({*kl_lib.REPORTED, kl_estimator})
+  }
+  kl_means, kl_errors = {}, {}
+  for name, values in nats.items():
+    kl_means[f'kl_{name}'], kl_errors[name] = kl_lib.mean_and_standard_error(
+      values, algorithm.has_tokens(mask)
+    )
+  kl = nats[kl_estimator]
   return {
     'score': jnp.mean(scores),
     'score_std': jnp.std(scores),
-    'kl': mean_kl,
-    'kl_standard_error': kl_error,
+    **kl_means,
+    'kl_k1_standard_error': kl_errors['k1'],
     'objective': jnp.mean((1 - kl_beta) * episodes.scores - kl_beta * kl),
     'entropy': -masking.masked_mean(episodes.logprobs, mask),
     'response_length': jnp.mean(jnp.sum(mask, axis=-1, dtype=jnp.float32)),

@@ -377,7 +377,7 @@ def learn(
     settings.shaping, scores, mask, has_eos, state.reward_moments
   )
   experience = experience.replace(scores=shaped)
-  episodes = experience.episodes()
+  episodes = experience.episodes(settings.sampling.max_length)
   if not settings.has_one_update:
     targets = algorithm.targets(episodes, kl_beta)
     experience = experience.replace(targets=targets)
@@ -423,7 +423,8 @@ def learn(
     skipped_in_a_row=skipped_in_a_row.astype(jnp.float32),
   )
   if settings.controller is not None:
-    kl_beta = settings.controller.update(kl_beta, metrics['kl'], scores.size)
+    kl = metrics[f'kl_{algorithm.kl_estimator}']
+    kl_beta = settings.controller.update(kl_beta, kl, scores.size)
 
   def keep(new, old):
     # The scores of a skipped step must not change β or the moments.

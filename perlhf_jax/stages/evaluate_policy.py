@@ -106,9 +106,9 @@ def prepare(
   Returns:
     A function to call once, which keeps none of the loaded weights. It returns
     the metrics, and why some may be undefined. The metrics are means over the
-    responses (`score`, `kl`, `judge_score`, `response_length`, `truncated`;
-    `exact_match` and ROUGE with targets; `win_rate` and its parts with a
-    baseline), and the first `samples`.
+    responses (`score`, `kl_k1`, `kl_k3`, `judge_score`, `response_length`,
+    `truncated`; `exact_match` and ROUGE with targets; `win_rate` and its parts
+    with a baseline), and the first `samples`.
 
   Raises:
     UserError: a checkpoint or a reward function cannot be used.

@@ -11,6 +11,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import feature_converters
 from perlhf_jax.data import input_pipeline
+from perlhf_jax.objectives import kl as kl_lib
 from perlhf_jax.rl import experience as experience_lib
 from perlhf_jax.rl import reward_functions
 from perlhf_jax.rl import scoring as scoring_lib
@@ -43,9 +44,10 @@ class Answers:
     prompts: text, one per response.
     responses: text.
     references: right answers to each prompt, or None where unknown.
-    columns: float64 `[answers]` by name: `score` (if there are rewards), `kl`
-      (Σ k1 in nats, if there is a reference), `response_length` in tokens,
-      `truncated`, and `judge_score` (if there is a judge).
+    columns: float64 `[answers]` by name: `score` (if there are rewards),
+      `kl_k1` and `kl_k3` (Σ k1 and Σ k3 in nats, if there is a reference),
+      `response_length` in tokens, `truncated`, and `judge_score` (if there is
+      a judge).
   """
 
   prompts: Sequence[str]
@@ -150,9 +152,14 @@ def _columns(samples: experience_lib.Experience) -> dict[str, np.ndarray]:
     logprobs, ref_logprobs = map(
       placement.to_host, (samples.logprobs, samples.ref_logprobs)
     )
-    difference = logprobs.astype(np.float64) - ref_logprobs
-    kl = np.where(mask, difference, 0.0).sum(axis=-1)
-    columns = {'kl': kl.reshape(-1), **columns}
+    kl = {
+      f'kl_{name}': np.asarray(
+        kl_lib.token_kl(name, logprobs, ref_logprobs, mask), np.float64
+      )
+      for name in kl_lib.REPORTED
+    }
+    nats = {name: x.sum(axis=-1).reshape(-1) for name, x in kl.items()}
+    columns = {**nats, **columns}
   return columns
 
 

@@ -25,7 +25,7 @@ TIMING = ('examples_per_second', 'seconds_per_step')
 LEADING = (
   'score',
   'judge_score',
-  'kl',
+  'kl_k1',
   'response_length',
   'loss',
   'pairwise_accuracy',

@@ -13,13 +13,17 @@ def _demo_table():
 
 def test_a_figure_that_was_lost_is_said_to_be(capsys):
   rows = {
-    'lora': {'kl': 1.5, 'seconds_per_step': 0.2, 'step_memory_bytes': None},
-    'full': {'kl': 3.0, 'seconds_per_step': None, 'step_memory_bytes': 2**20},
+    'lora': {'kl_k1': 1.5, 'seconds_per_step': 0.2, 'step_memory_bytes': None},
+    'full': {
+      'kl_k1': 3.0,
+      'seconds_per_step': None,
+      'step_memory_bytes': 2**20,
+    },
   }
   table = _demo_table()
   table.print_table('policy', rows, table._POLICY_COLUMNS)
   lines = capsys.readouterr().out.splitlines()
   cells = {line[:22].strip(): line[22:].split() for line in lines}
-  assert cells['KL to SFT (nats)'] == ['1.50', '3.00', '0.50']
+  assert cells['KL to SFT (k1, nats)'] == ['1.50', '3.00', '0.50']
   assert cells['seconds/step'] == ['0.200', 'unknown', '-']
   assert cells['step memory'] == ['unknown', '1.0', 'MiB', '-']

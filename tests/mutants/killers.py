@@ -7,6 +7,7 @@ _NAMES = {
   'objectives/metrics': 'objectives/metrics',
   'objectives/returns': 'objectives/returns',
   'objectives/text_metrics': 'objectives/text_metrics',
+  'rl/aggregation': 'rl/algorithm rl/learn',
   'rl/alarms': 'rl/alarms',
   'rl/algorithm': 'rl/algorithm',
   'rl/clipping': 'rl/clipping',

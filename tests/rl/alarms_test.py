@@ -7,8 +7,8 @@ from perlhf_jax.rl import alarms
 
 NAN = float('nan')
 HEALTHY = {
-  'kl': 2.0,
-  'kl_standard_error': 0.1,
+  'kl_k1': 2.0,
+  'kl_k1_standard_error': 0.1,
   'ratio_deviation': 1e-6,
   'entropy': 1.5,
   'truncated': 0.3,
@@ -34,7 +34,7 @@ def test_healthy_runs_are_quiet(caplog):
   [
     (
       'negative_kl',
-      {'kl': -0.5},
+      {'kl_k1': -0.5},
       ['top-k', 'dropout', 'adapter', 'padding', 'EOS', 'temperature'],
     ),
     ('ratio', {'ratio_deviation': 0.01}, ['dropout', 'bfloat16', 'shifted']),
@@ -59,16 +59,22 @@ def test_each_alarm_names_its_causes(caplog, name, change, causes):
 @pytest.mark.parametrize(
   'change',
   [
-    {'kl': -0.29, 'kl_standard_error': 0.1},  # Within noise.
-    {'kl': -5e-4, 'kl_standard_error': 0.0},  # Rounding.
-    {'kl': -9.0, 'kl_standard_error': float('inf')},  # Noise is unknown.
+    {'kl_k1': -0.29, 'kl_k1_standard_error': 0.1},  # Within noise.
+    {'kl_k1': -5e-4, 'kl_k1_standard_error': 0.0},  # Rounding.
+    {'kl_k1': -9.0, 'kl_k1_standard_error': float('inf')},  # Noise is unknown.
     {'ratio_deviation': 9e-4},
     {'ratio_deviation': 1e-3},  # No more than what is tolerated.
     {'entropy': 0.011},
     {'entropy': 0.01},
     {'truncated': 0.98},
     dict.fromkeys(
-      ('kl', 'kl_standard_error', 'ratio_deviation', 'entropy', 'truncated'),
+      (
+        'kl_k1',
+        'kl_k1_standard_error',
+        'ratio_deviation',
+        'entropy',
+        'truncated',
+      ),
       NAN,
     ),
   ],
@@ -79,7 +85,7 @@ def test_what_is_no_alarm(caplog, change):
 
 
 def test_a_kl_beyond_noise_is_one():
-  low = {**HEALTHY, 'kl': -0.31, 'kl_standard_error': 0.1}
+  low = {**HEALTHY, 'kl_k1': -0.31, 'kl_k1_standard_error': 0.1}
   assert alarms.Alarms().check(1, low) == ['negative_kl']
 
 
@@ -143,7 +149,7 @@ def test_too_many_skipped_in_a_row_end_the_run():
 
 def test_a_missing_metric_is_a_mistake():
   with pytest.raises(KeyError):
-    alarms.Alarms().check(1, {k: HEALTHY[k] for k in HEALTHY if k != 'kl'})
+    alarms.Alarms().check(1, {k: HEALTHY[k] for k in HEALTHY if k != 'kl_k1'})
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,37 @@ BETA = 0.2
 METHODS = {
   'reinforce': reinforce.Reinforce(value_coefficient=0.7),
   'reinforce, normalized': reinforce.Reinforce(normalize_advantages=True),
+  'reinforce, token': reinforce.Reinforce(
+    aggregation='token', mask_truncated=True
+  ),
   'rloo': rloo.Rloo(),
+  'rloo, constant': rloo.Rloo(aggregation='constant', mask_truncated=True),
   'grpo': grpo.Grpo(),
-  'grpo, not scaled': grpo.Grpo(scale_by_std=False, clip_ratio=0.1),
+  # Dr. GRPO, with two bounds.
+  'grpo, constant': grpo.Grpo(
+    normalize=None, clip_ratio=0.1, clip_ratio_high=0.25, aggregation='constant'
+  ),
+  # DAPO, with advantages scaled by batch.
+  'grpo, token': grpo.Grpo(
+    normalize='batch',
+    clip_ratio_high=0.28,
+    aggregation='token',
+    mask_truncated=True,
+  ),
+  'grpo, gspo': grpo.Grpo(
+    ratio='sequence', clip_ratio=0.05, clip_ratio_high=0.07
+  ),
+  'grpo, cispo': grpo.Grpo(
+    surrogate='cispo', aggregation='token', clip_ratio_high=0.3
+  ),
+  # REINFORCE++ with baseline.
+  'grpo, whitened': grpo.Grpo(
+    normalize='whiten', aggregation='token', kl_estimator='k2'
+  ),
   'ppo': ppo.Ppo(),
+  'ppo, sequence': ppo.Ppo(
+    clip_ratio_high=0.4, aggregation='sequence', mask_truncated=True
+  ),
   'ppo, no value clip': ppo.Ppo(
     value_clip=None, gamma=0.9, gae_lambda=0.8, value_coefficient=0.1
   ),
@@ -172,6 +199,10 @@ def test_gradients_through_a_softmax_equal_loops(name):
           picked = tokens[(*response['at'], t)]
           response['new'][t] = row[picked] - np.log(np.exp(row).sum())
 
+  set_logprobs(logits.astype(float))
+  for prompt in prompts:
+    for response in prompt:
+      loop_algorithms.hold(response)
   expected = np.zeros(logits.shape)
   for index in np.ndindex(*logits.shape):
     if not episodes.mask[index[:-1]]:
@@ -200,7 +231,7 @@ def test_padding_content_is_ignored(name, garbage):
 @every_method
 def test_padding_length_is_ignored(name):
   def pad(x):
-    if x.ndim < 3:
+    if np.ndim(x) < 3:
       return x
     fill = False if x.dtype == bool else np.nan
     return np.pad(x, ((0, 0), (0, 0), (0, 3)), constant_values=fill)
@@ -219,13 +250,18 @@ def test_padding_length_is_ignored(name):
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
+def _map(function, tree):
+  """Maps the arrays of a batch; the length limit is a number."""
+  return jax.tree.map(lambda x: function(x) if np.ndim(x) else x, tree)
+
+
 @every_method
 def test_batch_order_is_ignored(name):
   episodes, outputs = _batch(name)
   order = np.roll(np.arange(len(episodes.mask)), 1)
   _, expected, gradients = _run(name, episodes, outputs)
   _, actual, moved = _run(
-    name, *jax.tree.map(lambda x: x[order][:, ::-1], (episodes, outputs))
+    name, *_map(lambda x: x[order][:, ::-1], (episodes, outputs))
   )
   for x, y in zip(
     jax.tree.leaves((actual, moved)),
@@ -244,7 +280,7 @@ def test_sums_of_minibatches_add_up_to_the_batch(name):
   loss = jax.jit(METHODS[name].loss)
   parts = [
     loss(
-      *jax.tree.map(lambda x, b=b: x[b : b + 1], (outputs, episodes, targets)),
+      *_map(lambda x, b=b: x[b : b + 1], (outputs, episodes, targets)),
       jnp.float32(BETA),
     )
     for b in range(len(episodes.mask))
@@ -322,12 +358,12 @@ def test_algorithms_keep_the_protocol(name):
   assert method.epochs >= 1
   assert method.minibatches >= 1
   assert method.min_samples >= 1
-  assert method.kl_estimator in ('k1', 'k3')
+  assert method.kl_estimator in ('k1', 'k2', 'k3')
 
 
 def test_defaults_are_those_of_the_papers():
   # Runs of which the gin files set nothing else rest on them.
-  assert reinforce.Reinforce() == reinforce.Reinforce(1.0, False)
+  assert reinforce.Reinforce() == reinforce.Reinforce(1.0, False, 'sum', False)
   # arXiv:1707.06347, section 6.1, of the clip and of λ.
   assert ppo.Ppo() == ppo.Ppo(
     clip_ratio=0.2,
@@ -335,17 +371,28 @@ def test_defaults_are_those_of_the_papers():
     value_coefficient=0.5,
     gamma=1.0,
     gae_lambda=0.95,
+    clip_ratio_high=None,
+    aggregation='token',
+    mask_truncated=False,
     epochs=4,
     minibatches=1,
   )
   # arXiv:2402.03300, section 4.2: one update per rollout.
   assert grpo.Grpo() == grpo.Grpo(
     clip_ratio=0.2,
-    scale_by_std=True,
+    clip_ratio_high=None,
+    ratio='token',
+    surrogate='clip',
+    aggregation='sequence',
+    normalize='group',
     epsilon=1e-4,
+    kl_estimator='k3',
+    mask_truncated=False,
     epochs=1,
     minibatches=1,
   )
+  for one in reinforce.Reinforce(), rloo.Rloo():
+    assert (one.aggregation, one.mask_truncated) == ('sum', False)
   for one in reinforce.Reinforce(), rloo.Rloo():
     assert one.epochs == one.minibatches == 1
   assert [METHODS[name].min_samples for name in ('reinforce', 'ppo')] == [1, 1]

@@ -63,9 +63,9 @@ def test_the_loss_matches_loops(kl_beta):
   assert float(result.loss_sum) == pytest.approx(expected, rel=1e-4)
 
 
-def _gradients(scale_by_std, factor):
+def _gradients(normalize, factor):
   """Mean gradients of the score's part and of the KL's part."""
-  method = grpo.Grpo(scale_by_std=scale_by_std, epsilon=1e-12)
+  method = grpo.Grpo(normalize=normalize, epsilon=1e-12)
   scores = factor * tiny_policy.SCORES
   return [
     np.asarray(tiny_policy.expected_gradient(method, PAIRS, beta, scores))
@@ -74,7 +74,7 @@ def _gradients(scale_by_std, factor):
 
 
 def test_without_scaling_beta_weighs_scores_as_large_as_they_are():
-  score, kl = _gradients(scale_by_std=False, factor=1.0)
+  score, kl = _gradients(normalize=None, factor=1.0)
 
   def objective(logits):
     # Each response by the mean of its tokens, as the loss takes it; of a pair
@@ -90,15 +90,15 @@ def test_without_scaling_beta_weighs_scores_as_large_as_they_are():
   np.testing.assert_allclose(
     score, -jax.grad(objective)(tiny_policy.LOGITS), atol=1e-6
   )
-  larger, same_kl = _gradients(scale_by_std=False, factor=10.0)
+  larger, same_kl = _gradients(normalize=None, factor=10.0)
   np.testing.assert_allclose(larger, 10 * score, rtol=1e-4, atol=1e-6)
   np.testing.assert_array_equal(same_kl, kl)
 
 
 def test_with_scaling_beta_weighs_standard_deviations():
-  score, kl = _gradients(scale_by_std=True, factor=1.0)
+  score, kl = _gradients(normalize='group', factor=1.0)
   for factor in 0.1, 10.0:
-    other, same_kl = _gradients(scale_by_std=True, factor=factor)
+    other, same_kl = _gradients(normalize='group', factor=factor)
     np.testing.assert_allclose(other, score, rtol=1e-3, atol=1e-6)
     np.testing.assert_array_equal(same_kl, kl)
   assert np.abs(score).max() > 0.01
@@ -147,7 +147,18 @@ def test_every_response_weighs_the_same():
 
 @pytest.mark.parametrize(
   'setting',
-  [{'clip_ratio': 0.0}, {'epsilon': 0}, {'epochs': 0}, {'minibatches': -1}],
+  [
+    {'clip_ratio': 0.0},
+    {'clip_ratio_high': -0.1},
+    {'ratio': 'word'},
+    {'surrogate': 'ppo'},
+    {'aggregation': 'mean'},
+    {'normalize': 'prompt'},
+    {'kl_estimator': 'k1'},
+    {'epsilon': 0},
+    {'epochs': 0},
+    {'minibatches': -1},
+  ],
 )
 def test_bad_settings_are_named(setting):
   (name,) = setting

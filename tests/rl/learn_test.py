@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -7,6 +8,7 @@ import optax
 import pytest
 import tiny_roles
 
+from perlhf_jax.rl import alarms
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.rl import grpo
 from perlhf_jax.rl import kl_controller
@@ -145,10 +147,12 @@ def _update_by_hand(name, roles, samples):
     scores = (scores - scores.mean()) / scores.std()
   episodes = algorithm_lib.Episodes(
     mask=samples.response_mask,
+    ended=(samples.response_tokens == 1).any(axis=-1),
     logprobs=samples.logprobs,
     ref_logprobs=samples.ref_logprobs,
     values=samples.values if algorithm.needs_value else None,
     scores=scores,
+    max_length=tiny_roles.LENGTH,
   )
   targets = algorithm.targets(episodes, BETA)
   if not algorithm.needs_value:
@@ -174,7 +178,9 @@ def _update_by_hand(name, roles, samples):
   history = []
   for order in orders:
     for rows in np.split(order, algorithm.minibatches):
-      part = jax.tree.map(lambda x, rows=rows: x[rows], (episodes, targets))
+      part = jax.tree.map(
+        lambda x, rows=rows: x[rows] if np.ndim(x) else x, (episodes, targets)
+      )
       inputs = jax.tree.map(lambda x, rows=rows: x[rows], samples)
       loss, gradient = loss_and_gradient(
         jax.tree.map(np.float32, weights), inputs, *part
@@ -268,7 +274,9 @@ def test_one_update_has_the_targets_of_a_pass_before_it(roles, samples):
     {'params': frozen['params']},
     samples.replace(values=None),
   )
-  wanted = reinforce.Reinforce().targets(samples.episodes(), BETA)
+  wanted = reinforce.Reinforce().targets(
+    samples.episodes(tiny_roles.LENGTH), BETA
+  )
   for name, value in _probe(wanted, 1.0).items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
 
@@ -306,8 +314,8 @@ def test_metrics_describe_the_rollout(setups, roles, samples):
   wanted = {
     'score': scores.mean(),
     'score_std': scores.std(),
-    'kl': kl.mean(),
-    'kl_standard_error': kl.std(ddof=1) / np.sqrt(kl.size),
+    'kl_k1': kl.mean(),
+    'kl_k1_standard_error': kl.std(ddof=1) / np.sqrt(kl.size),
     'kl_beta': BETA,
     'objective': ((1 - BETA) * scores - BETA * kl).mean(),
     'entropy': -samples.logprobs[mask].mean(),
@@ -332,13 +340,67 @@ def test_metrics_describe_the_rollout(setups, roles, samples):
   )
 
 
-def test_the_logged_kl_is_the_one_trained_on(setups, roles, samples):
-  _, metrics = _learn('grpo', setups, roles, samples)
+@pytest.mark.parametrize('name', ['grpo', 'rloo'])
+def test_every_algorithm_logs_k1_and_k3(name, setups, roles, samples):
+  _, metrics = _learn(name, setups, roles, samples)
   x = np.where(
     samples.response_mask, samples.ref_logprobs - samples.logprobs, 0
+  ).astype(float)
+  k1, k3 = (-x).sum(axis=-1), (np.exp(x) - 1 - x).sum(axis=-1)
+  np.testing.assert_allclose(metrics['kl_k1'], k1.mean(), rtol=1e-4)
+  np.testing.assert_allclose(metrics['kl_k3'], k3.mean(), rtol=1e-4)
+  trained_on = {'grpo': k3, 'rloo': k1}[name]
+  objective = (1 - BETA) * samples.scores - BETA * trained_on
+  np.testing.assert_allclose(metrics['objective'], objective.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['grpo', 'rloo', 'ppo'])
+def test_the_alarm_of_a_negative_kl_works_for_every_algorithm(
+  name, setups, roles, samples
+):
+  _, sound = _learn(name, setups, roles, samples)
+  # As if the reference had been run with another temperature.
+  better = samples.logprobs + np.float32(0.5)
+  _, wrong = _learn(name, setups, roles, samples, ref_logprobs=better)
+  healthy = {'ratio_deviation': 0.0, 'entropy': 1.0, 'truncated': 0.0}
+  for metrics, found in (sound, []), (wrong, ['negative_kl']):
+    values = {key: float(value) for key, value in metrics.items()} | healthy
+    assert alarms.Alarms().check(1, values) == found
+
+
+def test_the_constant_is_the_length_limit_and_cut_responses_are_left_out(
+  roles, samples
+):
+  models, trainable, frozen = roles
+  trainable = {'policy': trainable['policy']}
+  optimizer = _optimizer(trainable)
+  # As if every response of this rollout had come out short.
+  limit = 3 * tiny_roles.LENGTH
+  sampling = dataclasses.replace(tiny_roles.SAMPLING, max_length=limit)
+  algorithm = rloo.Rloo(aggregation='constant', mask_truncated=True)
+  learn = functools.partial(
+    step.learn,
+    models,
+    settings_lib.Settings(algorithm, sampling, kl_beta=0.0),
+    optimizer,
+    lambda _: jnp.float32(RATE),
   )
-  k3 = (np.exp(x) - 1 - x).sum(axis=-1)
-  np.testing.assert_allclose(metrics['kl'], k3.mean(), rtol=1e-4)
+  _, metrics = jax.jit(learn)(
+    state_lib.create(trainable, optimizer, 0.0),
+    {'params': frozen['params']},
+    samples.replace(values=None),
+  )
+  total = kept = 0
+  for b, r in np.ndindex(*samples.scores.shape):
+    length = samples.response_mask[b, r].sum()
+    if 1 not in samples.response_tokens[b, r, :length]:
+      continue
+    # Of the two responses of a prompt each is the baseline of the other.
+    advantage = samples.scores[b, r] - samples.scores[b, 1 - r]
+    total -= advantage * samples.logprobs[b, r, :length].sum() / limit
+    kept += 1
+  assert 0 < kept < samples.scores.size
+  np.testing.assert_allclose(metrics['policy_loss'], total / kept, rtol=1e-4)
 
 
 @pytest.mark.parametrize('name', ['reinforce', 'rloo', 'ppo'])
@@ -403,9 +465,11 @@ def test_a_constant_reward_moves_nothing_where_responses_are_compared(
 @pytest.mark.parametrize('name', ['grpo', 'ppo'])
 def test_the_controller_counts_responses(name, setups, roles, samples):
   state, metrics = _learn(name, setups, roles, samples)
+  # The KL that the algorithm trains on.
+  estimate = {'grpo': 'kl_k3', 'ppo': 'kl_k1'}[name]
   responses = tiny_roles.BATCH * tiny_roles.RESPONSES
   assert responses < CONTROLLER.horizon
-  error = np.clip(float(metrics['kl']) / CONTROLLER.target - 1, -0.2, 0.2)
+  error = np.clip(float(metrics[estimate]) / CONTROLLER.target - 1, -0.2, 0.2)
   assert abs(error) > 0.01
   wanted = BETA * (1 + error * responses / CONTROLLER.horizon)
   assert float(state.kl_beta) == pytest.approx(wanted, rel=1e-5)

@@ -55,7 +55,9 @@ def test_values_learn_the_expected_score():
     def loss(values):
       # The weight of a response cannot enter a sum of losses but through it.
       def one(i):
-        part = jax.tree.map(lambda x: x[:, i][:, None], (batch, targets))
+        part = jax.tree.map(
+          lambda x: x[:, i][:, None] if jnp.ndim(x) else x, (batch, targets)
+        )
         outputs = algorithm.Outputs(
           part[0].logprobs, values[jnp.array(picked)[i]][None, None]
         )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 
 import jax
@@ -22,6 +23,7 @@ from perlhf_jax.data import kinds
 from perlhf_jax.data import token_columns
 from perlhf_jax.data import vocabularies
 from perlhf_jax.models import t5
+from perlhf_jax.rl import step as step_lib
 from perlhf_jax.stages import policy_evaluation
 from perlhf_jax.stages import reward_scoring
 from perlhf_jax.stages import train_reward
@@ -143,7 +145,15 @@ def test_evaluation_by_length_gives_the_scores_in_order(objective, reward_role):
   assert first == pytest.approx(second, abs=1e-5, nan_ok=True)
 
 
-def test_answers_come_in_order_and_do_not_depend_on_batches():
+def test_answers_come_in_order_and_do_not_depend_on_batches(monkeypatch):
+  seen = []
+  roll = step_lib.Rollout.__call__
+
+  def watched(*args):
+    seen.append(roll(*args))
+    return seen[-1]
+
+  monkeypatch.setattr(step_lib.Rollout, '__call__', watched)
   models, trainable, frozen = tiny_roles.make()
   rollout = tiny_roles.make_rollout(models)
   answers = [
@@ -168,6 +178,24 @@ def test_answers_come_in_order_and_do_not_depend_on_batches():
     assert each.responses == answers[0].responses
     for name, column in answers[0].columns.items():
       np.testing.assert_allclose(each.columns[name], column, atol=1e-5)
+  # The second evaluation has three batches, with the rows in order.
+  k1, k3 = _kl_by_loops(jax.tree.map(np.asarray, seen[-3:]))
+  np.testing.assert_allclose(answers[1].columns['kl_k1'], k1, atol=1e-5)
+  np.testing.assert_allclose(answers[1].columns['kl_k3'], k3, atol=1e-5)
+  assert np.abs(np.subtract(k1, k3)).max() > 0.01
+
+
+def _kl_by_loops(batches):
+  k1, k3 = [], []
+  for samples in batches:
+    for b, r in np.ndindex(*samples.response_mask.shape[:2]):
+      gaps = [
+        float(samples.logprobs[b, r, t]) - float(samples.ref_logprobs[b, r, t])
+        for t in range(samples.response_mask[b, r].sum())
+      ]
+      k1.append(sum(gaps))
+      k3.append(sum(math.exp(-gap) - 1 + gap for gap in gaps))
+  return k1, k3
 
 
 def _ragged_task(folder):

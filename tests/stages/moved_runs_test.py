@@ -94,7 +94,7 @@ def test_a_policy_finds_its_reference_and_rewards_beside_it(root, monkeypatch):
   monkeypatch.chdir(root / 'runs/policy')
   assert _evaluate('checkpoints/best') == 0
   result = json.loads((root / 'runs/policy/eval.json').read_text())
-  assert result['step'] == 1 and {'score', 'kl'} <= set(result)
+  assert result['step'] == 1 and {'score', 'kl_k1', 'kl_k3'} <= set(result)
   assert result['checkpoint'] == str(root / 'runs/policy/checkpoints/1')
 
 

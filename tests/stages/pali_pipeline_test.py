@@ -164,7 +164,7 @@ def test_evaluation_of_policies(root, name):
   assert main.run(command) == 0
   result = json.loads((root / name / 'eval.json').read_text())
   assert result['judged_by'] == 'judge_score'
-  assert result['kl'] > 0
+  assert result['kl_k1'] > 0
   assert result['baseline']['response_length'] > 0
   # The reference is the SFT model, whose own KL would be zero.
   answers = result['samples'][0]

@@ -106,8 +106,9 @@ def test_a_run_leaves_what_is_promised(root):
     'learning_rate',
     'score',
     'score_std',
-    'kl',
-    'kl_standard_error',
+    'kl_k1',
+    'kl_k1_standard_error',
+    'kl_k3',
     'kl_beta',
     'objective',
     'entropy',
@@ -119,14 +120,19 @@ def test_a_run_leaves_what_is_promised(root):
     'padding',
     *metric_writer.TIMING,
   } == set(train) - {'step', 'split'}
-  leading = 'step', 'split', 'score', 'kl', 'response_length', 'loss'
+  leading = 'step', 'split', 'score', 'kl_k1', 'response_length', 'loss'
   assert tuple(train)[:6] == leading
   assert train['examples_per_second'] > 0
   assert all(np.isfinite(v) for k, v in train.items() if k != 'split')
   assert train['ratio_deviation'] < 1e-5
-  assert {'score', 'kl', 'response_length', 'truncated', 'judge_score'} == set(
-    evaluation
-  ) - {'step', 'split'}
+  assert set(evaluation) - {'step', 'split'} == {
+    'score',
+    'kl_k1',
+    'kl_k3',
+    'response_length',
+    'truncated',
+    'judge_score',
+  }
   summary = json.loads((root / 'lora' / 'summary.json').read_text())
   assert summary['examples_per_second'] > 0
   assert summary['step_memory_bytes'] > 0
@@ -158,7 +164,8 @@ def test_samples_are_logged_at_every_evaluation(root):
   lines = (root / 'lora' / 'samples.jsonl').read_text().split('\n')[:-1]
   rows = [json.loads(line) for line in lines]
   assert [row['step'] for row in rows] == [3] * 8 + [6] * 8
-  names = ['score', 'kl', 'response_length', 'truncated', 'judge_score']
+  names = ['score', 'kl_k1', 'kl_k3', 'response_length', 'truncated']
+  names.append('judge_score')
   for row in rows:
     assert set(row) == {'step', 'prompt', 'response', *names}
   # The same prompts each time, that one can follow what becomes of them.
@@ -232,15 +239,15 @@ def test_evaluation_of_a_policy(root):
   assert result['task'] == 'demo_prompts' and result['split'] == 'test'
   assert result['examples'] == result['responses'] == 11
   assert result['temperature'] == 0.9
-  assert np.isfinite([result['score'], result['kl']]).all()
+  assert np.isfinite([result['score'], result['kl_k1']]).all()
   assert 1 <= result['response_length'] <= 17 and 0 <= result['truncated'] <= 1
   assert result['judged_by'] == 'judge_score'
   wins, ties, losses = (result[k] for k in ('wins', 'ties', 'losses'))
   assert wins + ties + losses == 11
   assert result['win_rate'] == pytest.approx((wins + ties / 2) / 11)
-  assert 'kl' not in result['baseline'] and 'score' in result['baseline']
+  assert 'kl_k1' not in result['baseline'] and 'score' in result['baseline']
   assert len(result['samples']) == 8
-  assert {'prompt', 'response', 'score', 'kl', 'judge_score'} <= set(
+  assert {'prompt', 'response', 'score', 'kl_k3', 'judge_score'} <= set(
     result['samples'][0]
   )
   assert 'rouge1' not in result  # The task has no targets.
@@ -257,7 +264,7 @@ def test_a_greedy_policy_ties_with_itself(root):
   assert result['win_rate'] == 0.5 and result['ties'] == 8
   assert result['baseline']['score'] == result['score']
   # The reference of a policy tuned in full is another model: this is no 0.
-  assert result['kl'] != 0
+  assert result['kl_k1'] != 0
 
 
 def test_an_ensemble_is_the_mean_or_the_strictest(root):
@@ -285,7 +292,7 @@ def test_evaluation_of_demonstrations(root):
   assert result['task'] == 'demo_sft' and result['temperature'] == 1.0
   for name in ('exact_match', 'rouge1', 'rouge2', 'rougeL'):
     assert 0 <= result[name] <= 1
-  assert 'score' not in result and 'kl' not in result
+  assert 'score' not in result and 'kl_k1' not in result
 
 
 def _teacher_forced(model, variables, backbone, row):

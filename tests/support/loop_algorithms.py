@@ -16,6 +16,9 @@ LENGTHS = np.array([[5, 1, 3], [2, 4, 5], [3, 0, 0]])
 # The same with whole prompts as padding, for algorithms that compare.
 GROUP_LENGTHS = np.array([[5, 1, 3], [2, 4, 5], [0, 0, 0], [1, 2, 0]])
 
+# The length limit, which no response of the batch reaches.
+LIMIT = 7
+
 
 def random_batch(lengths, seed=0, has_values=True, garbage=np.nan):
   """Draws episodes, and outputs of models that have moved on since."""
@@ -28,12 +31,16 @@ def random_batch(lengths, seed=0, has_values=True, garbage=np.nan):
 
   logprobs, values = draw(0.5, -2.0), draw(1.0)
   scores = np.where(lengths > 0, rng.normal(size=lengths.shape), garbage)
+  # One response of each prompt was cut off; padding did not end either.
+  ended = (lengths > 0) & (np.arange(lengths.shape[1]) != 1)
   episodes = algorithm.Episodes(
     mask=mask,
+    ended=ended,
     logprobs=logprobs,
     ref_logprobs=logprobs + draw(0.3),
     values=values if has_values else None,
     scores=scores.astype(np.float32),
+    max_length=LIMIT,
   )
   # Far enough for some ratios and values to be clipped, on either side.
   outputs = algorithm.Outputs(
@@ -52,7 +59,11 @@ def ragged(episodes, outputs):
       length = int(mask.sum())
       if length == 0:
         continue
-      response = {'score': float(episodes.scores[b, r]), 'at': (b, r)}
+      response = {
+        'score': float(episodes.scores[b, r]),
+        'at': (b, r),
+        'ended': bool(episodes.ended[b, r]),
+      }
       for name, array in {
         'old': episodes.logprobs,
         'ref': episodes.ref_logprobs,
@@ -62,8 +73,14 @@ def ragged(episodes, outputs):
       }.items():
         if array is not None:
           response[name] = [float(x) for x in array[b, r, :length]]
+      hold(response)
       prompts[-1].append(response)
   return prompts
+
+
+def hold(response):
+  """Fixes the ratios that are constants of the loss, as CISPO's weights."""
+  response['held'] = list(response['new'])
 
 
 def dense(prompts, name, shape):
@@ -132,9 +149,14 @@ def grpo_targets(prompts, beta, settings):
     scores = [response['score'] for response in prompt]
     for response in prompt:
       advantage = response['score'] - _mean(scores)
-      if settings.scale_by_std:
+      if settings.normalize == 'group':
         advantage /= _std(scores) + settings.epsilon
+      if settings.normalize == 'batch':
+        everyone = [other['score'] for group in prompts for other in group]
+        advantage /= _std(everyone) + settings.epsilon
       response['advantages'] = [advantage] * len(response['old'])
+  if settings.normalize == 'whiten':
+    _whiten(prompts)
 
 
 def ppo_targets(prompts, beta, settings):
@@ -158,98 +180,148 @@ def ppo_targets(prompts, beta, settings):
   _whiten(prompts)
 
 
-def _clipped(ratio, advantage, clip):
-  held = min(max(ratio, 1 - clip), 1 + clip)
-  return -min(ratio * advantage, held * advantage)
+def _ratios(response, name, kind):
+  """Ratios of the log-probabilities of a name to those of the rollout."""
+  gaps = [x - y for x, y in zip(response[name], response['old'], strict=True)]
+  if kind == 'sequence':
+    gaps = [_mean(gaps)] * len(gaps)
+  return [math.exp(gap) for gap in gaps]
 
 
-def _token_metrics(response, settings):
-  """Lists of what each token contributes to each metric."""
-  metrics = {'ratio_deviation': [], 'log': [], 'clipped': [], 'k3': []}
-  metrics.update(clip_fraction=[], value=[])
-  for t, new in enumerate(response['new']):
-    ratio = math.exp(new - response['old'][t])
+def _surrogate(response, settings):
+  """Losses of the tokens, and whether each is clipped."""
+  low = settings.clip_ratio
+  high = low if settings.clip_ratio_high is None else settings.clip_ratio_high
+  kind = getattr(settings, 'ratio', 'token')
+  losses, clipped = [], []
+  if getattr(settings, 'surrogate', 'clip') == 'cispo':
+    for t, ratio in enumerate(_ratios(response, 'held', kind)):
+      weight = min(max(ratio, 1 - low), 1 + high)
+      losses.append(-weight * response['advantages'][t] * response['new'][t])
+      clipped.append(float(weight != ratio))
+    return losses, clipped
+  for t, ratio in enumerate(_ratios(response, 'new', kind)):
     advantage = response['advantages'][t]
-    metrics['ratio_deviation'].append(abs(ratio - 1))
-    metrics['log'].append(-new * advantage)
-    clip = getattr(settings, 'clip_ratio', 0.2)
-    metrics['clipped'].append(_clipped(ratio, advantage, clip))
-    too_far = ratio > 1 + clip if advantage > 0 else ratio < 1 - clip
-    metrics['clip_fraction'].append(float(too_far and advantage != 0))
-    x = response['ref'][t] - new
-    metrics['k3'].append(math.exp(x) - 1 - x)
-    if 'returns' in response:
-      z, v = response['returns'][t], response['new_values'][t]
-      loss = (z - v) ** 2
-      value_clip = getattr(settings, 'value_clip', None)
-      if value_clip is not None:
-        old = response['old_values'][t]
-        held = min(max(v, old - value_clip), old + value_clip)
-        loss = max(loss, (z - held) ** 2)
-      metrics['value'].append(loss)
-  return metrics
+    held = min(max(ratio, 1 - low), 1 + high)
+    losses.append(-min(ratio * advantage, held * advantage))
+    too_far = ratio > 1 + high if advantage > 0 else ratio < 1 - low
+    clipped.append(float(too_far and advantage != 0))
+  return losses, clipped
+
+
+def _value_losses(response, settings):
+  losses = []
+  for t, v in enumerate(response['new_values']):
+    z = response['returns'][t]
+    loss = (z - v) ** 2
+    clip = getattr(settings, 'value_clip', None)
+    if clip is not None:
+      old = response['old_values'][t]
+      held = min(max(v, old - clip), old + clip)
+      loss = max(loss, (z - held) ** 2)
+    losses.append(loss)
+  return losses
+
+
+def _log_losses(response):
+  return [
+    -new * a
+    for new, a in zip(response['new'], response['advantages'], strict=True)
+  ]
+
+
+def _deviations(response):
+  return [abs(ratio - 1) for ratio in _ratios(response, 'new', 'token')]
+
+
+def _divergences(response, estimator):
+  kl = []
+  for new, ref in zip(response['new'], response['ref'], strict=True):
+    x = ref - new
+    kl.append(x * x / 2 if estimator == 'k2' else math.exp(x) - 1 - x)
+  return kl
+
+
+def _add_up(prompts, settings, tokens_of):
+  """Sums of losses and metrics, and what to divide them by.
+
+  Args:
+    prompts: the batch.
+    settings: an algorithm.
+    tokens_of: from a response to {name: number of each token}; a name that ends
+      with `_loss` is a loss, the others are metrics.
+  """
+  sums, weight = {}, 0
+  for prompt in prompts:
+    for response in prompt:
+      if settings.mask_truncated and not response['ended']:
+        continue
+      for name, tokens in tokens_of(response).items():
+        added = {
+          'sum': sum(tokens) if name.endswith('_loss') else _mean(tokens),
+          'token': sum(tokens),
+          'sequence': _mean(tokens),
+          'constant': sum(tokens) / LIMIT
+          if name.endswith('_loss')
+          else _mean(tokens),
+        }
+        sums[name] = sums.get(name, 0.0) + added[settings.aggregation]
+      weight += len(response['new']) if settings.aggregation == 'token' else 1
+  return sums, weight
 
 
 def reinforce_loss(prompts, beta, settings):
-  sums = {'policy_loss': 0.0, 'value_loss': 0.0, 'ratio_deviation': 0.0}
-  weight = 0
-  for prompt in prompts:
-    for response in prompt:
-      tokens = _token_metrics(response, settings)
-      sums['policy_loss'] += sum(tokens['log'])
-      sums['value_loss'] += sum(tokens['value'])
-      sums['ratio_deviation'] += _mean(tokens['ratio_deviation'])
-      weight += 1
+  sums, weight = _add_up(
+    prompts,
+    settings,
+    lambda response: {
+      'policy_loss': _log_losses(response),
+      'value_loss': _value_losses(response, settings),
+      'ratio_deviation': _deviations(response),
+    },
+  )
   loss = sums['policy_loss'] + settings.value_coefficient * sums['value_loss']
   return loss, weight, sums
 
 
 def rloo_loss(prompts, beta, settings):
-  sums = {'policy_loss': 0.0, 'ratio_deviation': 0.0}
-  weight = 0
-  for prompt in prompts:
-    for response in prompt:
-      tokens = _token_metrics(response, settings)
-      sums['policy_loss'] += sum(tokens['log'])
-      sums['ratio_deviation'] += _mean(tokens['ratio_deviation'])
-      weight += 1
+  sums, weight = _add_up(
+    prompts,
+    settings,
+    lambda response: {
+      'policy_loss': _log_losses(response),
+      'ratio_deviation': _deviations(response),
+    },
+  )
   return sums['policy_loss'], weight, sums
 
 
 def grpo_loss(prompts, beta, settings):
-  names = {
-    'policy_loss': 'clipped',
-    'kl_loss': 'k3',
-    'ratio_deviation': 'ratio_deviation',
-    'clip_fraction': 'clip_fraction',
-  }
-  sums = dict.fromkeys(names, 0.0)
-  loss = weight = 0
-  for prompt in prompts:
-    for response in prompt:
-      tokens = _token_metrics(response, settings)
-      for name, source in names.items():
-        sums[name] += _mean(tokens[source])
-      loss += (1 - beta) * _mean(tokens['clipped']) + beta * _mean(tokens['k3'])
-      weight += 1
+  def tokens(response):
+    losses, clipped = _surrogate(response, settings)
+    return {
+      'policy_loss': losses,
+      'clip_fraction': clipped,
+      'kl_loss': _divergences(response, settings.kl_estimator),
+      'ratio_deviation': _deviations(response),
+    }
+
+  sums, weight = _add_up(prompts, settings, tokens)
+  loss = (1 - beta) * sums['policy_loss'] + beta * sums['kl_loss']
   return loss, weight, sums
 
 
 def ppo_loss(prompts, beta, settings):
-  names = {
-    'policy_loss': 'clipped',
-    'value_loss': 'value',
-    'ratio_deviation': 'ratio_deviation',
-    'clip_fraction': 'clip_fraction',
-  }
-  sums = dict.fromkeys(names, 0.0)
-  weight = 0
-  for prompt in prompts:
-    for response in prompt:
-      tokens = _token_metrics(response, settings)
-      for name, source in names.items():
-        sums[name] += sum(tokens[source])
-      weight += len(response['new'])
+  def tokens(response):
+    losses, clipped = _surrogate(response, settings)
+    return {
+      'policy_loss': losses,
+      'clip_fraction': clipped,
+      'value_loss': _value_losses(response, settings),
+      'ratio_deviation': _deviations(response),
+    }
+
+  sums, weight = _add_up(prompts, settings, tokens)
   loss = sums['policy_loss'] + settings.value_coefficient * sums['value_loss']
   return loss, weight, sums
 

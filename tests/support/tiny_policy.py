@@ -15,6 +15,7 @@ EOS = 1
 TOKENS = np.array([[1, 0], *([a, b] for a in (0, 2) for b in range(3))])
 MASK = np.array([[True, token != EOS] for token, _ in TOKENS])
 STATES = np.array([[EOS, token] for token, _ in TOKENS])
+ENDED = (TOKENS == EOS).any(axis=1)
 NUM_RESPONSES = len(TOKENS)
 
 RNG = np.random.default_rng(5)
@@ -50,10 +51,12 @@ def episodes(picked, scores=SCORES, has_values=True):
   picked = jnp.array(picked)
   return algorithm.Episodes(
     mask=jnp.array(MASK)[picked][None],
+    ended=jnp.array(ENDED)[picked][None],
     logprobs=logprobs(LOGITS)[picked][None],
     ref_logprobs=logprobs(REF_LOGITS)[picked][None],
     values=VALUES[STATES][picked][None] if has_values else None,
     scores=scores[picked][None],
+    max_length=2,
   )
 
 

@@ -62,9 +62,9 @@ def test_a_last_line_that_a_kill_cut_short_is_left_out(folder):
 
 
 def test_what_is_read_first_comes_first():
-  metrics = {'entropy': 3, 'kl': 2, 'loss': math.nan, 'score': 1, 'zeal': 4}
+  metrics = {'entropy': 3, 'kl_k1': 2, 'loss': math.nan, 'score': 1, 'zeal': 4}
   ordered = metric_writer.in_order(metrics)
-  assert list(ordered) == ['score', 'kl', 'loss', 'entropy', 'zeal']
+  assert list(ordered) == ['score', 'kl_k1', 'loss', 'entropy', 'zeal']
   assert ordered == metrics
   names = list(metric_writer.in_order({'token_accuracy': 1, 'loss': 2}))
   assert names == ['loss', 'token_accuracy']

@@ -96,11 +96,11 @@ def test_log_lines(clock, log):
 def test_a_terminal_gets_a_bar(clock, log, monkeypatch, capsys):
   monkeypatch.setattr(progress.sys.stderr, 'isatty', lambda: True)
   bar = progress.Progress(start_step=2, total_steps=10, batch_size=8)
-  bar.report(4, 'train', dict.fromkeys(('score', 'kl', 'c', 'd', 'e'), 1.5))
+  bar.report(4, 'train', dict.fromkeys(('score', 'kl_k1', 'c', 'd', 'e'), 1.5))
   bar.report(4, 'eval', {'roc_auc': 0.75})
   bar.close()
   shown = capsys.readouterr().err
-  assert 'score 1.5 kl 1.5 c 1.5 d 1.5]' in shown
+  assert 'score 1.5 kl_k1 1.5 c 1.5 d 1.5]' in shown
   assert '/10' in shown
   assert 'eval at step 4: roc_auc 0.75' in shown
   assert not log.records
