@@ -13,6 +13,7 @@ from perlhf_jax.checkpoints import recorded_paths
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.data import examples as examples_lib
+from perlhf_jax.objectives import best_of
 from perlhf_jax.objectives import text_metrics
 from perlhf_jax.rl import reward_sources
 from perlhf_jax.rl import roles
@@ -45,6 +46,8 @@ class PolicyEvaluation:
     temperature: temperature of the sampling, 0 for greedy decoding; None for
       the temperature of the training, or 1 for a model that was not tuned by
       reinforcement learning.
+    num_samples: responses per prompt. With more than one, `best_of` has the
+      scores of the best of n responses, as the rewards choose it.
     seed: seed of the sampling.
   """
 
@@ -52,11 +55,17 @@ class PolicyEvaluation:
   judge: Any = None
   baseline_checkpoint: str | None = None
   temperature: Annotated[float | None, checks.NotNegative] = None
+  num_samples: Annotated[int, checks.AtLeastOne] = 1
   seed: Annotated[int, checks.NotNegative] = 0
 
   def __post_init__(self):
     checks.check_fields(self)
     reward_sources.check_judge(self.judge)
+    if self.num_samples > 1 and self.baseline_checkpoint is not None:
+      raise errors.ConfigError(
+        f'NUM_SAMPLES is {self.num_samples} and BASELINE_CHECKPOINT is given; '
+        'a win rate compares one response per prompt. Give one of the two.'
+      )
 
   def check_unused(self, checkpoint: str) -> None:
     """Raises a ConfigError if a setting is given that only policies use.
@@ -69,6 +78,7 @@ class PolicyEvaluation:
       'BASELINE_CHECKPOINT': self.baseline_checkpoint,
       'JUDGE': self.judge,
       'TEMPERATURE': self.temperature,
+      'NUM_SAMPLES': self.num_samples if self.num_samples > 1 else None,
       'REWARD_CHECKPOINT': rewards.checkpoints or None,
       'REWARD_FUNCTIONS': rewards.functions or None,
     }
@@ -108,7 +118,7 @@ def prepare(
     the metrics, and why some may be undefined. The metrics are means over the
     responses (`score`, `kl_k1`, `kl_k3`, `judge_score`, `response_length`,
     `truncated`; `exact_match` and ROUGE with targets; `win_rate` and its parts
-    with a baseline), and the first `samples`.
+    with a baseline), `best_of` with several samples, and the first `samples`.
 
   Raises:
     UserError: a checkpoint or a reward function cannot be used.
@@ -123,8 +133,11 @@ def prepare(
       reduce=trained.get('reduce', 'mean'), time_limit=rewards.time_limit
     )
     recorded = trained.get('reward_checkpoints', [])
-  sampling = sampler.SamplingConfig(response_length, temperature)
+  sampling = sampler.SamplingConfig(
+    response_length, temperature, num_samples=config.num_samples
+  )
   has_score = bool(recorded or rewards.checkpoints or rewards.functions)
+  _check_num_samples(sampling, has_score=has_score)
   scoring = rewards.scoring(examples.vocabulary, mesh)
   recorded_in = loaded.path
 
@@ -174,10 +187,16 @@ def prepare(
     # Judged responses have targets too, but these may be bad.
     if examples.kind.shows_answers:
       rows = range(len(examples))
-      targets = [examples.texts(row)['targets'] for row in rows]
+      targets = [
+        examples.texts(row)['targets']
+        for row in rows
+        for _ in range(config.num_samples)
+      ]
       texts = answers.responses
       result['exact_match'] = text_metrics.exact_match(texts, targets)
       result.update(text_metrics.rouge(texts, targets))
+    if config.num_samples > 1:
+      result['best_of'] = _best_of(answers, config.num_samples)
     if answerers:
       name = 'judge_score' if config.judge is not None else 'score'
       theirs = answer(answerers.pop(0).with_rewards(load_rewards, mesh))
@@ -186,6 +205,38 @@ def prepare(
     return result, UNDEFINED
 
   return measure
+
+
+def _check_num_samples(
+  sampling: sampler.SamplingConfig, *, has_score: bool
+) -> None:
+  """Raises a ConfigError if the best of several samples makes no sense."""
+  if sampling.num_samples == 1:
+    return
+  if not sampling.temperature:
+    raise errors.ConfigError(
+      f'NUM_SAMPLES is {sampling.num_samples} and the temperature is 0: all '
+      'responses to a prompt would be equal. Set TEMPERATURE above 0.'
+    )
+  if not has_score:
+    raise errors.ConfigError(
+      f'NUM_SAMPLES is {sampling.num_samples}, and nothing says which response '
+      'is the best: set REWARD_CHECKPOINT or REWARD_FUNCTIONS.'
+    )
+
+
+def _best_of(answers, num_samples) -> dict[str, Any]:
+  """Returns the curve of the best of n samples; see `best_of.curve`."""
+  shape = -1, num_samples
+  names = 'score', 'judge_score', 'response_length'
+  return best_of.curve(
+    answers.columns['score'].reshape(shape),
+    {
+      name: answers.columns[name].reshape(shape)
+      for name in names
+      if name in answers.columns
+    },
+  )
 
 
 def _policy_metadata(loaded: loaded_model.LoadedModel) -> dict[str, Any]:

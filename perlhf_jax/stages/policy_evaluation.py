@@ -40,10 +40,13 @@ def response_length(task_feature_lengths: Mapping[str, int]) -> int:
 class Answers:
   """Responses of a policy to the prompts of a data set, in its order.
 
+  Responses to one prompt follow each other.
+
   Attributes:
     prompts: text, one per response.
     responses: text.
-    references: right answers to each prompt, or None where unknown.
+    references: right answers to each prompt, one list per response, or None
+      where unknown.
     columns: float64 `[answers]` by name: `score` (if there are rewards),
       `kl_k1` and `kl_k3` (Σ k1 and Σ k3 in nats, if there is a reference),
       `response_length` in tokens, `truncated`, and `judge_score` (if there is
@@ -84,7 +87,7 @@ def answer(
   time_limit: float | None = None,
   decode: scoring_lib.Decode,
 ) -> Answers:
-  """Samples a response to every prompt and assesses it.
+  """Samples responses to every prompt and assesses them.
 
   The random numbers depend only on the prompt's place in the data set, so that
   two policies get the same ones.
@@ -131,7 +134,7 @@ def answer(
     name: np.concatenate(parts).astype(np.float64)[order]
     for name, parts in collected.items()
   }
-  references = [examples.references_of(row) for row in range(len(examples))]
+  references = [examples.references_of(int(rows[i])) for i in order]
   if judge is not None:
     columns['judge_score'] = _judge(
       judge, prompts, responses, references, time_limit

@@ -1,6 +1,7 @@
 """Policies tuned, evaluated, scored and used again, as a user does it."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -285,6 +286,54 @@ def test_an_ensemble_is_the_mean_or_the_strictest(root):
   np.testing.assert_allclose(
     strictest, np.minimum(alone, other), rtol=1e-4, atol=1e-5
   )
+
+
+def test_the_best_of_several_samples(root):
+  several = '--gin.NUM_SAMPLES=5', '--gin.EVAL_EXAMPLES=7', '--batch_size=4'
+  result = _evaluate(root / 'lora', GOLD, *several)
+  assert result['examples'] == 7 and result['responses'] == 35
+  samples = result['samples']
+  # The samples of a prompt follow each other, and differ.
+  assert len({row['prompt'] for row in samples[:5]}) == 1
+  assert samples[5]['prompt'] != samples[0]['prompt']
+  assert len({row['response'] for row in samples[:5]}) > 1
+  curve = result['best_of']
+  assert curve['n'] == [1, 2, 4, 5]
+  np.testing.assert_allclose(
+    curve['kl'], [math.log(n) - (n - 1) / n for n in curve['n']]
+  )
+  for name in ('score', 'judge_score', 'response_length'):
+    assert curve[name][0] == pytest.approx(result[name], rel=1e-6)
+  assert curve['score'] == sorted(curve['score'])
+  assert curve['score'][-1] > curve['score'][0]
+  # The same samples, chosen by another reward, are judged as before.
+  other = f"--gin.REWARD_CHECKPOINT='{root / 'rm_full'}'"
+  again = _evaluate(root / 'lora', GOLD, other, *several)
+  assert [row['response'] for row in again['samples']] == [
+    row['response'] for row in samples
+  ]
+  assert again['judge_score'] == result['judge_score']
+  assert again['best_of']['judge_score'][0] == curve['judge_score'][0]
+
+
+@pytest.mark.parametrize(
+  ('checkpoint', 'more', 'wanted'),
+  [
+    ('lora', ('--gin.TEMPERATURE=0',), 'the temperature is 0'),
+    ('sft', (), 'nothing says which response is the best'),
+    ('rm', (), 'NUM_SAMPLES: only the evaluation of policies'),
+    (
+      'lora',
+      ("--gin.BASELINE_CHECKPOINT='{root}/sft'",),
+      'a win rate compares one response per prompt',
+    ),
+  ],
+)
+def test_the_best_of_nothing(root, capsys, checkpoint, more, wanted):
+  flags = [flag.format(root=root) for flag in more]
+  command = ['evaluate', f'--checkpoint={root / checkpoint}', FEW, *flags]
+  assert main.run([*command, '--gin.NUM_SAMPLES=3']) == 2
+  assert wanted in capsys.readouterr().err
 
 
 def test_evaluation_of_demonstrations(root):
