@@ -123,19 +123,20 @@ def _kill_and_resume(preloaded, killed, whole, arguments, sent=signal.SIGKILL):
 
 
 @pytest.mark.parametrize(
-  ('tuning', 'sent'),
+  ('command', 'tuning', 'sent'),
   [
-    ('attention', signal.SIGKILL),
-    ('none', signal.SIGKILL),
-    ('attention', signal.SIGTERM),
+    ('train_reward', 'attention', signal.SIGKILL),
+    ('train_reward', 'none', signal.SIGKILL),
+    ('train_reward', 'attention', signal.SIGTERM),
+    ('train_dpo', 'attention', signal.SIGKILL),
   ],
 )
 def test_killed_and_resumed_equals_an_uninterrupted_run(
-  preloaded, whole_run, tmp_path, sft, tuning, sent
+  preloaded, whole_run, tmp_path, sft, command, tuning, sent
 ):
   def arguments(model_dir):
     return runs.arguments(
-      'train_reward',
+      command,
       tuning,
       model_dir,
       'demo_rm',
@@ -145,7 +146,7 @@ def test_killed_and_resumed_equals_an_uninterrupted_run(
       steps=_STEPS,
     )
 
-  whole = whole_run(f'reward_{tuning}', arguments)
+  whole = whole_run(f'{command}_{tuning}', arguments)
   _kill_and_resume(preloaded, tmp_path / 'killed', whole, arguments, sent)
   assert json.loads((whole / 'summary.json').read_text())['steps'] == _STEPS
 
