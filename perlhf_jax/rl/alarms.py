@@ -108,7 +108,7 @@ class Alarms:
         'causes: dropout is on in a pass; temperature, top-k or top-p apply '
         'to one pass only; responses are shifted or padded differently; the '
         'rollout was made with older weights; or bfloat16, for which '
-        'Alarms.ratio_tolerance may be raised.'
+        'IMPORTANCE_CAP corrects, or Alarms.ratio_tolerance may be raised.'
       )
     entropy = metrics['entropy']
     if entropy < self.least_entropy:

@@ -30,6 +30,8 @@ class Experience:
     model_scores: float32 `[batch, responses, models]`, from each reward model.
     scores: float32 `[batch, responses]`, combined from all reward sources.
     targets: `algorithm.Targets` of the updates.
+    importance: float32 `[batch, responses, length]`, a weight of each token's
+      gradient; `logprobs` are then the trainer's (`rl/importance.py`).
   """
 
   prompts: typing.PyTree
@@ -43,6 +45,7 @@ class Experience:
   model_scores: typing.PyTree = None
   scores: typing.PyTree = None
   targets: typing.PyTree = None
+  importance: typing.PyTree = None
 
   def trimmed(self, length: int) -> 'Experience':
     """Cuts responses to `length`; no response may have more tokens."""

@@ -14,6 +14,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.models import policy as policy_lib
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.rl import experience as experience_lib
+from perlhf_jax.rl import importance
 from perlhf_jax.rl import rollout_metrics
 from perlhf_jax.rl import settings as settings_lib
 from perlhf_jax.rl import shared_backbone
@@ -70,6 +71,7 @@ def differentiate(
     )
 
   def loss(logprobs, values):
+    logprobs = importance.weigh_gradient(logprobs, experience.importance)
     outputs = algorithm_lib.Outputs(logprobs, values)
     output = algorithm.loss(outputs, episodes, targets, kl_beta)
     return output.loss_sum, output

@@ -1,11 +1,15 @@
 """How a step of reinforcement learning samples and learns."""
 
 import dataclasses
+from typing import Annotated
 
+from perlhf_jax.core import checks
 from perlhf_jax.rl import algorithm as algorithm_lib
 from perlhf_jax.rl import kl_controller
 from perlhf_jax.rl import rewards
 from perlhf_jax.sampling import sampler
+
+ImportanceCap = Annotated[float | None, checks.Range(least=1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +25,9 @@ class Settings:
     seed: seed of sampling and of the order of minibatches.
     accumulation_steps: number of parts of a minibatch that are differentiated
       one after the other.
+    importance_cap: the largest importance weight of a token, where sampler and
+      trainer differ (`rl/importance.py`); None takes the sampler's
+      log-probabilities as the trainer's, without weights.
   """
 
   algorithm: algorithm_lib.Algorithm
@@ -32,6 +39,10 @@ class Settings:
   controller: kl_controller.AdaptiveKl | None = None
   seed: int = 0
   accumulation_steps: int = 1
+  importance_cap: ImportanceCap = None
+
+  def __post_init__(self):
+    checks.check_fields(self)
 
   @property
   def updates(self) -> int:

@@ -21,6 +21,7 @@ from perlhf_jax.models import policy as policy_lib
 from perlhf_jax.models import prompts as prompts_lib
 from perlhf_jax.rl import experience as experience_lib
 from perlhf_jax.rl import gradients
+from perlhf_jax.rl import importance
 from perlhf_jax.rl import minibatches
 from perlhf_jax.rl import rewards
 from perlhf_jax.rl import rollout_metrics
@@ -376,7 +377,16 @@ def learn(
   shaped, moments = rewards.shape_scores(
     settings.shaping, scores, mask, has_eos, state.reward_moments
   )
-  experience = experience.replace(scores=shaped)
+  experience, mismatch = experience.replace(scores=shaped), {}
+  if settings.importance_cap is not None:
+    experience, mismatch = importance.correct(
+      models,
+      state.trainable['policy'],
+      frozen,
+      experience,
+      temperature=settings.sampling.logprob_temperature,
+      cap=settings.importance_cap,
+    )
   episodes = experience.episodes(settings.sampling.max_length)
   if not settings.has_one_update:
     targets = algorithm.targets(episodes, kl_beta)
@@ -405,7 +415,7 @@ def learn(
       experience,
       orders.reshape(settings.updates, -1),
     )
-  metrics |= rollout_metrics.describe(
+  metrics |= mismatch | rollout_metrics.describe(
     episodes, scores, has_eos, algorithm.kl_estimator, kl_beta
   )
   if experience.targets is not None:

@@ -71,6 +71,7 @@ def train_policy(
   base_checkpoint: str | None = None,
   shaping: rewards_lib.RewardShaping | None = None,
   controller: kl_controller.AdaptiveKl | None = None,
+  importance_cap: settings_lib.ImportanceCap = None,
   alarms: alarms_lib.Alarms | None = None,
   judge: Any = None,
   partitioner: partitioning.Partitioner = partitioning.DATA_PARALLEL,
@@ -107,6 +108,8 @@ def train_policy(
       adapter records it.
     shaping: normalisation, clipping and penalties of scores.
     controller: adapts β to a target KL; None keeps β fixed.
+    importance_cap: the largest weight of a token, of which sampler and trainer
+      compute different probabilities; None does not weigh tokens.
     alarms: thresholds of warnings.
     judge: a `reward_sources.RewardFunction` that is only reported, as
       `judge_score`.
@@ -183,6 +186,7 @@ def train_policy(
     controller=controller,
     seed=loop.seed,
     accumulation_steps=loop.accumulation_steps,
+    importance_cap=importance_cap,
   )
   step = step_lib.Step(
     roles.models,
@@ -209,6 +213,7 @@ def train_policy(
         ),
         'shaping': settings.shaping,
         'controller': controller,
+        'importance_cap': importance_cap,
         'model_weight': rewards.model_weight,
         'reward_functions': rewards.functions,
         'function_weights': rewards.function_weights,

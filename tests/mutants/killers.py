@@ -14,6 +14,7 @@ _NAMES = {
   'rl/experience': 'rl/scoring rl/rollout rl/shared_encoding',
   'rl/gradients': 'rl/gradients rl/learn',
   'rl/grpo': 'rl/grpo rl/algorithm',
+  'rl/importance': 'rl/importance',
   'rl/kl_controller': 'rl/kl_controller',
   'rl/minibatches': 'rl/learn',
   'rl/ppo': 'rl/ppo rl/algorithm',

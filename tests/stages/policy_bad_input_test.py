@@ -123,6 +123,16 @@ def _fails(capsys, arguments):
     ('reinforce', ('--gin.ROLLOUT_PARTS=0',), ('ROLLOUT_PARTS is 0',)),
     (
       'reinforce',
+      ('--gin.IMPORTANCE_CAP=0.5',),
+      ('IMPORTANCE_CAP is 0.5', 'at least 1'),
+    ),
+    (
+      'dr_grpo',
+      ("--gin.Grpo.aggregation='mean'",),
+      ("Grpo.aggregation is 'mean'", "'sequence', 'constant'"),
+    ),
+    (
+      'reinforce',
       ("--gin.RewardSources.reduce='max'",),
       ("reduce is 'max'", "'mean', 'min'"),
     ),

@@ -64,9 +64,8 @@ def root(tmp_path_factory):
 
   runs.train('train_sft', 'none', sft, 'demo_sft', FEW, steps=1)
   reward(rms[0], sft)
-  _policy(
-    'none', 'rloo', full, rms[:1], '--gin.NUM_SAMPLES=2', start=sft, steps=3
-  )
+  more = '--gin.NUM_SAMPLES=2', '--gin.IMPORTANCE_CAP=2.0'
+  _policy('none', 'rloo', full, rms[:1], *more, start=sft, steps=3)
   reward(rms[1], full)
   _policy_of_both(root, root / 'lora')
   return root
@@ -139,7 +138,9 @@ def test_a_run_leaves_what_is_promised(root):
   assert summary['step_memory_bytes'] > 0
   assert 0 < summary['trainable_fraction'] < 0.5
   assert 'KL_BETA = 0.05' in (root / 'lora' / 'config.gin').read_text()
-  assert 'value_loss' not in runs.metrics(root / 'full')[0]
+  full = runs.metrics(root / 'full')[0]
+  assert 'value_loss' not in full and full['importance_capped'] == 0
+  assert full['sampler_deviation'] < 1e-5
 
 
 def test_lost_records_are_named_when_a_run_goes_on(root, tmp_path, caplog):
