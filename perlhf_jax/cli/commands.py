@@ -205,7 +205,8 @@ COMMANDS: Mapping[str, Command] = {
     help='the mean of the weights of several checkpoints, as a checkpoint',
     function='perlhf_jax.stages.average.average',
     example=(
-      'perlhf average --checkpoints=runs/train_reward,runs/rm'
+      'perlhf average'
+      ' --checkpoints=runs/train_reward,runs/train_reward/checkpoints/best'
       ' --target=rm_average'
     ),
   ),
