@@ -33,6 +33,7 @@ def test_help_lists_the_flags(capsys):
 def test_commands_that_run_models_take_the_flags(name, capsys):
   assert main.run([name, '--help']) == 0
   runs_models = name not in (
+    'average',
     'benchmark_input',
     'convert',
     'inspect',
