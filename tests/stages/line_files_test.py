@@ -169,7 +169,7 @@ def test_what_is_not_json_is_not_written(path):
 @pytest.mark.parametrize(('limit', 'cut'), [(None, 0), (9, 0), (8, 1), (2, 3)])
 def test_cuts_are_counted(caplog, limit, cut):
   with caplog.at_level(python_logging.WARNING, 'absl'):
-    line_files.report_cuts('prompt', [3, 9, 4], limit)
+    line_files.report_cuts('prompt', [3, 9, 4], limit, '--prompt_length')
   assert len(caplog.messages) == bool(cut)
   if cut:
     (message,) = caplog.messages

@@ -104,7 +104,7 @@ def test_the_policy_is_one_for_every_command(root, name, tmp_path, capsys):
   found = json.loads((policy / 'eval.json').read_text())
   assert found['task'] == 'demo_rm' and 'judge_score' in found
   # To the reference, which the checkpoint names.
-  assert found['kl'] != 0 and math.isfinite(found['kl'])
+  assert found['kl_k1'] != 0 and math.isfinite(found['kl_k1'])
   rows = [{'prompt': 'todo: gym Tea', 'response': 'tea'}]
   flags = '--temperature=0', '--max_length=8', '--batch_size=1'
   (answer,) = runs.generate(policy, rows, tmp_path, *flags)
