@@ -291,6 +291,7 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(
   step, whole, compiled, tmp_path
 ):
   folder = epath.Path(tmp_path)
+  handler = signal.getsignal(signal.SIGTERM)
   with pytest.raises(errors.PreemptedError) as error:
     _train(folder, compiled, CONFIG, _telling(step))
   saved = f'step {step} is saved in {folder}.'
@@ -300,7 +301,7 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(
   if step in (5, 6):  # They were not to be saved, so they cannot be the best.
     assert step_files.find_step(str(best)).name == '4'
   assert not (folder / 'summary.json').exists()
-  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  assert signal.getsignal(signal.SIGTERM) == handler
   state = _train(folder, compiled, CONFIG)
   expected_folder, expected = whole
   np.testing.assert_array_equal(state.trainable['w'], expected)
