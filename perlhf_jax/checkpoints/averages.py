@@ -19,6 +19,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
 from perlhf_jax.data import vocabularies
 from perlhf_jax.models import lora as lora_lib
+from perlhf_jax.models import tuned_params
 from perlhf_jax.training import partitioning
 
 # Parts whose mean is taken leaf by leaf.
@@ -34,7 +35,8 @@ def check(models: Sequence[loaded_model.LoadedModel]) -> None:
   Raises:
     ConfigError: there are fewer than two models.
     CheckpointError: a model is no MODEL_DIR, or differs from the first in its
-      kind, architecture, tuning, objective, vocabulary, base or adapted layers.
+      kind, architecture, image size, tuning, objective, trained parts,
+      vocabulary, base or adapted layers.
   """
   if len(models) < 2:
     raise errors.ConfigError('An average needs at least two checkpoints.')
@@ -125,8 +127,8 @@ def _stack(
 
 
 def _base(model: loaded_model.LoadedModel) -> str | None:
-  """Identifies the frozen base of adapters."""
-  if model.lora_config is None or model.base is None:
+  """Identifies the base that is frozen as a whole or in part."""
+  if model.base is None:
     return None
   return model.base.get('fingerprint', model.base['path'])
 
@@ -136,11 +138,18 @@ def _adapted(model: loaded_model.LoadedModel) -> Sequence[str] | None:
   return None if config is None else config.target_modules
 
 
+def _tuned(model: loaded_model.LoadedModel) -> dict[str, bool]:
+  is_lora = model.lora_config is not None
+  return tuned_params.tuned_parts(model.trained_config, lora=is_lora)
+
+
 _SAME = {
   'kind': lambda model: model.kind,
   'architecture': lambda model: model.config.architecture(),
+  'image size': lambda model: model.config.image_size,
   'tuning': lambda model: model.metadata.tuning,
   'objective': lambda model: model.metadata.objective,
+  'trained parts (TRAIN_VIT, PaliConfig.train_projection)': _tuned,
   'base': _base,
   'vocabulary': lambda model: vocabularies.to_dict(model.vocabulary),
   'adapted layers (LoraConfig.target_modules)': _adapted,

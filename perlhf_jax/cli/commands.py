@@ -122,7 +122,7 @@ COMMANDS: Mapping[str, Command] = {
     on_hosts=True,
   ),
   'evaluate': Command(
-    help='the metrics of a checkpoint on a task, into eval.json',
+    help='the metrics of a checkpoint on a task or a file of candidates',
     function='perlhf_jax.stages.evaluate.evaluate',
     example=(
       'perlhf evaluate --checkpoint=runs/train_reward'

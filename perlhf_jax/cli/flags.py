@@ -24,7 +24,10 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def _names(text: str) -> tuple[str, ...]:
-  return tuple(text.split(','))
+  names = tuple(text.split(','))
+  if not all(names):
+    raise ValueError('a name between commas is empty')
+  return names
 
 
 _READERS = {

@@ -43,10 +43,15 @@ def is_added(path: str) -> bool:
   return not path.startswith('params/') or path.startswith(_PROJECTION)
 
 
+def tuned_parts(config: t5_config.T5Config, *, lora: bool) -> dict[str, bool]:
+  """Returns whether each part of the backbone is trained."""
+  parts = ('vit/', 'image_projection/', 'encoder/')
+  return {part: is_tuned(part, config, lora=lora) for part in parts}
+
+
 def keeps_any(config: t5_config.T5Config, *, lora: bool) -> bool:
   """Returns whether any part of the backbone is frozen."""
-  parts = ('vit/', 'image_projection/', 'encoder/')
-  return not all(is_tuned(part, config, lora=lora) for part in parts)
+  return not all(tuned_parts(config, lora=lora).values())
 
 
 def split(

@@ -13,7 +13,7 @@ from perlhf_jax.objectives import metrics
 
 
 def quantile_edges(
-  values: metrics.Values, num_bins: int
+  values: metrics.Values, num_bins: int = 5
 ) -> Float[np.ndarray, ' edges']:
   """Returns edges of bins with about equally many examples.
 

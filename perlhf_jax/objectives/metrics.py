@@ -51,6 +51,11 @@ def standard_error(values: Values, mask: Mask = None) -> float:
   return float(np.std(values, ddof=1) / np.sqrt(values.size))
 
 
+def sigmoid(scores: Values) -> Float[np.ndarray, ' examples']:
+  """Computes σ(scores) in float64, without overflow."""
+  return np.exp(-np.logaddexp(0, -np.asarray(scores, np.float64)))
+
+
 def pairwise_accuracy(
   chosen_scores: Values, rejected_scores: Values, mask: Mask = None
 ) -> float:
@@ -201,7 +206,7 @@ def expected_calibration_error(
   scores, labels = _select(mask, scores, labels)
   if not scores.size or np.isnan(scores).any():
     return float('nan')
-  probabilities = np.exp(-np.logaddexp(0, -scores))
+  probabilities = sigmoid(scores)
   bins = np.minimum((probabilities * num_bins).astype(int), num_bins - 1)
   gaps = np.bincount(bins, weights=probabilities - labels, minlength=num_bins)
   return float(np.abs(gaps).sum() / scores.size)

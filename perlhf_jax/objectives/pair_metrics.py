@@ -11,8 +11,6 @@ import numpy as np
 from perlhf_jax.objectives import bins
 from perlhf_jax.objectives import metrics
 
-_QUANTILES = 5
-
 
 def calibration_error(
   chosen_scores: metrics.Values,
@@ -113,10 +111,10 @@ def accuracy_bins(
   if np.any(margins != margins[0]):
     values['margin'] = margins
   result = {
-    name: bins.average(x, credit, bins.quantile_edges(x, _QUANTILES))
+    name: bins.average(x, credit, bins.quantile_edges(x))
     for name, x in values.items()
   }
-  confidence = np.exp(-np.logaddexp(0, -difference))
+  confidence = metrics.sigmoid(difference)
   result['reliability'] = bins.reliability(confidence, credit, least=0.5)
   return result
 

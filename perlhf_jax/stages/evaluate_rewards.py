@@ -31,8 +31,6 @@ Columns = Mapping[str, np.ndarray]
 # A model, ready to answer.
 Answerer = Callable[[], Columns]
 
-_QUANTILES = 5
-
 
 @dataclasses.dataclass(frozen=True)
 class RewardEvaluation:
@@ -190,7 +188,7 @@ def _by_disagreement(differences: np.ndarray) -> dict[str, Any]:
   return bins.average(
     spread,
     metrics.order_credit(mean, np.zeros_like(mean)),
-    bins.quantile_edges(spread, _QUANTILES),
+    bins.quantile_edges(spread),
   )
 
 

@@ -222,7 +222,7 @@ def reward_bins(
     names = *names, 'chosen_lengths', 'rejected_lengths', 'margins'
     return pair_metrics.accuracy_bins(*(columns[name] for name in names))
   scores, labels = columns['scores'], columns['labels']
-  probabilities = np.exp(-np.logaddexp(0, -scores.astype(np.float64)))
+  probabilities = metrics.sigmoid(scores)
   return {'reliability': bins.reliability(probabilities, labels)}
 
 

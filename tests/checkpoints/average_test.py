@@ -134,6 +134,7 @@ def _error(capfd, checkpoints, target):
 def test_other_checkpoints_are_refused(base, adapters, full, tmp_path, capfd):
   target = tmp_path / 'mean'
   assert 'at least two' in _error(capfd, adapters[:1], target)
+  assert 'commas is empty' in _error(capfd, [adapters[0], ''], target)
   assert 'Only a MODEL_DIR' in _error(capfd, [base, *adapters], target)
   assert 'differ in kind' in _error(capfd, [adapters[0], full[0]], target)
   # A base of the same shapes and other weights.
