@@ -29,16 +29,15 @@ def responses():
   return tokens.reshape(shape), mask.reshape(shape)
 
 
-@pytest.mark.parametrize('temperature', [1.0, 0.7])
+@pytest.mark.parametrize('temperature', [None, 0.7])
 def test_logprobs_equal_one_response_and_one_token_at_a_time(
   adapted, prompts, responses, temperature
 ):
   model, variables = adapted
+  given = {} if temperature is None else {'temperature': temperature}
   tokens, mask = responses
   actual = jax.jit(
-    lambda *args: policy.response_logprobs(
-      model, variables, *args, temperature=temperature
-    )
+    lambda *args: policy.response_logprobs(model, variables, *args, **given)
   )(prompts, tokens)
   assert actual.shape == tokens.shape
   call = jax.jit(model.apply)
@@ -52,7 +51,7 @@ def test_logprobs_equal_one_response_and_one_token_at_a_time(
         inputs = np.zeros((1, LENGTH), np.int32)
         inputs[0, : len(before)] = before
         logits = call(variables, single[row], inputs)
-        logits = np.asarray(logits[0, t], np.float64) / temperature
+        logits = np.asarray(logits[0, t], np.float64) / (temperature or 1.0)
         wanted = logits[tokens[row, sample, t]] - np.log(np.exp(logits).sum())
         np.testing.assert_allclose(actual[row, sample, t], wanted, atol=1e-5)
 

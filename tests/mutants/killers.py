@@ -23,7 +23,7 @@ _NAMES = {
   'rl/reward_sources': 'rl/roles rl/scoring rl/interrupted_rewards',
   'rl/rewards': 'rl/rewards',
   'rl/rloo': 'rl/rloo rl/algorithm',
-  'rl/roles': 'rl/roles',
+  'rl/roles': 'rl/roles stages/image_bad_input',
   'rl/rollout_metrics': 'rl/rollout rl/learn',
   'rl/scoring': 'rl/scoring rl/rollout rl/step',
   'rl/settings': 'rl/step rl/learn',

@@ -2,8 +2,8 @@
 
   everywhere_program.py FOLDER MESH_SHAPE STAGES [HOST_FLAG ...]
 
-Of STAGES, letters, s leaves sft/ in FOLDER, r reward/, p policy/, and u uses
-them: answers.jsonl, and what `evaluate` wrote. i leaves pali_sft/ and
+Of STAGES, letters, s leaves sft/ in FOLDER, r reward/, p policy/, d dpo/, and u
+uses them: answers.jsonl, and what `evaluate` wrote. i leaves pali_sft/ and
 pali_policy/, of models that read pictures, and with j pali_reward/. Reward
 models and policies start from FOLDER/../base, so that differences of one stage
 do not add to those of the next. x leaves exported/, a reward model that starts
@@ -98,6 +98,8 @@ def run_stages(folder, mesh_shape, stages, *host_flags):
       f"--gin.REWARD_CHECKPOINT='{base / 'reward'}'",
       start=base / 'sft',
     )
+  if 'd' in stages:
+    train('train_dpo', 'attention', 'dpo', 'demo_rm', start=base / 'sft')
   if 'i' in stages:
     vit = '--gin.TRAIN_VIT=True'
     train('train_sft', 'none', 'pali_sft', 'demo_vqa_sft', vit)
