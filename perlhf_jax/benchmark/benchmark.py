@@ -132,6 +132,8 @@ def benchmark(
     raise errors.ConfigError(
       "TUNINGS is empty: give 'lora', 'full' or both, ('lora', 'full')."
     )
+  if 'full' in tunings:
+    optimizers.check_adapted(optimizer, None)
   algorithm_lib.check_algorithm(algorithm, num_samples)
   partitioning.check_batch_size(
     batch_size, mesh, minibatches=algorithm.minibatches

@@ -1,4 +1,4 @@
-"""The files of gin/lora adapt the layers that their heads name, and no other."""
+"""Files of gin/lora adapt the layers that their heads name, and no other."""
 
 import dataclasses
 import functools

@@ -63,6 +63,11 @@ def reward(sft, tmp_path, *more, task='demo_rm', tuning='attention'):
       ('VOCABULARY', 'sft'),
     ),
     (('--gin.Optimizer.name="sgd"',), 'demo_rm', ("'sgd'", 'adafactor')),
+    (
+      ('--gin.Optimizer.lora_b_ratio=4', '--gin.LORA=None'),
+      'demo_rm',
+      ('lora_b_ratio is 4', 'gin/lora/all_linear.gin'),
+    ),
     (('--gin.LoopConfig.log_period=0',), 'demo_rm', ('log_period is 0',)),
     (("--gin.Optimizer.schedule='exp'",), 'demo_rm', ("'exp'", 'cosine')),
     (("--gin.T5Config.remat_policy='some'",), 'demo_rm', ("'some'", 'minimal')),
