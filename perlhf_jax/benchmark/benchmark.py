@@ -228,6 +228,7 @@ def benchmark(
       'weights': initial_checkpoint_path or _RANDOM,
       'parameters': tree_paths.count_parameters(start.params),
       'tunings': list(settings),
+      'lora_method': lora.method,
       'lora_rank': lora.rank,
       'algorithm': type(algorithm).__name__,
       'prompts': mixture_or_task_name or _RANDOM,

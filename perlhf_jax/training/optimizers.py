@@ -88,8 +88,8 @@ def check_adapted(config: Optimizer, lora: lora_lib.LoraConfig | None) -> None:
     raise errors.ConfigError(
       f'Optimizer.lora_b_ratio is {config.lora_b_ratio:g}, but full tuning has '
       'no adapters. Set it to 1, or tune adapters only: give a file such as '
-      "--gin_file=gin/lora/all_linear.gin, and TUNINGS='lora' to a command that "
-      'has it.'
+      "--gin_file=gin/lora/all_linear.gin, and TUNINGS = 'lora' to a command "
+      'that has it.'
     )
 
 
