@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 
 import pytest
 import runs
@@ -89,6 +90,14 @@ def test_configuration(sft, tmp_path, capsys, more, task, wanted):
   for text in wanted:
     assert text in message
   assert not (tmp_path / 'rm' / 'metrics.jsonl').exists()
+
+
+def test_weights_and_biases_are_not_installed(
+  sft, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  message = fails(capsys, reward(sft, tmp_path, '--gin.WANDB=True'))
+  assert 'perlhf-jax[wandb]' in message
 
 
 def test_missing_data_file(sft, tmp_path, capsys, monkeypatch):
