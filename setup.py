@@ -102,5 +102,6 @@ setuptools.setup(
     # tfds-nightly, whose files replace those of what is asked for above.
     't5x': ['cached_property', 'chex', 'fiddle', 'grain'],
     'tpu': ['jax[tpu]'],
+    'wandb': ['wandb'],
   },
 )

@@ -132,6 +132,8 @@ def benchmark(
     raise errors.ConfigError(
       "TUNINGS is empty: give 'lora', 'full' or both, ('lora', 'full')."
     )
+  if 'full' in tunings:
+    optimizers.check_adapted(optimizer, None)
   algorithm_lib.check_algorithm(algorithm, num_samples)
   partitioning.check_batch_size(
     batch_size, mesh, minibatches=algorithm.minibatches
@@ -226,6 +228,7 @@ def benchmark(
       'weights': initial_checkpoint_path or _RANDOM,
       'parameters': tree_paths.count_parameters(start.params),
       'tunings': list(settings),
+      'lora_method': lora.method,
       'lora_rank': lora.rank,
       'algorithm': type(algorithm).__name__,
       'prompts': mixture_or_task_name or _RANDOM,

@@ -87,7 +87,7 @@ def make_table(figures: Mapping[str, Any]) -> str:
 def _heading(setting: Mapping[str, Any]) -> list[str]:
   least, mean, most = setting['prompt_lengths']
   names = {
-    'lora': f'LoRA of rank {setting["lora_rank"]}',
+    'lora': f'{setting["lora_method"]} of rank {setting["lora_rank"]}',
     'full': 'full tuning',
   }
   tuned = ' and '.join(names[tuning] for tuning in setting['tunings'])

@@ -34,9 +34,9 @@ def check(models: Sequence[loaded_model.LoadedModel]) -> None:
 
   Raises:
     ConfigError: there are fewer than two models.
-    CheckpointError: a model is no MODEL_DIR, or differs from the first in its
-      kind, architecture, image size, tuning, objective, trained parts,
-      vocabulary, base or adapted layers.
+    CheckpointError: a model is no MODEL_DIR, has DoRA adapters, or differs from
+      the first in its kind, architecture, image size, tuning, objective,
+      trained parts, vocabulary, base or adapted layers.
   """
   if len(models) < 2:
     raise errors.ConfigError('An average needs at least two checkpoints.')
@@ -46,6 +46,12 @@ def check(models: Sequence[loaded_model.LoadedModel]) -> None:
       raise errors.CheckpointError(
         f'{model.path} is {model}. Only a MODEL_DIR, or one of its steps, can '
         'be averaged.'
+      )
+    if model.lora_config is not None and model.lora_config.dora:
+      raise errors.CheckpointError(
+        f'{model.path} has DoRA adapters (LoraConfig.dora), whose mean is not '
+        'the mean of the weights, because each is normalised. Merge each '
+        'checkpoint first (perlhf convert --to=perlhf), and average those.'
       )
     for what, get in _SAME.items():
       if get(model) != get(first):

@@ -5,7 +5,7 @@ reward model's head is in a separate file (`reward_head`), which PEFT ignores.
 The base model is another Hugging Face directory.
 
 PEFT stores `A` as `[rank, in]` and `B` as `[out, rank]`, the transposes of our
-arrays.
+arrays. DoRA's magnitudes, `[out]`, are `lora_magnitude_vector`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,6 +27,7 @@ from perlhf_jax.interop import remote_files
 from perlhf_jax.interop import reward_head
 from perlhf_jax.interop import safetensors_files
 from perlhf_jax.interop import safetensors_output
+from perlhf_jax.models import dora
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import t5_config
 
@@ -102,18 +103,26 @@ def load(path: str | os.PathLike[str], config: t5_config.T5Config) -> Adapter:
   tensors = named_tensors.read(
     path,
     WEIGHTS,
-    dict(_shapes(table, {n: module.rank for n, module in adapted.items()})),
+    dict(
+      _shapes(
+        table,
+        {name: module.rank for name, module in adapted.items()},
+        lora_config,
+      )
+    ),
     source=f'{CONFIG} and its base',
     whole='adapter and the base that it was trained on',
   )
   flat = {}
   for name, module in adapted.items():
-    a, b = (tensors[key].T for key in _names(name))
+    a, b, *m = (tensors[key].T for key in _names(name, lora_config))
     missing = lora_config.rank - module.rank
     correction = np.float32(module.scale / lora_config.scale)
     place = _place(table[name].path)
     flat[f'{place}/lora_a'] = np.pad(a, ((0, 0), (0, missing)))
     flat[f'{place}/lora_b'] = np.pad(b * correction, ((0, missing), (0, 0)))
+    if m:
+      flat[f'{place}/{dora.MAGNITUDE}'] = m[0]
   return Adapter(
     lora_config,
     tree_paths.unflatten(flat),
@@ -180,11 +189,14 @@ def contents(
       'There are no adapters to write as a PEFT directory; write the model '
       'itself.'
     )
-  shapes = dict(_shapes(table, dict.fromkeys(adapted, lora_config.rank)))
+  shapes = dict(
+    _shapes(table, dict.fromkeys(adapted, lora_config.rank), lora_config)
+  )
   tensors = {}
   expected = {}
   for name in adapted:
-    for key, leaf in zip(_names(name), ('lora_a', 'lora_b'), strict=True):
+    leaves = 'lora_a', 'lora_b', dora.MAGNITUDE
+    for key, leaf in zip(_names(name, lora_config), leaves, strict=False):
       path = f'{_place(table[name].path)}/{leaf}'
       expected[path] = shapes[key][::-1]
       tensors[key] = safetensors_output.Tensor(
@@ -209,22 +221,24 @@ def _place(kernel: str) -> str:
   return f'{kernel.removesuffix("/kernel")}/lora'
 
 
-def _names(module: str) -> tuple[str, str]:
-  return (
-    f'{_PREFIX}{module}.lora_A.weight',
-    f'{_PREFIX}{module}.lora_B.weight',
-  )
+def _names(module: str, config: lora_lib.LoraConfig) -> tuple[str, ...]:
+  """Returns the names of A, of B and, for DoRA, of the magnitudes."""
+  ends = ['lora_A.weight', 'lora_B.weight']
+  if config.dora:
+    ends.append('lora_magnitude_vector')
+  return tuple(f'{_PREFIX}{module}.{end}' for end in ends)
 
 
 def _shapes(
-  table: Mapping[str, Any], ranks: Mapping[str, int]
-) -> Iterator[tuple[str, tuple[int, int]]]:
+  table: Mapping[str, Any],
+  ranks: Mapping[str, int],
+  config: lora_lib.LoraConfig,
+) -> Iterator[tuple[str, tuple[int, ...]]]:
   """Yields each tensor's name and shape."""
   for name, rank in ranks.items():
     in_width, out_width = table[name].shape
-    a, b = _names(name)
-    yield a, (rank, in_width)
-    yield b, (out_width, rank)
+    shapes = (rank, in_width), (out_width, rank), (out_width,)
+    yield from zip(_names(name, config), shapes, strict=False)
 
 
 def _read_config(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ _READ = frozenset(
     'runtime_config',
     'target_modules',
     'task_type',
+    'use_dora',
     'use_rslora',
   }
 )
@@ -73,6 +74,7 @@ class _File:
   rank_pattern: Mapping[str, _Rank] | None = None
   alpha_pattern: Mapping[str, _Alpha] | None = None
   use_rslora: bool | None = False
+  use_dora: bool | None = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +133,7 @@ def to_json(
     'rank_pattern': {},
     'target_modules': _targets(set(adapted), modules(config)),
     'task_type': 'SEQ_2_SEQ_LM',
-    'use_dora': False,
+    'use_dora': lora.dora,
     'use_rslora': lora.rs_lora,
   }
 
@@ -191,6 +193,7 @@ def from_json(
     dropout_rate=float(file.lora_dropout),
     rs_lora=rs_lora,
     target_modules=_patterns(paths, config),
+    dora=bool(file.use_dora),
   )
   return lora, adapted
 

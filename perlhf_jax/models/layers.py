@@ -63,6 +63,18 @@ class Dense(nn.Module):
       jnp.float32,
     )
     y = products.product(x.astype(self.dtype), kernel.astype(self.dtype))
+    adapters, update = self.adapters, None
+    if adapters is not None and '/'.join(self.path) in adapters.module_paths:
+      update, gains = lora_lib.LowRankUpdate(
+        config=adapters.config,
+        features=self.features,
+        kernel_axes=self.kernel_axes,
+        dtype=self.dtype,
+        name='lora',
+      )(x, kernel, deterministic=deterministic)
+      if gains is not None:
+        # The bias is not scaled.
+        y, update = (y + update) * gains, None
     if self.bias_init is not None:
       bias = self.param(
         'bias',
@@ -71,15 +83,8 @@ class Dense(nn.Module):
         jnp.float32,
       )
       y = y + bias
-    adapters = self.adapters
-    if adapters is not None and '/'.join(self.path) in adapters.module_paths:
-      y = y + lora_lib.LowRankUpdate(
-        config=adapters.config,
-        features=self.features,
-        kernel_axes=self.kernel_axes,
-        dtype=self.dtype,
-        name='lora',
-      )(x, deterministic=deterministic)
+    if update is not None:
+      y = y + update
     return products.rounded(y, self.output_dtype or self.dtype, self.remat_name)
 
 

@@ -2,9 +2,9 @@
 
 An adapted dense layer computes `x·W + (x·A)·B·scale`. `A` (`lora_a`, of shape
 `[in, rank]`) starts random, `B` (`lora_b`, `[rank, out]`) starts at zero, and
-training never forms `A·B`. `A` and `B` are in the collection `lora` beside
-`params`, so the backbone's tree is the same with and without adapters, and
-several roles can share one backbone.
+training never forms `A·B`. DoRA scales the result, see `dora`. `A` and `B` are
+in the collection `lora` beside `params`, so the backbone's tree is the same
+with and without adapters, and several roles can share one backbone.
 
 Source: Hu et al. 2021 (arXiv:2106.09685) section 4.1. By default every
 attention projection is adapted, as in arXiv:2403.10704 section 2.
@@ -21,8 +21,10 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from perlhf_jax.core import checks
+from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
+from perlhf_jax.models import dora as dora_lib
 from perlhf_jax.models import products
 
 _RANK = checks.Range(
@@ -45,6 +47,8 @@ class LoraConfig:
     target_modules: regular expressions; each must match the whole path of at
       least one dense layer, such as 'encoder/layers_0/attention/query'. By
       default every attention projection.
+    dora: learn the norm of each output feature's weights apart from their
+      direction, see `dora`.
   """
 
   rank: Annotated[int, _RANK] = 8
@@ -52,6 +56,7 @@ class LoraConfig:
   dropout_rate: Annotated[float, checks.Range(least=0, below=1)] = 0.0
   rs_lora: bool = False
   target_modules: Sequence[str] = ATTENTION_PROJECTIONS
+  dora: bool = False
 
   def __post_init__(self):
     checks.check_fields(self)
@@ -62,6 +67,11 @@ class LoraConfig:
     """The factor on `(x·A)·B`."""
     alpha = self.rank if self.alpha is None else self.alpha
     return alpha / (math.sqrt(self.rank) if self.rs_lora else self.rank)
+
+  @property
+  def method(self) -> str:
+    """What users call such adapters."""
+    return 'DoRA' if self.dora else 'LoRA'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +117,25 @@ class LowRankUpdate(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[typing.Array, '*shape inputs'], *, deterministic: bool
-  ) -> Float[jax.Array, '*shape {self.features}']:
-    """Maps `[..., in]` to the update `[..., features]`."""
+    self,
+    x: Float[typing.Array, '*shape inputs'],
+    kernel: Float[typing.Array, 'inputs {self.features}'],
+    *,
+    deterministic: bool,
+  ) -> tuple[
+    Float[jax.Array, '*shape {self.features}'],
+    Float[jax.Array, ' {self.features}'] | None,
+  ]:
+    """Maps inputs to an update of a dense layer's output.
+
+    Args:
+      x: input of the dense layer.
+      kernel: the dense layer's, which only DoRA reads.
+      deterministic: whether dropout is off.
+
+    Returns:
+      The update, and DoRA's factors on `x·W` plus the update, else None.
+    """
     config = self.config
     in_axis, out_axis = self.kernel_axes
 
@@ -131,11 +157,19 @@ class LowRankUpdate(nn.Module):
       (config.rank, self.features),
       ('lora_rank', out_axis),
     )
+    gains = None
+    if config.dora:
+      # Without its kernel; `dora.with_first_magnitudes` sets the first values.
+      m = variable(
+        dora_lib.MAGNITUDE, nn.initializers.ones, (self.features,), (out_axis,)
+      )
+      gains = dora_lib.gains(m, kernel, a, b, config.scale)
     x = nn.Dropout(config.dropout_rate)(x, deterministic=deterministic)
     hidden = products.rounded(
       products.product(x.astype(self.dtype), a.astype(self.dtype)), self.dtype
     )
-    return products.product(hidden, b.astype(self.dtype)) * config.scale
+    update = products.product(hidden, b.astype(self.dtype)) * config.scale
+    return update, gains
 
 
 def _adapted_kernels(
@@ -156,6 +190,9 @@ def _adapted_kernels(
       precision=jax.lax.Precision.HIGHEST,
     )
     merged = jnp.asarray(kernel, jnp.float32) + sign * config.scale * update
+    if config.dora:
+      magnitudes = adapters[path.removesuffix('lora_a') + dora_lib.MAGNITUDE]
+      merged = dora_lib.normalized(merged, magnitudes)
     flat[kernel_path] = merged.astype(kernel.dtype)
   return tree_paths.unflatten(flat)
 
@@ -165,8 +202,9 @@ def merge_lora(
 ) -> dict[str, Any]:
   """Returns `params` with `W + A·B·scale` for every adapter.
 
-  The sum is computed in float32, then cast to the kernel's dtype. The result
-  is a plain backbone: apply it without the `lora` collection.
+  DoRA then scales its columns. All is computed in float32, then cast to the
+  kernel's dtype. The result is a plain backbone: apply it without the `lora`
+  collection.
   """
   return _adapted_kernels(params, lora, config, 1.0)
 
@@ -174,7 +212,16 @@ def merge_lora(
 def unmerge_lora(
   params: typing.Params, lora: typing.Params, config: LoraConfig
 ) -> dict[str, Any]:
-  """Returns merged `params` with the same adapters subtracted."""
+  """Returns merged `params` with the same adapters subtracted.
+
+  Raises:
+    ConfigError: the adapters are DoRA's, whose merge loses the norms of `W`.
+  """
+  if config.dora:
+    raise errors.ConfigError(
+      'DoRA adapters cannot be subtracted again (LoraConfig.dora); keep the '
+      'backbone.'
+    )
   return _adapted_kernels(params, lora, config, -1.0)
 
 
@@ -185,7 +232,8 @@ def describe(
   added = tree_paths.count_parameters(lora)
   base = tree_paths.count_parameters(params)
   return (
-    f'LoRA rank {adapters.config.rank}, scale {adapters.config.scale:g}: '
+    f'{adapters.config.method} rank {adapters.config.rank}, '
+    f'scale {adapters.config.scale:g}: '
     f'{len(adapters.module_paths)} adapted module(s), {added:,} parameters '
     f'({added / (base + added):.3%} of {base + added:,}).'
   )

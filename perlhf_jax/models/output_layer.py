@@ -25,6 +25,7 @@ from jaxtyping import Float
 from perlhf_jax.core import tree_paths
 from perlhf_jax.core import typing
 from perlhf_jax.models import device_share
+from perlhf_jax.models import dora
 from perlhf_jax.models import t5
 from perlhf_jax.models import t5_config
 
@@ -41,6 +42,7 @@ _AXES = {
   'embedding': ('vocab', 'embed'),
   'lora_a': ('embed', 'lora_rank'),
   'lora_b': ('lora_rank', 'vocab'),
+  dora.MAGNITUDE: ('vocab',),
 }
 
 
@@ -94,7 +96,7 @@ def per_token(
   # Gather the layer but for the vocabulary, and cast it, before the loop:
   # otherwise every iteration would gather it in float32.
   layer = {
-    path: _constrain(path, x.astype(model.config.compute_dtype), whole=True)
+    path: _constrain(path, _as_read(path, x, model.config), whole=True)
     for path, x in layer.items()
   }
   return jax.tree.map(join, _in_chunks(compute)(layer, *chunks))
@@ -187,6 +189,13 @@ def _variables(model, variables) -> dict[str, Any]:
   names = tuple(f'{kind}/{name}/' for kind in ('params', 'lora'))
   flat = tree_paths.flatten(variables)
   return {path: x for path, x in flat.items() if path.startswith(names)}
+
+
+def _as_read(path, x, config):
+  """Casts what the products read in the compute dtype."""
+  if path.endswith(f'/{dora.MAGNITUDE}'):
+    return x  # It scales float32 sums, and rounded it would change them all.
+  return x.astype(config.compute_dtype)
 
 
 def _constrain(path, x, *, whole=False):

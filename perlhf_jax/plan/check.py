@@ -31,6 +31,7 @@ from perlhf_jax.plan import check_report
 from perlhf_jax.runs import model_dirs
 from perlhf_jax.stages import evaluate
 from perlhf_jax.stages import line_files
+from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import run_lock
 from perlhf_jax.training import topologies
@@ -118,6 +119,7 @@ class _Check:
     for part in (
       self._check_mesh,
       self._check_outputs,
+      self._check_optimizers,
       self._check_start,
       self._check_checkpoints,
       self._check_splits,
@@ -196,6 +198,11 @@ class _Check:
       'MODEL_DIR',
       f'{model_dir} holds step {held.step}, from which the run goes on',
     )
+
+  def _check_optimizers(self) -> None:
+    for value in self._values.values():
+      if isinstance(value, optimizers.Optimizer) and 'lora' in self._values:
+        optimizers.check_adapted(value, self._values['lora'])
 
   def _check_start(self) -> None:
     if 'initial_checkpoint_path' not in self._values:

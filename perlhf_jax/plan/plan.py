@@ -101,6 +101,8 @@ def plan(
   tunings = (tunings,) if isinstance(tunings, str) else tunings
   programs = (programs,) if isinstance(programs, str) else programs
   by_tuning = {'lora': lora, 'full': None}
+  if 'full' in tunings:
+    optimizers.check_adapted(optimizer, None)
   settings = [
     programs_lib.Setting(
       model,

@@ -17,6 +17,7 @@ from perlhf_jax.checkpoints import loading
 from perlhf_jax.checkpoints import placed
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
+from perlhf_jax.models import dora
 from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import frozen_dtypes
 from perlhf_jax.models import lora as lora_lib
@@ -196,6 +197,13 @@ def make_roles(
   if only_shapes:
     given, _ = place(lambda: {'params': init('params')}, {})
   frozen = {'params': frozen_dtypes.cast(given['params'], start.config)}
+  if adapters is not None and not only_shapes:
+    for name, role in trainable.items():
+      role['lora'] = dora.with_first_magnitudes(
+        role['lora'],
+        shared_backbone.role_variables(frozen, role)['params'],
+        shardings[name]['lora'],
+      )
   modules, variables = (), ()
   if rewards:
     modules, variables = place_reward_models(rewards, start, mesh)

@@ -39,6 +39,7 @@ _OF_NO_ACCOUNT = frozenset(
     'ROLLOUT_PARTS',
     'REWARD_TIME_LIMIT',
     'TRAIN_STEPS',
+    'WANDB',
   }
 )
 

@@ -9,6 +9,7 @@ import jax
 
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.core import tree_paths
+from perlhf_jax.models import dora
 from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import frozen_dtypes
 from perlhf_jax.models import lora as lora_lib
@@ -100,6 +101,11 @@ def make_run(
   if kept:
     frozen['params'] = frozen_dtypes.cast(kept, start.config)
   if adapters is not None and not only_shapes:
+    variables['lora'] = dora.with_first_magnitudes(
+      variables['lora'],
+      tree_paths.overlay(frozen, variables)['params'],
+      shardings['lora'],
+    )
     logging.info(
       lora_lib.describe(adapters, variables['lora'], frozen['params'])
     )

@@ -32,6 +32,7 @@ from perlhf_jax.training import partitioning
 from perlhf_jax.training import placement
 from perlhf_jax.training import train_loop
 from perlhf_jax.training import train_step
+from perlhf_jax.training import wandb_writer
 
 
 @runtime_checkable
@@ -127,6 +128,8 @@ def prepare(
   Raises:
     UserError: an input cannot be used.
   """
+  if loop.wandb:
+    wandb_writer.load()
   with sigterm.kept():
     mesh = partitioner.make_mesh()
   partitioning.check_batch_size(

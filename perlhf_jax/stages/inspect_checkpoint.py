@@ -88,8 +88,13 @@ def _lines(
   yield 'computes in', config.dtype
   lora = peeked.lora_config
   if lora is not None:
-    sites = lora.target_modules
-    yield 'adapters', f'LoRA of rank {lora.rank}, scale {lora.scale:g}, {sites}'
+    yield (
+      'adapters',
+      (
+        f'{lora.method} of rank {lora.rank}, scale {lora.scale:g}, '
+        f'{lora.target_modules}'
+      ),
+    )
   if peeked.base is not None:
     known = peeked.base.get('fingerprint')
     yield 'base', peeked.base['path'] + (f' ({known})' if known else '')

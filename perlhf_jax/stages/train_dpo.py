@@ -193,6 +193,7 @@ def train_dpo(
     initial_checkpoint_path,
     with_dropout='the policy would differ from its reference from the start',
   )
+  optimizers.check_adapted(optimizer, lora)
 
   def make(start, examples, mesh):
     if examples.kind is not kinds.PAIRWISE:

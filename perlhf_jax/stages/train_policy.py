@@ -143,6 +143,8 @@ def train_policy(
       'the trained policy would differ from the policy that sampled'
     ),
   )
+  for optimizer in policy_optimizer, value_optimizer:
+    optimizers.check_adapted(optimizer, lora)
 
   def make(start, examples, mesh):
     del examples  # Of any kind: only the prompts are used.

@@ -132,6 +132,7 @@ def train_reward(
   Raises:
     UserError: an input cannot be used; raised before training starts.
   """
+  optimizers.check_adapted(optimizer, lora)
 
   def make(start, examples, mesh):
     check_objective(examples, dataset.mixture_or_task_name)

@@ -112,6 +112,7 @@ def train_sft(
   Raises:
     UserError: an input cannot be used; raised before training starts.
   """
+  optimizers.check_adapted(optimizer, lora)
 
   def make(start, examples, mesh):
     if examples.kind is not kinds.SFT:

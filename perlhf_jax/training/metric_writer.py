@@ -1,4 +1,4 @@
-"""Metrics of a run: MODEL_DIR/metrics.jsonl, and TensorBoard events.
+"""Metrics of a run: MODEL_DIR/metrics.jsonl, TensorBoard events, perhaps W&B.
 
 A line of metrics.jsonl is `{"step", "split": "train" or "eval", <metric>:
 <number>, …}`, with null for an undefined metric. Only the metrics of `TIMING`
@@ -13,6 +13,7 @@ from etils import epath
 import jax
 
 from perlhf_jax.training import step_log
+from perlhf_jax.training import wandb_writer
 
 FILE_NAME = 'metrics.jsonl'
 
@@ -59,12 +60,18 @@ def mean_timing(model_dir: epath.Path, step: int) -> dict[str, float | None]:
 class MetricWriter:
   """Writes metrics on process 0; does nothing on the others."""
 
-  def __init__(self, model_dir: epath.Path, start_step: int):
+  def __init__(
+    self, model_dir: epath.Path, start_step: int, *, wandb: bool = False
+  ):
     """Opens the files, and drops records of steps that will be repeated.
 
     Args:
       model_dir: MODEL_DIR of the run.
       start_step: step that the run resumes from; 0 for a new run.
+      wandb: whether to write to Weights & Biases too, see `wandb_writer`.
+
+    Raises:
+      ConfigError: `wandb` is set and not installed.
     """
     self._active = jax.process_index() == 0
     if not self._active:
@@ -77,6 +84,7 @@ class MetricWriter:
       split: metric_writers.SummaryWriter(str(model_dir / 'events' / split))
       for split in ('train', 'eval')
     }
+    self._wandb = wandb_writer.WandbWriter(model_dir) if wandb else None
 
   def warn_of_gaps(self, log_period: int, eval_period: int) -> None:
     """Warns of records of earlier starts that are not there any more.
@@ -101,13 +109,16 @@ class MetricWriter:
       return
     metrics = {name: float(value) for name, value in metrics.items()}
     self._log.append([{'step': step, 'split': split, **metrics}])
-    self._writers[split].write_scalars(
-      step, {name: v for name, v in metrics.items() if math.isfinite(v)}
-    )
+    finite = {name: v for name, v in metrics.items() if math.isfinite(v)}
+    self._writers[split].write_scalars(step, finite)
     self._writers[split].flush()
+    if self._wandb is not None:
+      self._wandb.write(step, split, finite)
 
   def close(self) -> None:
-    """Closes the event files."""
+    """Closes the event files, and the run on Weights & Biases."""
     if self._active:
       for writer in self._writers.values():
         writer.close()
+      if self._wandb is not None:
+        self._wandb.close()

@@ -11,6 +11,7 @@ import optax
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import typing
+from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import tuned_params
 from perlhf_jax.training import layer_layout
 
@@ -43,6 +44,11 @@ class Optimizer:
       would hardly move.
     b1: AdamW's decay of the first moment.
     b2: AdamW's decay of the second moment.
+    lora_b_ratio: learning rate of every `lora_b` over that of all other weights
+      (LoRA+, arXiv:2402.12354, eq. 7); multiplies schedule and decoupled
+      weight decay alike. It is here and not in `LoraConfig`, because it says
+      how adapters learn, not what they compute: a checkpoint's adapters are
+      the same whatever it was, and policy and value model may differ in it.
   """
 
   name: Annotated[str, checks.OneOf('adafactor', 'adamw')] = 'adafactor'
@@ -57,6 +63,7 @@ class Optimizer:
   multiply_by_parameter_scale: bool = True
   b1: Annotated[float, checks.Range(least=0, below=1)] = 0.9
   b2: Annotated[float, checks.Range(least=0, below=1)] = 0.999
+  lora_b_ratio: Annotated[float, checks.Positive] = 1.0
 
   def __post_init__(self):
     checks.check_fields(self)
@@ -65,6 +72,25 @@ class Optimizer:
         "Optimizer.schedule 'rsqrt' decays from the end of the warm-up; set "
         'Optimizer.warmup_steps to at least 1.'
       )
+
+
+def check_adapted(config: Optimizer, lora: lora_lib.LoraConfig | None) -> None:
+  """Checks that there are adapters if their learning rate is set.
+
+  Args:
+    config: the optimizer of a model.
+    lora: the model's adapters; None for full tuning.
+
+  Raises:
+    ConfigError: `lora_b_ratio` is not 1 under full tuning.
+  """
+  if lora is None and config.lora_b_ratio != 1:
+    raise errors.ConfigError(
+      f'Optimizer.lora_b_ratio is {config.lora_b_ratio:g}, but full tuning has '
+      'no adapters. Set it to 1, or tune adapters only: give a file such as '
+      "--gin_file=gin/lora/all_linear.gin, and TUNINGS = 'lora' to a command "
+      'that has it.'
+    )
 
 
 def make_schedule(
@@ -100,7 +126,11 @@ def make_schedule(
 def make_optimizer(
   config: Optimizer, train_steps: int
 ) -> optax.GradientTransformation:
-  """Returns the gradient transformation of a configuration."""
+  """Returns the gradient transformation of a configuration.
+
+  Its `init` raises a ConfigError for weights that the configuration does not
+  fit.
+  """
   schedule = make_schedule(config, train_steps)
   if config.name == 'adafactor':
     update = _adafactor(schedule, config.multiply_by_parameter_scale)
@@ -116,6 +146,8 @@ def make_optimizer(
     update = optax.adamw(
       schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay
     )
+  if config.lora_b_ratio != 1:
+    update = _lora_plus(update, config)
   if config.clip_norm is None:
     return update
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
@@ -143,6 +175,34 @@ def _adafactor(
       )
     )
   return optax.chain(*steps, optax.scale_by_learning_rate(schedule))
+
+
+def _lora_plus(
+  optimizer: optax.GradientTransformation, config: Optimizer
+) -> optax.GradientTransformation:
+  """Multiplies the updates of each `lora_b`, weight decay included.
+
+  The state is the optimizer's own: checkpoints are the same with and without.
+  """
+
+  def init(params):
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    # optax also calls it with a placeholder without leaves.
+    if paths and not any(is_b(path) for path, _ in paths):
+      check_adapted(config, None)
+    return optimizer.init(params)
+
+  def update(updates, state, params=None):
+    updates, state = optimizer.update(updates, state, params)
+    scaled = jax.tree_util.tree_map_with_path(
+      lambda path, x: x * config.lora_b_ratio if is_b(path) else x, updates
+    )
+    return scaled, state
+
+  def is_b(path):
+    return _name(path).split('/')[-1] == 'lora_b'
+
+  return optax.GradientTransformation(init, update)
 
 
 def _checked(init):

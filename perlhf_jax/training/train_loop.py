@@ -64,6 +64,7 @@ class LoopConfig:
     keep_latest: number of other checkpoints to keep, the newest ones; if the
       newest is damaged, the run resumes from the one before it.
     seed: seed of initialisation and dropout.
+    wandb: whether metrics also go to Weights & Biases, see `wandb_writer`.
   """
 
   train_steps: Annotated[int, checks.AtLeastOne]
@@ -74,6 +75,7 @@ class LoopConfig:
   keep_best: Annotated[int, checks.NotNegative] = 1
   keep_latest: Annotated[int, checks.AtLeastOne] = 2
   seed: Annotated[int, checks.NotNegative] = 0
+  wandb: bool = False
 
   def __post_init__(self):
     checks.check_fields(self)
@@ -164,7 +166,7 @@ def train(
     if not _has_summary(model_dir):
       _write_lost_summary(model_dir, first, summary)
     return state
-  writer = metric_writer.MetricWriter(model_dir, first)
+  writer = metric_writer.MetricWriter(model_dir, first, wandb=config.wandb)
   writer.warn_of_gaps(config.log_period, config.eval_period)
   progress = progress_lib.Progress(first, config.train_steps, batch_size)
   stream = batches(first)

@@ -46,6 +46,19 @@ def test_runs_that_differ_in_numerics_only_are_averaged():
   averages.check([_model('a'), _model('b', dtype='bfloat16')])
 
 
+def test_dora_is_refused_by_name():
+  models = [
+    dataclasses.replace(
+      _model(path), lora_config=lora_lib.LoraConfig(dora=dora)
+    )
+    for path, dora in (('a', False), ('b', True))
+  ]
+  with pytest.raises(errors.CheckpointError, match=r'b has DoRA .*convert'):
+    averages.check(models)
+  with pytest.raises(errors.CheckpointError, match=r'b has DoRA .*convert'):
+    averages.check(models[::-1])
+
+
 @pytest.mark.parametrize(
   ('fields', 'what'),
   [

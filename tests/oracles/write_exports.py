@@ -70,6 +70,7 @@ PALI = dataclasses.replace(tiny_pali.CONFIG, vocab_size=512)
 
 USUAL = lora_lib.LoraConfig(rank=3, alpha=5.0)
 RS = dataclasses.replace(USUAL, rs_lora=True, dropout_rate=0.1)
+DORA = dataclasses.replace(USUAL, dora=True)
 # Weaker: large weights saturate softmax, which magnifies rounding.
 EVERYTHING = dataclasses.replace(USUAL, alpha=1.0, target_modules=('.*',))
 SOME = dataclasses.replace(
@@ -281,6 +282,7 @@ def main():
   exports.merged('merged', GATED, USUAL, published)
   exports.adapter('adapter_usual', 't5_v1_1', GATED, USUAL, letters)
   exports.adapter('adapter_rs', 't5_v1_1', GATED, RS, letters)
+  exports.adapter('adapter_dora', 't5_v1_1', GATED, DORA, letters)
   exports.adapter('adapter_everything', 't5_v1_1', GATED, EVERYTHING, letters)
   exports.adapter('adapter_some', 't5_v1_1', GATED, SOME, letters)
   exports.adapter('adapter_tied', 't5_gated_tied', TIED, EVERYTHING, own)

@@ -96,6 +96,15 @@ def test_all_mistakes_are_listed(capsys):
   assert 'Nothing was started' not in printed.out
 
 
+def test_rates_of_adapters_that_are_not_there(capsys):
+  flags = '--gin.Optimizer.lora_b_ratio=16', '--check'
+  arguments = runs.arguments('train_sft', 'none', 'runs/a', 'demo_sft')
+  assert main.run([*arguments, *flags]) == 2
+  assert 'Optimizer.lora_b_ratio is 16' in capsys.readouterr().err
+  assert main.run(policy(*flags, '--gin.LORA=None')) == 2
+  assert 'Optimizer.lora_b_ratio is 16' in capsys.readouterr().err
+
+
 def test_a_model_that_does_not_fit(capsys):
   # An embedding of 41 GB, and the optimizer's moments, on devices of 16 GiB.
   flags = (

@@ -4,6 +4,8 @@ import dataclasses
 
 import flax
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny_models
 
@@ -14,6 +16,7 @@ from perlhf_jax.models import encoder_decoder
 from perlhf_jax.models import lora as lora_lib
 from perlhf_jax.models import reward_model
 from perlhf_jax.rl import roles
+from perlhf_jax.training import partitioning
 
 BASE = tiny_models.T5_1_1_BASE
 
@@ -99,3 +102,27 @@ def test_policy_and_value_begin_with_adapters_of_their_own():
       assert not leaf.any()  # Both begin as the reference.
     else:
       assert (leaf != value[path]).any(), path
+
+
+def test_dora_begins_as_the_reference():
+  config = tiny_models.CONFIG
+  mesh = partitioning.make_mesh()
+  params = jax.tree.map(jnp.asarray, tiny_models.params(config))
+  start = loaded_model.LoadedModel(
+    config, vocabularies.byte_vocabulary(), params=params
+  )
+  lora = lora_lib.LoraConfig(rank=2, dora=True)
+  made = roles.make_roles(start, lora, mesh, 0, needs_value=True)
+  response, _ = tiny_models.ragged_tokens(1, 3, 7)
+  inputs = tiny_models.prompts(0, 3, 9), response
+  backbone = {'params': made.frozen['params']}
+  reference = jax.jit(made.models.reference.apply)(backbone, *inputs)
+  # The reference is the backbone to the bit, whatever the adapters are.
+  bare = jax.jit(encoder_decoder.make_model(config).apply)
+  np.testing.assert_array_equal(reference, bare({'params': params}, *inputs))
+  apply = jax.jit(made.models.policy.apply)
+  for role in ('policy', 'value'):
+    adapters = {'lora': made.trainable[role]['lora']}
+    np.testing.assert_allclose(
+      apply({**backbone, **adapters}, *inputs), reference, atol=2e-5
+    )

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 
 import pytest
 import runs
@@ -63,6 +64,11 @@ def reward(sft, tmp_path, *more, task='demo_rm', tuning='attention'):
       ('VOCABULARY', 'sft'),
     ),
     (('--gin.Optimizer.name="sgd"',), 'demo_rm', ("'sgd'", 'adafactor')),
+    (
+      ('--gin.Optimizer.lora_b_ratio=4', '--gin.LORA=None'),
+      'demo_rm',
+      ('lora_b_ratio is 4', 'gin/lora/all_linear.gin'),
+    ),
     (('--gin.LoopConfig.log_period=0',), 'demo_rm', ('log_period is 0',)),
     (("--gin.Optimizer.schedule='exp'",), 'demo_rm', ("'exp'", 'cosine')),
     (("--gin.T5Config.remat_policy='some'",), 'demo_rm', ("'some'", 'minimal')),
@@ -84,6 +90,14 @@ def test_configuration(sft, tmp_path, capsys, more, task, wanted):
   for text in wanted:
     assert text in message
   assert not (tmp_path / 'rm' / 'metrics.jsonl').exists()
+
+
+def test_weights_and_biases_are_not_installed(
+  sft, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  message = fails(capsys, reward(sft, tmp_path, '--gin.WANDB=True'))
+  assert 'perlhf-jax[wandb]' in message
 
 
 def test_missing_data_file(sft, tmp_path, capsys, monkeypatch):

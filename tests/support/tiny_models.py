@@ -56,7 +56,7 @@ def _draw(abstract, rng, head_dim):
   leaves = {}
   for path, leaf in flat.items():
     noise = rng.normal(size=leaf.shape)
-    if path.endswith('/scale'):
+    if path.endswith(('/scale', '/lora_m')):
       noise = 1 + 0.2 * noise
     elif path.endswith(('kernel', 'lora_a', 'lora_b')):
       noise = noise / np.sqrt(leaf.shape[-2])
