@@ -25,7 +25,8 @@ class CellResult:
     state: `done`, `failed`, `waiting` or `running`.
     is_trained: whether its training has finished.
     value: the validation metric; None if it is undefined or not known.
-    compared: the compared metric, likewise.
+    is_evaluated: whether the figures that are compared are there.
+    compared: the compared metric; None if it is undefined or not known.
     seconds: time that its command lines have taken; None if not known.
     error: the last lines of a failed command line.
     extra: further figures by name.
@@ -34,6 +35,7 @@ class CellResult:
   state: str = WAITING
   is_trained: bool = False
   value: float | None = None
+  is_evaluated: bool = False
   compared: float | None = None
   seconds: float | None = None
   error: str | None = None
@@ -71,6 +73,20 @@ def best_rate(
   return max(known, key=known.get) if known else None
 
 
+def num_left(sweep: description.Sweep, results: Results) -> int:
+  """Returns the number of cells that are not over."""
+  over = {cell for cell in results if results[cell].state in (DONE, FAILED)}
+  left = 0
+  for arm in sweep.all_arms:
+    rate = best_rate(sweep, arm, results)
+    tuning = {cell for cell in sweep.tuning_cells(arm) if cell not in over}
+    compared = set() if rate is None else {*sweep.compared_cells(arm, rate)}
+    left += len(tuning | compared - over)
+    if rate is None and tuning:
+      left += len(sweep.seeds) - 1
+  return left
+
+
 def cells(sweep: description.Sweep, results: Results) -> list[description.Cell]:
   """Returns the cells that are known so far: an arm's best rate may not be."""
   found = {}
@@ -106,6 +122,7 @@ def to_json(sweep: description.Sweep, results: Results) -> dict[str, Any]:
     'baseline': sweep.baseline,
     'confidence': comparison.CONFIDENCE,
     'seeds': list(sweep.seeds),
+    'runs_left': num_left(sweep, results),
     'arms': arms,
     'cells': [
       _cell(cell, results.get(cell, CellResult()))

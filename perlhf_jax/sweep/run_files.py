@@ -88,7 +88,8 @@ def metric_in(
     raise errors.ConfigError(
       f'{setting} is {name!r}, but {where} has no such metric; it has {known}.'
     )
-  return metrics[name]
+  value = metrics[name]
+  return None if value is None else float(value)
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

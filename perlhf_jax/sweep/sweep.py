@@ -100,6 +100,9 @@ class _Work:
     """
     self._sweep, self._folder, self._steps = sweep, folder, steps
     self._children = children
+    self._total = sum(
+      len(arm.learning_rates) + len(sweep.seeds) - 1 for arm in sweep.all_arms
+    )
     self._results: results_lib.Results = {}
     self._ran: list[float] = []  # Seconds of cells of this start.
     self._seconds = results_lib.read(folder, sweep)
@@ -138,10 +141,10 @@ class _Work:
       metrics, sweep.metric, 'METRIC', f'the validation of {cell}'
     )
     result.is_trained = True
-    result.compared = None
     if sweep.evaluate is not None:
       metrics = run_files.evaluation(model_dir, step)
     if metrics:
+      result.is_evaluated = True
       result.compared = run_files.metric_in(
         metrics,
         sweep.compared_metric,
@@ -153,9 +156,6 @@ class _Work:
       **run_files.numbers(summary),
       **run_files.numbers(metrics),
     }
-    is_done = bool(metrics) or not self._is_compared(cell)
-    if is_done:
-      result.state = results_lib.DONE
     return result
 
   def show_commands(self) -> None:
@@ -193,9 +193,9 @@ class _Work:
     model_dir = str(self._model_dir(cell))
     if not result.is_trained:
       missing.append(sweep.words(cell, model_dir))
-    if sweep.evaluate is not None and self._is_compared(cell):
-      if result.state != results_lib.DONE:
-        missing.append(sweep.evaluation_words(model_dir))
+    is_evaluation_due = sweep.evaluate is not None and self._is_compared(cell)
+    if is_evaluation_due and not result.is_evaluated:
+      missing.append(sweep.evaluation_words(model_dir))
     return missing
 
   def run(self) -> None:
@@ -207,14 +207,17 @@ class _Work:
     logging.info(
       'The sweep %s has %d runs in %s, of which %d are missing. What a run '
       'prints is in the .log file beside its folder.',
-      *(self._sweep.name, self._total(), self._folder, self._left()),
+      *(
+        self._sweep.name,
+        self._total,
+        self._folder,
+        results_lib.num_left(self._sweep, self._results),
+      ),
     )
-    # The first pass tunes; the second one runs what was chosen.
-    for _ in range(2):
-      for cell in self._cells():
-        result = self._results.setdefault(cell, results_lib.CellResult())
-        if result.state != results_lib.FAILED and self._missing(cell):
-          self._run(cell)
+    for cell in self._cells():
+      result = self._results.setdefault(cell, results_lib.CellResult())
+      if result.state != results_lib.FAILED and self._missing(cell):
+        self._run(cell)
     content = self._write()
     print(table.markdown(content))
     failed = [
@@ -224,7 +227,7 @@ class _Work:
     ]
     if failed:
       raise errors.UserError(
-        f'{len(failed)} of {self._total()} runs failed: {", ".join(failed)}. '
+        f'{len(failed)} of {self._total} runs failed: {", ".join(failed)}. '
         f'{self._folder / results_lib.FILE_NAME} has their messages. Started '
         'again, the same command tries them again.'
       )
@@ -280,23 +283,15 @@ class _Work:
 
   def _write(self) -> dict:
     """Writes sweep.json and the table; returns the content of sweep.json."""
+    for cell, result in self._results.items():
+      if result.state in (results_lib.DONE, results_lib.WAITING):
+        # A run that turns out to be compared may have to be evaluated.
+        is_done = not self._missing(cell)
+        result.state = results_lib.DONE if is_done else results_lib.WAITING
     content = results_lib.write(self._folder, self._sweep, self._results)
     text = table.markdown(content)
     results_lib.write_whole(self._folder / _TABLE, text)
     return content
-
-  def _total(self) -> int:
-    return sum(
-      len(arm.learning_rates) + len(self._sweep.seeds) - 1
-      for arm in self._sweep.all_arms
-    )
-
-  def _left(self) -> int:
-    over = (results_lib.DONE, results_lib.FAILED)
-    cells = [
-      cell for cell in self._results if self._results[cell].state in over
-    ]
-    return max(0, self._total() - len(cells))
 
   def _say(
     self, cell: description.Cell, result: results_lib.CellResult
@@ -309,10 +304,10 @@ class _Work:
     )
     if result.state == results_lib.FAILED:
       found = f'failed: {result.error}'
-    left = self._left()
+    left = results_lib.num_left(self._sweep, self._results)
     mean = sum(self._ran) / len(self._ran)
     logging.info(
       '%s: %s, %.1f min; %d of %d runs left, about %.0f min.',
       *(cell, found, self._ran[-1] / 60),
-      *(left, self._total(), left * mean / 60),
+      *(left, self._total, left * mean / 60),
     )

@@ -12,6 +12,7 @@ _EXTRA = (
   ('trainable_fraction', 'trained', '{:.2%}'),
   ('seconds_per_step', 's/step', '{:.3f}'),
 )
+_NONE = '-'
 # Above this, two digits after the point are enough.
 _LARGE = 2
 
@@ -54,13 +55,13 @@ def _is_large(content) -> bool:
 def _rate(arm) -> str:
   best = arm['best_learning_rate']
   if best is None:
-    return '–'
+    return _NONE
   return description.rate_text(best) + ' (edge)' * arm['at_edge']
 
 
 def _mean(arm, number) -> str:
   if arm['mean'] is None:
-    return '–'
+    return _NONE
   text = number.format(arm['mean'])
   return text if arm['std'] is None else f'{text} ± {number.format(arm["std"])}'
 
@@ -68,7 +69,7 @@ def _mean(arm, number) -> str:
 def _difference(arm, number) -> str:
   found = arm['difference']
   if found is None:
-    return '–'
+    return _NONE
   signed = number.replace(':', ':+')
   text = signed.format(found['mean'])
   if found['low'] is None:
@@ -78,7 +79,7 @@ def _difference(arm, number) -> str:
 
 
 def _figure(value, text) -> str:
-  return '–' if value is None else text.format(value)
+  return _NONE if value is None else text.format(value)
 
 
 def _notes(content) -> Iterator[str]:
@@ -99,20 +100,12 @@ def _notes(content) -> Iterator[str]:
     yield 'There is one seed, so there are neither spread nor intervals.'
   elif content['baseline'] is not None:
     yield (
-      'Differences are paired by seed; the interval is that of Student’s t.'
+      "Differences are paired by seed; the interval is that of Student's t."
     )
-  states = [cell['state'] for cell in content['cells']]
-  waiting = sum(not _is_over(state) for state in states)
-  unknown = len(content['seeds']) - 1
   for arm in content['arms']:
     yield from _notes_of(arm, content)
-    over = [
-      _is_over(c['state']) for c in content['cells'] if c['arm'] == arm['name']
-    ]
-    if arm['best_learning_rate'] is None and not all(over):
-      waiting += unknown
-  if waiting:
-    yield f'The sweep is not complete: {waiting} runs are missing.'
+  if content['runs_left']:
+    yield f'The sweep is not complete: {content["runs_left"]} runs are left.'
 
 
 def _notes_of(arm, content) -> Iterator[str]:
