@@ -46,6 +46,11 @@ def sweep(
     PreemptedError: SIGTERM came.
     UserError: some runs have failed; raised after all others.
   """
+  if '://' in sweep_dir and not dry_run:
+    raise errors.ConfigError(
+      f'SWEEP_DIR is {sweep_dir}; runs can be started only in a folder of '
+      'this machine. --dry_run prints the commands for a launcher.'
+    )
   children = children_lib.Children()
   with sigterm.Listener(children.stop):
     steps = command_checks.check(sweep, sweep_dir)
@@ -53,11 +58,6 @@ def sweep(
     if dry_run:
       work.show_commands()
       return
-    if '://' in sweep_dir:
-      raise errors.ConfigError(
-        f'SWEEP_DIR is {sweep_dir}; runs can be started only in a folder of '
-        'this machine. --dry_run prints the commands for a launcher.'
-      )
     pathlib.Path(sweep_dir).mkdir(parents=True, exist_ok=True)
     with _locked(epath.Path(sweep_dir)):
       work.run()
@@ -215,7 +215,7 @@ class _Work:
       ),
     )
     for cell in self._cells():
-      result = self._results.setdefault(cell, results_lib.CellResult())
+      result = self._results.get(cell) or self._look(cell)
       if result.state != results_lib.FAILED and self._missing(cell):
         self._run(cell)
     content = self._write()

@@ -130,7 +130,9 @@ def _notes_of(arm, content) -> Iterator[str]:
   if arm['best_learning_rate'] is None and all(
     _is_over(cell['state']) for cell in over
   ):
-    yield f'{name}: no run of the grid gave a {content["tuned_metric"]}.'
+    yield (
+      f'{name}: no run of the grid gave a value of {content["tuned_metric"]}.'
+    )
 
 
 def _is_over(state: str) -> bool:
