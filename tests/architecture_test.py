@@ -29,6 +29,8 @@ FLOORS = {
 }
 TOP_FLOOR = 8  # The files of perlhf_jax/ itself.
 CLI_FLOOR = 9
+# A sweep runs command lines, and checks them as the command line does.
+FLOORS['sweep'] = 10
 # What starts Python's -m, which only calls the command line.
 DOOR = 'perlhf_jax/__main__.py'
 

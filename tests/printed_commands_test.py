@@ -36,6 +36,7 @@ CLUSTER = [
   'docs/pods.md',
   'docs/caching.md',
   'docs/results.md',
+  'docs/sweeps.md',
   'docs/errors.md',
 ]
 PAGES = [*READ, *CLUSTER]

@@ -194,6 +194,17 @@ COMMANDS: Mapping[str, Command] = {
     },
     compiles_for_others=True,
   ),
+  'sweep': Command(
+    help='many runs with tuned learning rates, compared over seeds',
+    function='perlhf_jax.sweep.sweep.sweep',
+    example=(
+      'perlhf sweep --gin_file=gin/sweeps/demo_reward.gin'
+      ' --gin.INITIAL_CHECKPOINT_PATH="\'runs/train_sft\'"'
+      ' --sweep_dir=runs/sweep'
+    ),
+    gin_file='gin/runs/sweep.gin',
+    macros={'sweep_dir': 'SWEEP_DIR', 'dry_run': 'DRY_RUN'},
+  ),
   'convert': Command(
     help='a checkpoint in another format, or in ours without a base',
     function='perlhf_jax.stages.convert.convert',

@@ -32,7 +32,7 @@ class StepLog:
     self._lines: list[str] = []
     damaged: dict[int, bytes] = {}
     for number, line in _numbered_lines(path):
-      record = _parse(line)
+      record = parse(line)
       if record is None:
         damaged[number] = line
       elif record['step'] <= start_step:
@@ -137,7 +137,7 @@ def _numbered_lines(path: epath.Path) -> list[tuple[int, bytes]]:
   return [(n, line) for n, line in enumerate(lines, start=1) if line]
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse(line: bytes) -> dict[str, Any] | None:
   """Reads a record; None if it is damaged."""
   try:
     record = strict_json.loads(line.decode())

@@ -260,6 +260,9 @@ class World:
     if can_check and (self._only_check or arguments[0] == 'benchmark'):
       if '--help' not in arguments:
         arguments = [*arguments, '--check']
+    elif arguments[:1] == ['sweep'] and '--help' not in arguments:
+      # It starts many runs, in new processes.
+      arguments = [*arguments, '--dry_run']
     elif arguments[:1] == ['plan']:  # It neither reads nor writes runs.
       planned = tuple(a for a in arguments if not a.startswith('--output='))
       if planned in _PLANNED:

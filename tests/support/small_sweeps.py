@@ -1,0 +1,86 @@
+"""A small sweep, and runs of it that only write what a run leaves."""
+
+import json
+import re
+
+from perlhf_jax.core import errors
+from perlhf_jax.sweep import children as children_lib
+from perlhf_jax.sweep import description
+
+# Of a run.
+STEPS = 3
+
+
+class Runs:
+  """Stands for the commands.
+
+  Attributes:
+    done: what was run, such as `train lora/lr=1e-3,seed=5`.
+    accuracy: of a cell, by its arm, rate and seed.
+    failing: folders of the cells that fail, and with which code.
+    told_at: number of commands before SIGTERM comes.
+  """
+
+  def __init__(self, folder):
+    self.folder = folder
+    self.done = []
+    self.failing = {}
+    self.told_at = None
+
+  @staticmethod
+  def accuracy(arm, rate, seed):
+    best = {'lora': 3e-3, 'full': 1e-4}[arm]
+    return 0.9 - abs(rate - best) + 0.01 * seed + 0.05 * (arm == 'full')
+
+  def run(self, children, words, log):
+    command, *rest = words
+    text = ' '.join(rest)
+    arm, rate, seed = re.search(
+      r'(\w+)/lr=([\d.e-]+),seed=(\d+)', text
+    ).groups()
+    name = f'{arm}/lr={rate},seed={seed}'
+    kind = 'evaluate' if command == 'evaluate' else 'train'
+    if self.told_at == len(self.done):
+      self.told_at, children.is_told = None, True
+      return children_lib.Ended(errors.GOES_ON, 'stopped')
+    self.done.append(f'{kind} {name}')
+    code = self.failing.get(f'{kind} {name}', 0)
+    if code:
+      return children_lib.Ended(code, 'The loss at step 2 is nan.\nmore')
+    model_dir = self.folder / name
+    model_dir.mkdir(exist_ok=True)
+    value = self.accuracy(arm, float(rate), int(seed))
+    if kind == 'evaluate':
+      content = {'step': STEPS, 'judge_score': 100 * value, 'kl_k1': 2.0}
+      (model_dir / 'eval.json').write_text(json.dumps(content))
+    else:
+      records = [
+        {'step': 2, 'split': 'eval', 'accuracy': 1.5},
+        {'step': STEPS, 'split': 'train', 'loss': 1.0},
+        {'step': STEPS, 'split': 'eval', 'accuracy': value, 'loss': -value},
+      ]
+      (model_dir / 'metrics.jsonl').write_text(
+        ''.join(json.dumps(record) + '\n' for record in records)
+      )
+      summary = {'steps': STEPS, 'trainable_fraction': 0.25}
+      (model_dir / 'summary.json').write_text(json.dumps(summary))
+    return children_lib.Ended(0, '')
+
+
+def make(**changes):
+  """Returns the description of a sweep."""
+  return description.Sweep(
+    **{
+      'name': 'A test',
+      'command': 'train_reward',
+      'arms': {'lora': ('--gin_file=a.gin',), 'full': ('--gin_file=b.gin',)},
+      'learning_rates': (3e-3, 1e-3),
+      'learning_rates_of': {'full': (1e-4,)},
+      'seeds': (5, 6, 7),
+      'metric': 'accuracy',
+      'arguments': ('--gin_file=model.gin',),
+      'settings': {'MIXTURE_OR_TASK_NAME': "o'clock", 'TRAIN_STEPS': 3},
+      'baseline': 'full',
+      **changes,
+    }
+  )

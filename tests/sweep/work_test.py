@@ -1,0 +1,392 @@
+"""The work of a sweep, with runs that only write what a run leaves."""
+
+import json
+import shlex
+
+import pytest
+from small_sweeps import STEPS
+from small_sweeps import Runs
+from small_sweeps import make
+
+from perlhf_jax.core import errors
+from perlhf_jax.sweep import children as children_lib
+from perlhf_jax.sweep import command_checks
+from perlhf_jax.sweep import sweep as sweep_lib
+
+
+@pytest.fixture(name='runs')
+def _runs(tmp_path, monkeypatch):
+  runs = Runs(tmp_path / 'out')
+  monkeypatch.setattr(children_lib.Children, 'run', lambda *a: runs.run(*a))
+  monkeypatch.setattr(
+    command_checks,
+    'check',
+    lambda sweep, _: {arm: STEPS for arm in sweep.arms},
+  )
+  return runs
+
+
+def start(runs, *, dry_run=False, **changes):
+  """Runs a sweep; returns sweep.json."""
+  changes = {'checkpoint': 'last', **changes}
+  sweep_lib.sweep(
+    sweep=make(**changes), sweep_dir=str(runs.folder), dry_run=dry_run
+  )
+  return read(runs)
+
+
+def read(runs):
+  path = runs.folder / 'sweep.json'
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+ALL = [
+  'train lora/lr=1e-3,seed=5',
+  'train lora/lr=3e-3,seed=5',
+  'train full/lr=1e-4,seed=5',
+  'train lora/lr=3e-3,seed=6',
+  'train lora/lr=3e-3,seed=7',
+  'train full/lr=1e-4,seed=6',
+  'train full/lr=1e-4,seed=7',
+]
+
+
+def test_the_best_rate_runs_with_the_other_seeds(runs, capsys):
+  content = start(runs)
+  assert runs.done == ALL
+  lora, full = content['arms']
+  assert lora['best_learning_rate'] == 3e-3
+  assert lora['values'] == pytest.approx({'5': 0.95, '6': 0.96, '7': 0.97})
+  assert lora['mean'] == pytest.approx(0.96)
+  assert lora['std'] == pytest.approx(0.01)
+  assert lora['tuning'] == [
+    {'learning_rate': 1e-3, 'value': pytest.approx(0.948)},
+    {'learning_rate': 3e-3, 'value': pytest.approx(0.95)},
+  ]
+  assert lora['difference'] == {
+    'mean': pytest.approx(-0.05),
+    'low': pytest.approx(-0.05),
+    'high': pytest.approx(-0.05),
+    'pairs': 3,
+  }
+  assert full['difference'] is None
+  assert lora['extra']['trainable_fraction'] == 0.25
+  # Which rate is best may change with a wider grid; one rate is no grid.
+  assert lora['at_edge'] and not full['at_edge']
+  table = capsys.readouterr().out
+  assert table.strip() == (runs.folder / 'sweep.md').read_text().strip()
+  assert '| lora | 3e-3 (edge) | 0.9600 ± 0.0100 | -0.0500 [-0.0500' in table
+  assert 'lora: the best learning rate is at an edge' in table
+  assert 'full: the grid has one learning rate, so it is not tuned' in table
+  assert 'not complete' not in table
+
+
+def test_sweep_json_has_what_reports_read(runs):
+  content = start(runs)
+  assert {k: content[k] for k in ('format', 'name', 'command')} == {
+    'format': 1,
+    'name': 'A test',
+    'command': 'train_reward',
+  }
+  assert content['metric'] == content['tuned_metric'] == 'accuracy'
+  assert content['higher_is_better'] is True
+  assert (content['baseline'], content['confidence']) == ('full', 0.95)
+  assert content['seeds'] == [5, 6, 7]
+  assert [arm['arguments'] for arm in content['arms']] == [
+    ['--gin_file=a.gin'],
+    ['--gin_file=b.gin'],
+  ]
+  cell = content['cells'][0]
+  assert cell.pop('seconds') >= 0
+  assert cell == {
+    'arm': 'lora',
+    'learning_rate': 1e-3,
+    'seed': 5,
+    'folder': 'lora/lr=1e-3,seed=5',
+    'state': 'done',
+    'value': pytest.approx(0.948),
+    'compared': pytest.approx(0.948),
+    'error': None,
+  }
+  assert len(content['cells']) == len(ALL)
+
+
+def test_a_finished_run_is_not_run_again(runs):
+  before = start(runs)
+  runs.done.clear()
+  # It does not need sweep.json to know.
+  assert start(runs) == before
+  (runs.folder / 'sweep.json').unlink()
+  after = start(runs)
+  assert not runs.done
+  assert after['arms'] == before['arms']
+
+
+def test_more_seeds_and_rates_are_added(runs):
+  start(runs)
+  runs.done.clear()
+  start(runs, seeds=(5, 6, 7, 8), learning_rates=(1e-3, 3e-3, 1e-2))
+  assert runs.done == [
+    'train lora/lr=1e-2,seed=5',
+    'train lora/lr=3e-3,seed=8',
+    'train full/lr=1e-4,seed=8',
+  ]
+
+
+@pytest.mark.parametrize('number', range(7))
+def test_sigterm_and_a_second_start(runs, number):
+  runs.told_at = number
+  with pytest.raises(errors.PreemptedError, match='same command'):
+    start(runs)
+  states = [cell['state'] for cell in read(runs)['cells']]
+  assert states.count('done') == number
+  assert 'running' not in states
+  assert 'not complete' in (runs.folder / 'sweep.md').read_text()
+  start(runs)
+  assert runs.done == ALL
+
+
+def test_a_run_that_may_go_on_stops_the_sweep(runs):
+  runs.failing[ALL[1]] = errors.GOES_ON
+  with pytest.raises(errors.PreemptedError, match='lora lr=3e-3 seed=5'):
+    start(runs)
+  assert runs.done == ALL[:2]
+
+
+def test_a_failed_rate_is_the_worst_and_the_arm_lives_on(runs, capsys):
+  runs.failing['train lora/lr=3e-3,seed=5'] = 2
+  with pytest.raises(errors.UserError, match='1 of 7 runs failed: lora'):
+    start(runs)
+  content = read(runs)
+  assert content['arms'][0]['best_learning_rate'] == 1e-3
+  assert len(content['arms'][0]['values']) == 3
+  assert content['arms'][0]['tuning'][1]['value'] is None
+  (failed,) = [c for c in content['cells'] if c['state'] == 'failed']
+  assert failed['error'].startswith('The loss at step 2 is nan.')
+  table = capsys.readouterr().out
+  assert 'lora/lr=3e-3,seed=5 failed: The loss at step 2 is nan.\n' in table
+  # The cause may be gone.
+  runs.failing.clear()
+  runs.done.clear()
+  content = start(runs)
+  assert runs.done == [ALL[1], *ALL[3:5]]
+  assert content['arms'][0]['best_learning_rate'] == 3e-3
+
+
+def test_a_failed_seed_is_left_out(runs):
+  runs.failing['train lora/lr=3e-3,seed=6'] = 1
+  with pytest.raises(errors.UserError):
+    start(runs)
+  lora = read(runs)['arms'][0]
+  assert [*lora['values']] == ['5', '7']
+  assert lora['difference']['pairs'] == 2
+  assert runs.done == ALL
+
+
+def test_an_arm_without_a_run_that_worked(runs, capsys):
+  for name in ALL[:2]:
+    runs.failing[name] = 1
+  with pytest.raises(errors.UserError, match='2 of 7'):
+    start(runs)
+  assert runs.done == [*ALL[:3], *ALL[5:]]
+  lora, full = read(runs)['arms']
+  assert lora['best_learning_rate'] is lora['mean'] is None
+  assert lora['difference'] is None
+  assert len(full['values']) == 3
+  table = capsys.readouterr().out
+  assert '| lora | - | - | - | 0 |' in table
+  assert 'lora: no run of the grid gave a value of accuracy' in table
+  assert 'not complete' not in table
+
+
+def test_a_run_that_leaves_nothing_has_failed(runs, monkeypatch):
+  nothing = children_lib.Ended(0, '')
+  monkeypatch.setattr(children_lib.Children, 'run', lambda *_: nothing)
+  with pytest.raises(errors.UserError, match='3 of 7 runs failed'):
+    start(runs)
+  assert 'no result' in read(runs)['cells'][0]['error']
+
+
+def test_the_lowest_may_be_the_best(runs):
+  content = start(runs, metric='loss', tuned_higher_is_better=False)
+  assert content['arms'][0]['best_learning_rate'] == 3e-3
+  assert content['arms'][0]['tuning'][0]['value'] == pytest.approx(-0.948)
+
+
+def test_equal_rates_give_the_smallest(runs):
+  runs.accuracy = lambda *_: 0.5
+  assert start(runs)['arms'][0]['best_learning_rate'] == 1e-3
+
+
+def test_one_seed_has_no_interval(runs, capsys):
+  lora = start(runs, seeds=(5,))['arms'][0]
+  assert lora['std'] is None
+  assert lora['difference']['low'] is lora['difference']['high'] is None
+  assert 'one seed, so there are neither spread nor' in capsys.readouterr().out
+
+
+EVALUATED = {'evaluate': ('--gin.SPLIT="test"',), 'compare': 'judge_score'}
+
+
+def test_compared_runs_are_evaluated(runs, capsys):
+  content = start(runs, **EVALUATED)
+  assert runs.done == [
+    ALL[0],
+    # The last of its grid, and the best.
+    *(ALL[1], 'evaluate lora/lr=3e-3,seed=5'),
+    *(ALL[2], 'evaluate full/lr=1e-4,seed=5'),
+    *(ALL[3], 'evaluate lora/lr=3e-3,seed=6'),
+    *(ALL[4], 'evaluate lora/lr=3e-3,seed=7'),
+    *(ALL[5], 'evaluate full/lr=1e-4,seed=6'),
+    *(ALL[6], 'evaluate full/lr=1e-4,seed=7'),
+  ]
+  lora = content['arms'][0]
+  assert (content['metric'], content['tuned_metric']) == (
+    'judge_score',
+    'accuracy',
+  )
+  assert lora['mean'] == pytest.approx(96)
+  assert lora['extra'] == pytest.approx(
+    {'trainable_fraction': 0.25, 'judge_score': 96, 'kl': 2}
+  )
+  assert [c['compared'] is None for c in content['cells']][:2] == [True, False]
+  assert 'KL' in capsys.readouterr().out
+  runs.done.clear()
+  start(runs, **EVALUATED)
+  assert not runs.done
+
+
+def test_a_killed_evaluation_is_done_again(runs):
+  start(runs, **EVALUATED)
+  runs.done.clear()
+  (runs.folder / 'lora/lr=3e-3,seed=6/eval.json').write_text('{"step": 3, "ju')
+  start(runs, **EVALUATED)
+  assert runs.done == ['evaluate lora/lr=3e-3,seed=6']
+
+
+def test_a_failed_evaluation_does_not_change_the_rate(runs):
+  runs.failing['evaluate lora/lr=3e-3,seed=5'] = 2
+  with pytest.raises(errors.UserError, match='1 of 7'):
+    start(runs, **EVALUATED)
+  lora = read(runs)['arms'][0]
+  assert lora['best_learning_rate'] == 3e-3
+  assert [*lora['values']] == ['6', '7']
+
+
+def printed(capsys):
+  return [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_dry_run_prints_what_can_be_run(runs, capsys):
+  """As launchers would: every command that is printed is run."""
+  assert start(runs, dry_run=True, **EVALUATED) is None
+  assert not runs.folder.exists()
+  found = []
+  while lines := printed(capsys):
+    found.append(len(lines))
+    for program, *words in lines:
+      assert program == 'perlhf'
+      (runs.folder / 'lora').mkdir(parents=True, exist_ok=True)
+      (runs.folder / 'full').mkdir(exist_ok=True)
+      runs.run(None, words, None)
+    start(runs, dry_run=True, **EVALUATED)
+  # Tuning, what was tuned and the first evaluations, evaluations.
+  assert found == [3, 6, 4]
+  count = len(runs.done)
+  assert start(runs, **EVALUATED)['arms'][0]['mean'] == pytest.approx(96)
+  assert len(runs.done) == count == 13
+
+
+@pytest.mark.parametrize(
+  ('changes', 'parts'),
+  [
+    ({'command': 'train_dpo'}, ['COMMAND', 'train_reward', 'train_dpo']),
+    ({'settings': {'TRAIN_STEPS': 4}}, ['SETTINGS', '--gin.TRAIN_STEPS=4 now']),
+    (
+      {'arms': {'lora': ('--gin_file=c.gin',)}},
+      ["ARMS['lora']", '--gin_file=a.gin was given', '--gin_file=c.gin now'],
+    ),
+    ({'evaluate': ()}, ['EVALUATE', 'SPLIT']),
+    ({'checkpoint': 'best'}, ['CHECKPOINT', "'last' before"]),
+  ],
+)
+def test_another_sweep_is_refused(runs, changes, parts):
+  before = start(runs, **EVALUATED)
+  runs.done.clear()
+  with pytest.raises(errors.CheckpointError) as raised:
+    start(
+      runs, **EVALUATED | {'baseline': None, 'learning_rates_of': {}} | changes
+    )
+  for part in [str(runs.folder), 'SWEEP_DIR', *parts]:
+    assert part in str(raised.value)
+  assert not runs.done
+  assert read(runs) == before
+
+
+def test_an_arm_that_has_not_begun_may_change(runs):
+  runs.told_at = 1
+  with pytest.raises(errors.PreemptedError):
+    start(runs)
+  arms = {'lora': ('--gin_file=a.gin',), 'full': ('--gin_file=c.gin',)}
+  content = start(runs, arms=arms)
+  assert content['arms'][1]['arguments'] == ['--gin_file=c.gin']
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"cells": 3}'])
+def test_a_damaged_file(runs, text):
+  start(runs)
+  (runs.folder / 'sweep.json').write_text(text)
+  with pytest.raises(errors.CheckpointError, match='Move it away'):
+    start(runs)
+
+
+def test_an_unknown_metric(runs):
+  with pytest.raises(errors.ConfigError, match=r"'acuracy'.*it has accuracy"):
+    start(runs, metric='acuracy')
+  # The run is kept, and is not run again.
+  start(runs)
+  assert runs.done == ALL
+
+
+def test_an_unknown_metric_of_the_evaluation(runs):
+  with pytest.raises(
+    errors.ConfigError, match=r"COMPARE is 'gold'.*judge_score"
+  ):
+    start(runs, **{**EVALUATED, 'compare': 'gold'})
+
+
+def test_an_undefined_metric_is_the_worst(runs):
+  nan = float('nan')
+  runs.accuracy = lambda arm, rate, seed: nan if rate == 3e-3 else 0.2
+  write, dumps = runs.run, json.dumps
+
+  def run(*args):
+    ended = write(*args)
+    for path in runs.folder.glob('*/*/metrics.jsonl'):
+      path.write_text(path.read_text().replace('NaN', 'null'))
+    return ended
+
+  runs.run = run
+  assert dumps(nan) == 'NaN'
+  assert start(runs)['arms'][0]['best_learning_rate'] == 1e-3
+
+
+def test_a_bucket_only_prints(runs):
+  with pytest.raises(errors.ConfigError, match=r'gs://a/b.*--dry_run'):
+    sweep_lib.sweep(sweep=make(), sweep_dir='gs://a/b')
+
+
+def test_two_sweeps_in_one_folder(runs):
+  second = []
+
+  def run(*args):
+    if not second:
+      with pytest.raises(errors.CheckpointError) as raised:
+        start(runs)
+      second.append(str(raised.value))
+    return Runs.run(runs, *args)
+
+  runs.run = run
+  start(runs)
+  assert 'Another sweep is at work in SWEEP_DIR' in second[0]
+  assert runs.done == ALL
