@@ -25,7 +25,7 @@ from perlhf_jax.training import placement
 from perlhf_jax.training import preemption
 from perlhf_jax.training import progress as progress_lib
 
-_SUMMARY = 'summary.json'
+SUMMARY = 'summary.json'
 
 # A TrainState, or another pytree with a `step`.
 State = Any
@@ -316,7 +316,7 @@ def _check_together(check, step, metrics):
 
 def _has_summary(model_dir: epath.Path) -> bool:
   try:
-    return bool(strict_json.loads((model_dir / _SUMMARY).read_text()))
+    return bool(strict_json.loads((model_dir / SUMMARY).read_text()))
   except (FileNotFoundError, ValueError):
     return False
 
@@ -327,9 +327,9 @@ def _write_summary(
   """Writes MODEL_DIR/summary.json, on process 0."""
   if jax.process_index() != 0:
     return
-  temporary = model_dir / f'{_SUMMARY}.tmp'
+  temporary = model_dir / f'{SUMMARY}.tmp'
   temporary.write_text(strict_json.dumps(summary, indent=2) + '\n')
-  temporary.replace(model_dir / _SUMMARY)
+  temporary.replace(model_dir / SUMMARY)
 
 
 def _write_lost_summary(
@@ -342,7 +342,7 @@ def _write_lost_summary(
   logging.warning(
     '%s was lost, and is written again. Its throughput is the mean of the '
     'records in %s; the memory of a step is no longer known.',
-    *(model_dir / _SUMMARY, metric_writer.FILE_NAME),
+    *(model_dir / SUMMARY, metric_writer.FILE_NAME),
   )
   _write_summary(
     model_dir, {**summary, 'steps': steps, **timing, 'step_memory_bytes': None}
