@@ -71,17 +71,19 @@ def _side_by_side(
   for key, record in next(iter(by_prompt.values())).items():
     if len(samples) == MAX_SAMPLES:
       break
-    answers = [
-      _answer(label, found[key])
-      for label, found in by_prompt.items()
-      if key in found
-    ]
+    given = {
+      label: found[key] for label, found in by_prompt.items() if key in found
+    }
+    # The earliest record may be of a version that wrote less.
+    whole = {**record}
+    for each in given.values():
+      whole = {**each, **whole}
     samples.append(
       page.Sample(
         values.shortened(record.get('prompt', ''), MAX_TEXT),
-        answers,
-        _references(record),
-        pictures.of(record),
+        [_answer(label, each) for label, each in given.items()],
+        _references(whole),
+        pictures.of(whole),
       )
     )
   return [page.Samples(samples)] if samples else []

@@ -29,6 +29,7 @@ _ROW_HEIGHT = 0.32
 _SVG = 'http://www.w3.org/2000/svg'
 _LINK = '{http://www.w3.org/1999/xlink}href'
 _LABEL = 40
+_MAX_TICKS = 5
 _STYLE = {
   'font.family': ['sans-serif'],
   'font.sans-serif': ['DejaVu Sans'],
@@ -132,7 +133,9 @@ def chart(
         bars = {'capsize': 2.5, 'elinewidth': 0.9}
         axes.errorbar(each.x, each.y, each.errors, **style, **bars)
     axes.set(xlabel=x_label, ylabel=y_label)
-    if not log_x:
+    if log_x:
+      _tick_points(axes, series)
+    else:
       axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
     if any(each.label for each in series):
       figure.legend(
@@ -181,6 +184,14 @@ def intervals(
     return page.Figure(title, _svg(figure, title), caption)
 
 
+def _tick_points(axes: Any, series: Sequence[Series]) -> None:
+  """Labels points of a logarithmic axis, where few lie at powers of ten."""
+  at = sorted({x for each in series for x in each.x})
+  at = at[:: -(-len(at) // _MAX_TICKS)]
+  axes.set_xticks(at, [f'{x:.2g}' for x in at])
+  axes.xaxis.set_minor_locator(ticker.NullLocator())
+
+
 def _color(index: int) -> str:
   return _COLORS[index % len(_COLORS)]
 
@@ -191,7 +202,9 @@ def _svg(figure: Any, title: str) -> str:
   with warnings.catch_warnings():
     # The font may lack a letter of a name; a browser has it.
     warnings.filterwarnings('ignore', message='Glyph .* missing')
-    figure.savefig(output, format='svg', transparent=True)
+    figure.savefig(
+      output, format='svg', transparent=True, metadata={'Date': None}
+    )
   content = output.getvalue()
   root = ElementTree.fromstring(content)
   for parent in list(root.iter()):

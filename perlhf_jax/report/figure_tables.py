@@ -69,9 +69,10 @@ def environment(runs: Sequence[run_files.Run]) -> list[page.Block]:
     column = {}
     if run.metadata is not None:
       column.update(run.metadata.versions)
-    devices = run.summary.get('devices')
-    if isinstance(devices, str):
-      column['devices'] = devices
+    kind = run.summary.get('device_kind')
+    if isinstance(kind, str):
+      count = values.shown('devices', run.summary.get('devices'))
+      column['devices'] = f'{count} x {kind}'
     columns.append(column)
     names |= dict.fromkeys(column)
   rows = [

@@ -41,7 +41,8 @@ def report(*, model_dir: str, output_path: str | None = None) -> None:
   line_files.check_output(output)
   content = rendering.to_html(page)
   line_files.write_text(output, [content])
-  print(f'Wrote {output} ({len(content.encode()) / 2**20:.1f} MiB).')
+  size = len(content.encode()) / 2**20
+  print(f'Wrote {output} ({size:.1f} MiB): open it in a browser.')
 
 
 def make_page(folder: epath.Path) -> page_lib.Page:

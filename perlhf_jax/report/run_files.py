@@ -120,7 +120,7 @@ def read(path: epath.Path) -> Run:
   )
 
 
-def readobject_if_there(path: epath.Path) -> dict[str, Any]:
+def read_object(path: epath.Path) -> dict[str, Any]:
   """Reads a JSON object.
 
   Raises:
@@ -138,7 +138,7 @@ def object_if_there(path: epath.Path, notes: list[str]) -> dict[str, Any]:
   if not path.exists():
     return {}
   try:
-    return readobject_if_there(path)
+    return read_object(path)
   except ValueError as error:
     notes.append(f'{path.name} is damaged: {error}.')
     return {}

@@ -27,7 +27,7 @@ def make(sweep: sweep_file.Sweep, name: str) -> page.Page:
       page.Section('Comparison', sweep_tables.comparison(sweep, arms)),
       page.Section('Learning rates', sweep_tables.tuning(sweep, arms)),
       page.Section('Size and speed', sweep_tables.sizes(arms)),
-      page.Section('The paper', sweep_tables.of_the_paper(sweep)),
+      page.Section('Beside the paper', sweep_tables.beside_the_paper(sweep, arms)),
       page.Section('Runs', _cells(sweep)),
     ],
   )
@@ -105,12 +105,11 @@ def _notes(sweep) -> list[str]:
 
 
 def _cells(sweep) -> list[page.Block]:
-  columns = ['arm', 'learning rate', 'seed', 'state', 'folder']
-  columns += [
-    values.label(sweep.tuned_metric),
+  columns = [
+    *('arm', 'learning rate', 'seed', 'state'),
+    f'tuned: {values.label(sweep.tuned_metric)}',
     f'compared: {values.label(sweep.metric)}',
-    'seconds',
-    'error',
+    *('seconds', 'error', 'folder'),
   ]
   rows = [
     [
@@ -118,11 +117,11 @@ def _cells(sweep) -> list[page.Block]:
       f'{cell.learning_rate:g}',
       str(cell.seed),
       cell.state,
-      values.shortened(cell.folder, 80),
       values.shown(sweep.tuned_metric, cell.value),
       values.shown(sweep.metric, cell.compared),
       values.shown('seconds', cell.seconds),
       values.shortened(cell.error or '', 300),
+      values.shortened(cell.folder, 80),
     ]
     for cell in sweep.cells[:sweep_tables.MAX_ROWS]
   ]

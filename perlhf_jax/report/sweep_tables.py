@@ -25,12 +25,9 @@ def comparison(
     arms: those to show.
   """
   metric = values.label(sweep.metric)
-  table = paper.OF_COMMAND.get(sweep.command)
   columns = ['arm', 'learning rate', metric, 'std over seeds', 'seeds']
   points = ' (points)' if values.is_share(sweep.metric) else ''
   columns += [f'difference{points}', f'{sweep.confidence:.0%} interval']
-  data_sets = table.data_sets if table else ()
-  columns += [f'paper: {each}' for each in data_sets]
   rows = [
     [
       values.shortened(arm.name, 60),
@@ -39,7 +36,6 @@ def comparison(
       values.shown(sweep.metric, arm.std),
       str(sum(x is not None for x in arm.values.values())),
       *_difference(arm, sweep.metric),
-      *_paper_cells(arm, sweep, table),
     ]
     for arm in arms
   ]
@@ -47,11 +43,6 @@ def comparison(
     f'Differences are from {values.shortened(sweep.baseline, 60)}, seed by '
     'seed, each arm at its own best learning rate.'
   )
-  if table:
-    note += (
-      f' The columns of the paper ({paper.SOURCE}, {table.title}) are its '
-      'differences from full tuning at the same rank, in percentage points.'
-    )
   blocks: list[page.Block] = []
   figures = _figures(sweep, arms, metric)
   if figures:
@@ -135,17 +126,6 @@ def _signed(metric: str, value: float) -> str:
   return f'{value:+.4g}'.replace('-', '−')
 
 
-def _paper_cells(arm, sweep, table) -> list[str]:
-  """Returns the paper's differences from full tuning at the arm's rank."""
-  if table is None:
-    return []
-  if arm.rank not in table.by_rank or arm.name == sweep.baseline:
-    return [_NONE] * len(table.data_sets)
-  row = table.by_rank[arm.rank]
-  pairs = zip(row, table.full, strict=True)
-  return [f'{ours - full:+.1f}'.replace('-', '−') for ours, full in pairs]
-
-
 def tuning(
   sweep: sweep_file.Sweep, arms: Sequence[sweep_file.Arm]
 ) -> list[page.Block]:
@@ -222,21 +202,62 @@ def sizes(arms: Sequence[sweep_file.Arm]) -> list[page.Block]:
   return [page.Table('Size, speed and memory by arm', columns, rows)]
 
 
-def of_the_paper(sweep: sweep_file.Sweep) -> list[page.Block]:
-  """Shows the paper's table for the command of a sweep, if it has one."""
+def beside_the_paper(
+  sweep: sweep_file.Sweep, arms: Sequence[sweep_file.Arm]
+) -> list[page.Block]:
+  """Shows the paper's table for the command, and the arms at its ranks.
+
+  Args:
+    sweep: the sweep.
+    arms: those to show.
+  """
   table = paper.OF_COMMAND.get(sweep.command)
   if table is None:
     return []
-  rows: list[Sequence[str]] = [['full', *_percent(table.full)]]
+  blocks: list[page.Block] = []
+  ranked = [
+    arm
+    for arm in arms
+    if arm.rank in table.by_rank and arm.difference is not None
+  ]
+  if ranked:
+    points = ' (points)' if values.is_share(sweep.metric) else ''
+    columns = ['rank', 'arm', f'here{points}', f'{sweep.confidence:.0%} interval']
+    rows = [
+      [
+        str(arm.rank),
+        values.shortened(arm.name, 60),
+        *_difference(arm, sweep.metric),
+        *_gains(table.by_rank[arm.rank], table.full),
+      ]
+      for arm in sorted(ranked, key=lambda each: each.rank)
+    ]
+    blocks.append(
+      page.Table(
+        'LoRA minus full tuning, by rank: here, and in the paper',
+        [*columns, *table.data_sets],
+        rows,
+        f'Here: {values.label(sweep.metric)}, minus '
+        f'{values.shortened(sweep.baseline, 60)}. Paper: percentage points.',
+      )
+    )
+  lines: list[Sequence[str]] = [['full', *_percent(table.full)]]
   for rank, row in table.by_rank.items():
-    rows.append([f'LoRA, rank {rank}', *_percent(row)])
+    lines.append([f'LoRA, rank {rank}', *_percent(row)])
   if table.start is not None:
-    rows.append(['SFT', *_percent(table.start)])
+    lines.append(['SFT', *_percent(table.start)])
   note = (
     f'{paper.SOURCE}; {table.measure}, in percent. One run each: the paper '
     'gives no intervals. Models and data are others than here.'
   )
-  return [page.Table(table.title, ['tuning', *table.data_sets], rows, note)]
+  columns = ['tuning', *table.data_sets]
+  return [*blocks, page.Table(table.title, columns, lines, note)]
+
+
+def _gains(row: Sequence[float], full: Sequence[float]) -> list[str]:
+  """Returns the paper's differences from full tuning."""
+  pairs = zip(row, full, strict=True)
+  return [f'{lora - all_:+.1f}'.replace('-', '−') for lora, all_ in pairs]
 
 
 def _percent(row: Sequence[float]) -> list[str]:

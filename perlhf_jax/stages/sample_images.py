@@ -3,7 +3,7 @@
 A record names them, so that somebody who reads it sees what the model saw.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 import hashlib
 from typing import Any
 
@@ -20,7 +20,7 @@ PATTERN = rf'{FOLDER}/[0-9a-f]{{16}}\.png'
 
 
 def write(
-  records: Iterator[Mapping[str, Any]],
+  records: Iterable[Mapping[str, Any]],
   examples: examples_lib.Examples,
   folder: epath.Path,
   num_samples: int = 1,

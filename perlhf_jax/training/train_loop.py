@@ -129,8 +129,8 @@ def train(
     evaluate: returns metrics of a state on the evaluation data.
     selection: metric that picks the best checkpoint.
     mesh: the mesh.
-    summary: further entries of MODEL_DIR/summary.json, beside throughput and
-      memory.
+    summary: further entries of MODEL_DIR/summary.json, beside throughput,
+      memory and devices.
     check: raises a UserError if training must stop because of its metrics;
       called at every record and before every checkpoint. By default it checks
       that loss and gradient are finite.
@@ -228,6 +228,8 @@ def train(
     if progress.examples_per_second
     else None,
     'step_memory_bytes': step.memory_bytes,
+    'devices': mesh.mesh.devices.size,
+    'device_kind': mesh.mesh.devices.flat[0].device_kind,
   }
   _write_summary(model_dir, summary)
   logging.info('Finished step %d in %s.', config.train_steps, model_dir)
@@ -322,7 +324,7 @@ def _has_summary(model_dir: epath.Path) -> bool:
 
 
 def _write_summary(
-  model_dir: epath.Path, summary: Mapping[str, float | None]
+  model_dir: epath.Path, summary: Mapping[str, float | str | None]
 ) -> None:
   """Writes MODEL_DIR/summary.json, on process 0."""
   if jax.process_index() != 0:
