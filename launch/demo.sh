@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the whole pipeline on the CPU with a tiny model and built-in data, in
 # .venv, which it makes first if need be. Every command is printed, so that it
-# can be repeated and changed.
+# can be repeated and changed. Ends with a page of all runs, report.html.
 #
 #   launch/demo.sh [OUTPUT_DIR]          default: demo_output in this checkout
 #

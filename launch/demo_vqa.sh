@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The pipeline of launch/demo.sh on drawn pictures and questions about them: a
 # tiny PaLI from random weights, SFT, pointwise reward models, reinforcement
-# learning, on the CPU. Ends with a picture of pictures, montage.png.
+# learning, on the CPU. Ends with a picture of pictures, montage.png, and a page
+# of all runs, report.html.
 #
 #   launch/demo_vqa.sh [OUTPUT_DIR]      default: demo_vqa_output
 #

@@ -22,7 +22,13 @@ MAX_IMAGES = 24
 MAX_IMAGE_BYTES = 512 * 1024
 _MAX_REFERENCES = 5
 _MAX_PIXELS = 2**20
-_SCORES = ('judge_score', 'score', 'kl_k1', 'response_length')
+# Figures of a response, in short.
+_SCORES = {
+  'judge_score': "judge's score",
+  'score': 'score',
+  'kl_k1': 'KL',
+  'response_length': 'tokens',
+}
 
 Record = Mapping[str, Any]
 
@@ -63,9 +69,7 @@ def _side_by_side(
   """
   if not columns:
     return []
-  by_prompt = {
-    label: _by_prompt(records) for label, records in columns.items()
-  }
+  by_prompt = {label: _by_prompt(records) for label, records in columns.items()}
   pictures = _Pictures(folders)
   samples = []
   for key, record in next(iter(by_prompt.values())).items():
@@ -102,8 +106,8 @@ def _by_prompt(records: Sequence[Record]) -> dict[tuple[str, int], Record]:
 
 def _answer(label: str, record: Record) -> page.Answer:
   scores = [
-    f'{values.label(name)} {values.shown(name, record[name])}'
-    for name in _SCORES
+    f'{title} {values.shown(name, record[name])}'
+    for name, title in _SCORES.items()
     if values.number(record.get(name)) is not None
   ]
   text = values.shortened(record.get('response', ''), MAX_TEXT)

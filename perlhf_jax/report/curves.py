@@ -62,7 +62,7 @@ def by_step(runs: Sequence[run_files.Run]) -> list[page.Block]:
 
 
 def _in_order(runs: Sequence[run_files.Run]) -> list[str]:
-  """Returns the metrics with a number in any record, those to see first first."""
+  """Returns the metrics with a number in any record, in the order to show."""
   found: dict[str, float] = {}
   for run in runs:
     for record in run.records:

@@ -78,7 +78,7 @@ def environment(runs: Sequence[run_files.Run]) -> list[page.Block]:
   rows = [
     [
       values.shortened(name, 60),
-      *(values.shortened(each.get(name, '–'), 80) for each in columns),
+      *(values.shortened(each.get(name, values.NONE), 80) for each in columns),
     ]
     for name in list(names)[:MAX_ROWS]
   ]
@@ -112,11 +112,11 @@ def _description(run: run_files.Run) -> list[str]:
   base, lora = metadata.base, metadata.lora
   cells = [
     run.name,
-    metadata.objective or '–',
-    metadata.tuning or '–',
-    metadata.task or '–',
-    '–' if base is None else base['path'],
-    '–'
+    metadata.objective or values.NONE,
+    metadata.tuning or values.NONE,
+    metadata.task or values.NONE,
+    values.NONE if base is None else base['path'],
+    values.NONE
     if lora is None
     else f'rank {lora.rank}, scale {lora.scale:g}, {lora.target_modules}',
   ]

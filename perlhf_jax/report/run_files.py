@@ -100,12 +100,14 @@ def read(path: epath.Path) -> Run:
       f'records end at step {values.shown("step", newest)}{of_all}.'
     )
   if not records:
-    notes.append(f'There are no records of metrics ({metric_writer.FILE_NAME}).')
+    notes.append(
+      f'There are no records of metrics ({metric_writer.FILE_NAME}).'
+    )
   evaluation = object_if_there(path / _EVALUATION, notes)
   if not evaluation:
     notes.append(
-      f'There is no {_EVALUATION}: `perlhf evaluate --checkpoint={path}` '
-      'writes it.'
+      f'There is no {_EVALUATION}; perlhf evaluate --checkpoint={path} writes '
+      'it.'
     )
   return Run(
     path=path,
@@ -161,9 +163,7 @@ def _records(path: epath.Path, notes: list[str]) -> list[dict[str, Any]]:
   if damaged:
     lines = values.shortened(', '.join(map(str, damaged)), 40)
     notes.append(f'{path.name}: left out damaged lines: {lines}.')
-  return [
-    each for each in records if values.number(each['step']) is not None
-  ]
+  return [each for each in records if values.number(each['step']) is not None]
 
 
 def _metadata(

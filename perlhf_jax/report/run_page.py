@@ -45,9 +45,7 @@ def of_one(run: run_files.Run) -> page.Page:
       page.Section('Reward and KL', curves.reward_by_kl(runs)),
       page.Section('Where the reward model is right', reward_plots.plots(runs)),
       page.Section('Evaluation', figure_tables.results(runs)),
-      page.Section(
-        'Responses before and after', answers.before_and_after(run)
-      ),
+      page.Section('Responses before and after', answers.before_and_after(run)),
       page.Section('Responses of the evaluation', answers.of_evaluations(runs)),
       page.Section('Curves', curves.by_step(runs)),
       *_last_sections(runs),
@@ -69,9 +67,8 @@ def of_several(
     demo: content of demo.json; empty without.
     notes: what is missing or damaged, as sentences.
   """
-  groups = {
-    kind: [run for run in runs if run.kind == kind] for kind in _GROUPS
-  }
+  runs = sorted(runs, key=lambda run: 'lora' not in run.name)
+  groups = {kind: [run for run in runs if run.kind == kind] for kind in _GROUPS}
   policies = groups[run_metadata.POLICY]
   sections = []
   for kind in run_metadata.REWARD, run_metadata.POLICY, run_metadata.SFT, None:
@@ -145,7 +142,9 @@ def _headlines(run: run_files.Run) -> list[page.Fact]:
     note = f'validation, step {values.shown("step", found.get("step"))}'
   return [
     page.Fact(
-      values.label(name), values.shown(name, found[name]) + _error(found, name), note
+      values.label(name),
+      values.shown(name, found[name]) + _error(found, name),
+      note,
     )
     for name in names
     if values.number(found.get(name)) is not None

@@ -1,4 +1,4 @@
-"""The page of a sweep: arms compared, learning rates tuned, the paper beside."""
+"""The page of a sweep: what it found, what failed, and its tables."""
 
 from perlhf_jax.report import page
 from perlhf_jax.report import sweep_file
@@ -13,7 +13,7 @@ def make(sweep: sweep_file.Sweep, name: str) -> page.Page:
     sweep: content of sweep.json.
     name: name of its folder.
   """
-  arms = sweep.arms[:sweep_tables.MAX_ARMS]
+  arms = sweep.arms[: sweep_tables.MAX_ARMS]
   done = sum(cell.state == 'done' for cell in sweep.cells)
   return page.Page(
     title=values.shortened(sweep.name or name, 100),
@@ -27,7 +27,9 @@ def make(sweep: sweep_file.Sweep, name: str) -> page.Page:
       page.Section('Comparison', sweep_tables.comparison(sweep, arms)),
       page.Section('Learning rates', sweep_tables.tuning(sweep, arms)),
       page.Section('Size and speed', sweep_tables.sizes(arms)),
-      page.Section('Beside the paper', sweep_tables.beside_the_paper(sweep, arms)),
+      page.Section(
+        'Beside the paper', sweep_tables.beside_the_paper(sweep, arms)
+      ),
       page.Section('Runs', _cells(sweep)),
     ],
   )
@@ -123,7 +125,7 @@ def _cells(sweep) -> list[page.Block]:
       values.shortened(cell.error or '', 300),
       values.shortened(cell.folder, 80),
     ]
-    for cell in sweep.cells[:sweep_tables.MAX_ROWS]
+    for cell in sweep.cells[: sweep_tables.MAX_ROWS]
   ]
   if not rows:
     return []

@@ -12,7 +12,6 @@ from perlhf_jax.report import values
 MAX_ARMS = 60
 MAX_ROWS = 300
 _MAX_FIGURES = 12
-_NONE = '–'
 
 
 def comparison(
@@ -57,9 +56,7 @@ def _figures(sweep, arms, metric) -> list[page.Figure]:
     drawing.Interval(
       arm.name,
       arm.mean,
-      points=[
-        x for x in arm.values.values() if values.number(x) is not None
-      ],
+      points=[x for x in arm.values.values() if values.number(x) is not None],
     )
     for arm in arms
     if values.number(arm.mean) is not None
@@ -104,17 +101,17 @@ def _ends(difference: sweep_file.Difference) -> list[float]:
 
 def _learning_rate(arm) -> str:
   if arm.best_learning_rate is None:
-    return _NONE
+    return values.NONE
   return f'{arm.best_learning_rate:g}{" (edge)" if arm.at_edge else ""}'
 
 
 def _difference(arm, metric) -> list[str]:
   found = arm.difference
   if found is None:
-    return [_NONE, _NONE]
+    return [values.NONE, values.NONE]
   mean = _signed(metric, found.mean)
   if found.low is None or found.high is None:
-    return [mean, f'{_NONE} ({found.pairs} pairs)']
+    return [mean, f'{values.NONE} ({found.pairs} pairs)']
   low, high = _signed(metric, found.low), _signed(metric, found.high)
   return [mean, f'{low} to {high}']
 
@@ -122,8 +119,8 @@ def _difference(arm, metric) -> list[str]:
 def _signed(metric: str, value: float) -> str:
   """Returns a difference as text: of shares in percentage points."""
   if values.is_share(metric):
-    return f'{100 * value:+.1f}'.replace('-', '−')
-  return f'{value:+.4g}'.replace('-', '−')
+    return f'{100 * value:+.1f}'
+  return f'{value:+.4g}'
 
 
 def tuning(
@@ -222,7 +219,12 @@ def beside_the_paper(
   ]
   if ranked:
     points = ' (points)' if values.is_share(sweep.metric) else ''
-    columns = ['rank', 'arm', f'here{points}', f'{sweep.confidence:.0%} interval']
+    columns = [
+      'rank',
+      'arm',
+      f'here{points}',
+      f'{sweep.confidence:.0%} interval',
+    ]
     rows = [
       [
         str(arm.rank),
@@ -257,7 +259,7 @@ def beside_the_paper(
 def _gains(row: Sequence[float], full: Sequence[float]) -> list[str]:
   """Returns the paper's differences from full tuning."""
   pairs = zip(row, full, strict=True)
-  return [f'{lora - all_:+.1f}'.replace('-', '−') for lora, all_ in pairs]
+  return [f'{lora - all_:+.1f}' for lora, all_ in pairs]
 
 
 def _percent(row: Sequence[float]) -> list[str]:

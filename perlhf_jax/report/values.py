@@ -7,6 +7,8 @@ from typing import Any
 
 # Larger numbers would leave a plot without a scale.
 _LARGEST = 1e30
+# What is shown where there is no value.
+NONE = '-'
 _LABELS = {
   'roc_auc': 'ROC-AUC',
   'kl_k1': 'KL to the reference (k1, nats)',
@@ -75,7 +77,7 @@ def shown(name: str, value: Any) -> str:
   """
   value = number(value)
   if value is None:
-    return '–'
+    return NONE
   if name.endswith('bytes'):
     return f'{value / 2**20:,.1f} MiB'
   if name.endswith('trainable_fraction'):

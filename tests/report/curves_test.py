@@ -14,8 +14,12 @@ def test_thinned_curves_are_means_of_consecutive_points(count):
     size += 1
   at = 0
   for mean_x, mean_y in zip(few_x, few_y, strict=True):
-    assert mean_x == pytest.approx(sum(x[at : at + size]) / len(x[at : at + size]))
-    assert mean_y == pytest.approx(sum(y[at : at + size]) / len(y[at : at + size]))
+    assert mean_x == pytest.approx(
+      sum(x[at : at + size]) / len(x[at : at + size])
+    )
+    assert mean_y == pytest.approx(
+      sum(y[at : at + size]) / len(y[at : at + size])
+    )
     at += size
   assert at >= count
 

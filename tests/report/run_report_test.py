@@ -88,7 +88,7 @@ def test_responses_before_and_after(page):
   for text in ('early answer', 'late answer', 'tested answer', 'right: vet'):
     assert text in page.text
   assert 'middle answer' not in page.text
-  assert "judge's score 100, score (reward) 4" in page.text
+  assert "judge's score 100, score 4" in page.text
   # Of the training, and of the evaluation.
   assert len(page.all('article')) == answers.MAX_SAMPLES + 1
 
@@ -249,7 +249,13 @@ def test_the_demo_side_by_side(demo):
   # One plot has both tunings.
   assert titles.count('calibration') == 1
   assert titles.count('score (reward) against KL') == 1
-  for text in ('93.4%', '94.7%', 'answer of lora', 'answer of full', '11.7 min'):
+  for text in (
+    '93.4%',
+    '94.7%',
+    'answer of lora',
+    'answer of full',
+    '11.7 min',
+  ):
     assert text in page.text
   before = page.text.index('answer of SFT')
   assert before < page.text.index('answer of lora')
@@ -272,14 +278,18 @@ def test_a_foreign_folder(tmp_path, capsys, name):
 def test_a_pipe_is_not_waited_for(tmp_path):
   folder = report_pages.write(tmp_path / 'rm', config__gin='')
   os.mkfifo(folder / 'metrics.jsonl')
-  with pytest.raises(errors.CheckpointError, match=r'metrics\.jsonl.*named pipe'):
+  with pytest.raises(
+    errors.CheckpointError, match=r'metrics\.jsonl.*named pipe'
+  ):
     make(folder)
 
 
 @pytest.mark.parametrize('library', ['jinja2', 'matplotlib'])
 def test_a_missing_library_is_named(demo, library, monkeypatch):
   monkeypatch.setitem(sys.modules, library, None)
-  with pytest.raises(errors.ConfigError, match=rf'{library}.*perlhf-jax\[report'):
+  with pytest.raises(
+    errors.ConfigError, match=rf'{library}.*perlhf-jax\[report'
+  ):
     make(demo)
 
 

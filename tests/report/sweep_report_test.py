@@ -96,16 +96,16 @@ def page(tmp_path_factory):
 
 
 def test_arms_are_compared_with_the_baseline(page):
-  assert 'attention 1 0.001 (edge) 92.0% 0.6% 2 −2.7 −3.9 to −1.5' in page.text
-  assert 'attention 16 0.001 (edge) 95.0% 0.6% 2 +0.3 −0.9 to +1.5' in page.text
+  assert 'attention 1 0.001 (edge) 92.0% 0.6% 2 -2.7 -3.9 to -1.5' in page.text
+  assert 'attention 16 0.001 (edge) 95.0% 0.6% 2 +0.3 -0.9 to +1.5' in page.text
   assert 'arms worse than the baseline 1 of 2' in page.text
   assert 'best pairwise accuracy 95.0% attention 16' in page.text
 
 
 def test_ranks_stand_beside_the_papers(page):
   # The paper's differences at ranks 1 and 16, by hand.
-  assert '1 attention 1 −2.7 −3.9 to −1.5 −0.6 −2.3 −1.5 −2.3' in page.text
-  assert '16 attention 16 +0.3 −0.9 to +1.5 −1.6 −1.9 −1.7 −0.9' in page.text
+  assert '1 attention 1 -2.7 -3.9 to -1.5 -0.6 -2.3 -1.5 -2.3' in page.text
+  assert '16 attention 16 +0.3 -0.9 to +1.5 -1.6 -1.9 -1.7 -0.9' in page.text
   assert paper.SOURCE in page.text
   assert 'LoRA, rank 4 78.7 82.2 79.7 91.2' in page.text
 
@@ -140,9 +140,10 @@ def test_another_command_and_numbers_beyond_plots(tmp_path):
 
 
 def test_policies_have_the_papers_other_table(tmp_path):
-  assert 'SFT 75.5 50.0 50.0 50.0 77.7' in make(
-    write(tmp_path, command='train_policy')
-  ).text
+  assert (
+    'SFT 75.5 50.0 50.0 50.0 77.7'
+    in make(write(tmp_path, command='train_policy')).text
+  )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from perlhf_jax.report import values
 )
 def test_what_no_plot_takes_is_no_number(value):
   assert values.number(value) is None
-  assert values.shown('loss', value) == '–'
+  assert values.shown('loss', value) == values.NONE
 
 
 @pytest.mark.parametrize('value', [0, -3, 2.5, 10**15, 1e-300])
