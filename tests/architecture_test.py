@@ -26,6 +26,7 @@ FLOORS = {
   'stages': 6,
   'benchmark': 7,
   'plan': 7,
+  'report': 7,
 }
 TOP_FLOOR = 8  # The files of perlhf_jax/ itself.
 CLI_FLOOR = 9

@@ -38,6 +38,7 @@ def test_commands_that_run_models_take_the_flags(name, capsys):
     'convert',
     'inspect',
     'plan',
+    'report',
     'sweep',
     'tasks',
     'train_vocabulary',

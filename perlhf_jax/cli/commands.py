@@ -226,6 +226,11 @@ COMMANDS: Mapping[str, Command] = {
     function='perlhf_jax.stages.inspect_checkpoint.inspect_checkpoint',
     example='perlhf inspect --checkpoint=runs/train_reward',
   ),
+  'report': Command(
+    help='one HTML page of a run, a folder of runs or a sweep: curves, samples',
+    function='perlhf_jax.report.report.report',
+    example='perlhf report --model_dir=runs/train_policy',
+  ),
   'tasks': Command(
     help='the registered tasks: source, licence, and where the files go',
     function='perlhf_jax.stages.list_tasks.list_tasks',

@@ -21,7 +21,7 @@ from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import step_files
 
-_CONFIG = 'config.gin'
+CONFIG = 'config.gin'
 # Macros that do not affect learning: paths, lengths and periods. Fingerprints
 # identify the files at the paths.
 _OF_NO_ACCOUNT = frozenset(
@@ -152,7 +152,7 @@ class ModelDir:
 
   def _compare_config(self, text: str) -> tuple[str | None, dict[str, str]]:
     """Reads config.gin before any process writes it, and finds the changes."""
-    path = self.path / _CONFIG
+    path = self.path / CONFIG
     with multihost.together():
       if not path.exists():
         return None, {}
@@ -174,9 +174,9 @@ class ModelDir:
     if earlier is not None and self.step is not None and not kept.exists():
       kept.write_text(earlier)
     # A kill leaves either the old file or the new one.
-    temporary = self.path / f'{_CONFIG}.tmp'
+    temporary = self.path / f'{CONFIG}.tmp'
     temporary.write_text(text)
-    temporary.replace(self.path / _CONFIG)
+    temporary.replace(self.path / CONFIG)
 
   def _log(self, changes: Mapping[str, str]) -> None:
     """Logs the changes of config.gin."""

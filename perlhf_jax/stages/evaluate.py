@@ -16,6 +16,7 @@ from perlhf_jax.checkpoints import run_metadata
 from perlhf_jax.core import checks
 from perlhf_jax.core import errors
 from perlhf_jax.core import strict_json
+from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import input_pipeline
 from perlhf_jax.runs import recorded_tasks
 from perlhf_jax.stages import candidates as candidates_lib
@@ -23,6 +24,7 @@ from perlhf_jax.stages import evaluate_policy
 from perlhf_jax.stages import evaluate_rewards
 from perlhf_jax.stages import line_files
 from perlhf_jax.stages import policy_evaluation
+from perlhf_jax.stages import sample_images
 from perlhf_jax.stages import train_reward
 from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
@@ -128,6 +130,15 @@ def evaluate(
       )
   model = evaluation.model
   path = epath.Path(model.path)
+  folder = path if model.metadata is None else step_files.model_dir_of(path)
+  # Folders of other formats get no folder of images.
+  if evaluation.examples is not None and not output_path and model.metadata:
+    metrics['samples'] = sample_images.write(
+      metrics['samples'],
+      evaluation.examples,
+      folder,
+      policy.num_samples if policy is not None else 1,
+    )
   result = {
     'checkpoint': str(path),
     'step': int(path.name) if model.metadata and path.name.isdigit() else None,
@@ -136,7 +147,6 @@ def evaluate(
   }
   text = strict_json.dumps(result, indent=2)
   logging.info('%s', text)
-  folder = path if model.metadata is None else step_files.model_dir_of(path)
   if jax.process_index() == 0:
     _write(epath.Path(output_path or folder / 'eval.json'), text + '\n')
   return result
@@ -214,11 +224,13 @@ class _Evaluation:
     model: the model, without weights.
     about: what eval.json says of the examples.
     measure: returns the metrics, and why some may be undefined.
+    examples: the prompts that a policy answers; None for a reward model.
   """
 
   model: loaded_model.LoadedModel
   about: Mapping[str, Any]
   measure: Callable[[], tuple[dict[str, Any], Mapping[str, str]]]
+  examples: examples_lib.Examples | None = None
 
 
 def _prepare(
@@ -262,19 +274,19 @@ def _prepare(
       examples, objective, loaded.config.image_size, batch_size, mesh
     )
     measure = evaluate_rewards.prepare(loaded, reward, questions, mesh)
-  else:
-    measure = evaluate_policy.prepare(
-      loaded,
-      policy,
-      examples,
-      response_length=policy_evaluation.response_length(
-        dataset.task_feature_lengths
-      ),
-      batch_size=batch_size,
-      mesh=mesh,
-      base_checkpoint=base_checkpoint,
-    )
-  return _Evaluation(loaded.without_weights(), about, measure)
+    return _Evaluation(loaded.without_weights(), about, measure)
+  measure = evaluate_policy.prepare(
+    loaded,
+    policy,
+    examples,
+    response_length=policy_evaluation.response_length(
+      dataset.task_feature_lengths
+    ),
+    batch_size=batch_size,
+    mesh=mesh,
+    base_checkpoint=base_checkpoint,
+  )
+  return _Evaluation(loaded.without_weights(), about, measure, examples)
 
 
 def _write(path: epath.Path, text: str) -> None:

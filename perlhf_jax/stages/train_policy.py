@@ -31,6 +31,7 @@ from perlhf_jax.runs import whole_run
 from perlhf_jax.sampling import sampler
 from perlhf_jax.stages import policy_evaluation
 from perlhf_jax.stages import policy_start
+from perlhf_jax.stages import sample_images
 from perlhf_jax.training import optimizers
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import step_log
@@ -278,9 +279,12 @@ def _evaluation(prepared, scoring, *, sampling, batch_size, judge, time_limit):
     )
     if jax.process_index() == 0:
       step = int(state.step)
-      open_log().append(
-        {'step': step, **row} for row in answers.rows(_NUM_LOGGED)
+      rows = sample_images.write(
+        answers.rows(_NUM_LOGGED),
+        prepared.eval_examples,
+        prepared.directory.path,
       )
+      open_log().append({'step': step, **row} for row in rows)
     return answers.means()
 
   return evaluate

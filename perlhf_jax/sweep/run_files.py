@@ -54,11 +54,10 @@ def checkpoint_step(model_dir: epath.Path, checkpoint: str) -> int:
 def validation_metrics(model_dir: epath.Path, step: int) -> dict[str, Any]:
   """Returns the evaluation record of a step; {} if there is none."""
   path = model_dir / metric_writer.FILE_NAME
-  text = path.read_bytes() if path.exists() else b''
+  records, _ = step_log.parse(path.read_bytes() if path.exists() else b'')
   found = {}
-  for line in text.splitlines():
-    record = step_log.parse(line)
-    if record and record.get('split') == 'eval' and record['step'] == step:
+  for record in records:
+    if record.get('split') == 'eval' and record['step'] == step:
       found = record
   return found
 

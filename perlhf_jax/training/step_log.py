@@ -1,7 +1,7 @@
 """A file of JSON lines, each about a step of a run."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -31,8 +31,8 @@ class StepLog:
     self._path, self._start_step = path, start_step
     self._lines: list[str] = []
     damaged: dict[int, bytes] = {}
-    for number, line in _numbered_lines(path):
-      record = parse(line)
+    content = path.read_bytes() if path.exists() else b''
+    for number, line, record in _numbered_records(content):
       if record is None:
         damaged[number] = line
       elif record['step'] <= start_step:
@@ -126,18 +126,36 @@ class StepLog:
     self._size = len(data)
 
 
-def _numbered_lines(path: epath.Path) -> list[tuple[int, bytes]]:
-  """Reads the lines that are not empty, with their numbers from 1.
+def parse(content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
+  """Reads a log without changing it, for example that of a running command.
 
-  A last line without a newline, which a kill cut short, is left out.
+  Args:
+    content: content of the file.
+
+  Returns:
+    The records, and the numbers of damaged lines, from 1.
   """
-  if not path.exists():
-    return []
-  lines = path.read_bytes().split(b'\n')[:-1]
-  return [(n, line) for n, line in enumerate(lines, start=1) if line]
+  found = list(_numbered_records(content))
+  return (
+    [record for _, _, record in found if record is not None],
+    [number for number, _, record in found if record is None],
+  )
 
 
-def parse(line: bytes) -> dict[str, Any] | None:
+def _numbered_records(
+  content: bytes,
+) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
+  """Yields lines that are not empty: number from 1, line, and its record.
+
+  The record of a damaged line is None. A last line without a newline, which a
+  kill cut short, is left out.
+  """
+  for number, line in enumerate(content.split(b'\n')[:-1], start=1):
+    if line:
+      yield number, line, _parse(line)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
   """Reads a record; None if it is damaged."""
   try:
     record = strict_json.loads(line.decode())

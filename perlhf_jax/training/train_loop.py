@@ -25,7 +25,7 @@ from perlhf_jax.training import placement
 from perlhf_jax.training import preemption
 from perlhf_jax.training import progress as progress_lib
 
-_SUMMARY = 'summary.json'
+SUMMARY = 'summary.json'
 
 # A TrainState, or another pytree with a `step`.
 State = Any
@@ -131,8 +131,8 @@ def train(
     evaluate: returns metrics of a state on the evaluation data.
     selection: metric that picks the best checkpoint.
     mesh: the mesh.
-    summary: further entries of MODEL_DIR/summary.json, beside throughput and
-      memory.
+    summary: further entries of MODEL_DIR/summary.json, beside throughput,
+      memory and devices.
     check: raises a UserError if training must stop because of its metrics;
       called at every record and before every checkpoint. By default it checks
       that loss and gradient are finite.
@@ -230,6 +230,8 @@ def train(
     if progress.examples_per_second
     else None,
     'step_memory_bytes': step.memory_bytes,
+    'devices': mesh.mesh.devices.size,
+    'device_kind': mesh.mesh.devices.flat[0].device_kind,
   }
   _write_summary(model_dir, summary)
   logging.info('Finished step %d in %s.', config.train_steps, model_dir)
@@ -318,20 +320,20 @@ def _check_together(check, step, metrics):
 
 def _has_summary(model_dir: epath.Path) -> bool:
   try:
-    return bool(strict_json.loads((model_dir / _SUMMARY).read_text()))
+    return bool(strict_json.loads((model_dir / SUMMARY).read_text()))
   except (FileNotFoundError, ValueError):
     return False
 
 
 def _write_summary(
-  model_dir: epath.Path, summary: Mapping[str, float | None]
+  model_dir: epath.Path, summary: Mapping[str, float | str | None]
 ) -> None:
   """Writes MODEL_DIR/summary.json, on process 0."""
   if jax.process_index() != 0:
     return
-  temporary = model_dir / f'{_SUMMARY}.tmp'
+  temporary = model_dir / f'{SUMMARY}.tmp'
   temporary.write_text(strict_json.dumps(summary, indent=2) + '\n')
-  temporary.replace(model_dir / _SUMMARY)
+  temporary.replace(model_dir / SUMMARY)
 
 
 def _write_lost_summary(
@@ -344,7 +346,7 @@ def _write_lost_summary(
   logging.warning(
     '%s was lost, and is written again. Its throughput is the mean of the '
     'records in %s; the memory of a step is no longer known.',
-    *(model_dir / _SUMMARY, metric_writer.FILE_NAME),
+    *(model_dir / SUMMARY, metric_writer.FILE_NAME),
   )
   _write_summary(
     model_dir, {**summary, 'steps': steps, **timing, 'step_memory_bytes': None}

@@ -4,14 +4,17 @@ import json
 
 import numpy as np
 import pytest
+import report_pages
 import runs
 import tiny_pali
 
 from perlhf_jax.checkpoints import loading
 from perlhf_jax.cli import main
 from perlhf_jax.core import tree_paths
+from perlhf_jax.data import images
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import step_files
+from tasks import demo_vqa
 
 FEW = '--gin.EVAL_EXAMPLES=8'
 GOLD = '--gin_file=gin/demo_vqa/gold.gin'
@@ -156,6 +159,19 @@ def test_metrics(root):
   assert len(sample['references']) == 1
 
 
+def test_samples_name_what_the_model_saw(root):
+  sample = json.loads(
+    (root / 'lora' / 'samples.jsonl').read_text().splitlines()[0]
+  )
+  row = next(iter(demo_vqa.make_prompts('validation')))
+  size = loading.peek(str(root / 'lora')).config.image_size
+  (name,) = sample['images']
+  np.testing.assert_array_equal(
+    images.decode((root / 'lora' / name).read_bytes(), size),
+    images.decode(row['images'][0], size),
+  )
+
+
 @pytest.mark.parametrize('name', ['lora', 'full'])
 def test_evaluation_of_policies(root, name):
   command = ['evaluate', '--gin_file=gin/runs/evaluate.gin', GOLD]
@@ -169,6 +185,16 @@ def test_evaluation_of_policies(root, name):
   # The reference is the SFT model, whose own KL would be zero.
   answers = result['samples'][0]
   assert answers['references']
+  assert (root / name / answers['images'][0]).exists()
+
+
+def test_report(root):
+  assert main.run(['report', f'--model_dir={root / "lora"}']) == 0
+  page = report_pages.parse(root / 'lora' / 'report.html')
+  assert page.all('img')
+  assert 'score (reward) against KL' in page.text
+  assert 'policy, reinforce, lora, demo_vqa_prompts' in page.text
+  assert 'jaxlib' in page.text
 
 
 def test_evaluation_of_reward_models(root):
