@@ -11,7 +11,7 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 # shellcheck source=launch/demo_pipeline.bash
 source "$root/launch/demo_pipeline.bash"
-say_how_long 12
+say_how_long 14
 start_demo "$root" demo t5_tiny "${1:-$root/demo_output}" report
 
 sft sft --gin.TRAIN_STEPS=1000 --gin.LEARNING_RATE=2e-3
@@ -19,6 +19,8 @@ reward reward_lora attention --gin.TRAIN_STEPS=900 --gin.LEARNING_RATE=3e-3
 reward reward_full none --gin.TRAIN_STEPS=900 --gin.LEARNING_RATE=1e-3
 policy policy_lora attention --gin.LEARNING_RATE=2e-3
 policy policy_full none --gin.LEARNING_RATE=3e-4
-judge_all policy_lora policy_full
+preference policy_dpo attention --gin.TRAIN_STEPS=300 --gin.BETA=1.0 \
+  --gin.LEARNING_RATE=1e-3
+judge_all policy_lora policy_full policy_dpo
 print_table
 write_report

@@ -58,6 +58,11 @@ policy() { # NAME TUNING, then more bindings
     --gin.REWARD_CHECKPOINT="'$output/reward_lora/checkpoints/best'" "${@:3}"
 }
 
+preference() { # NAME TUNING, then more bindings: DPO on the pairs of `reward`
+  train train_dpo "$1" rm "$2" \
+    --gin.INITIAL_CHECKPOINT_PATH="'$output/sft'" "${@:3}"
+}
+
 judge() { # CHECKPOINT, then more bindings: the gold score of sampled answers
   perlhf evaluate --gin_file="gin/$world/gold.gin" --checkpoint="$1" \
     --gin.MIXTURE_OR_TASK_NAME="'${world}_prompts'" --gin.TEMPERATURE=1.0 \

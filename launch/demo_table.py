@@ -60,18 +60,29 @@ def policy_row(model_dir: pathlib.Path) -> dict[str, float | None]:
 
 
 def print_table(title: str, rows: dict[str, dict], columns) -> None:
-  """Prints results of LoRA and full tuning, and their ratio."""
-  lora, full = rows['lora'], rows['full']
-  print(f'\n{title:22}{"LoRA":>12}{"full":>12}{"LoRA/full":>12}')
+  """Prints results of LoRA and full tuning, their ratio, and those of DPO.
+
+  Args:
+    title: what the rows are results of.
+    rows: `lora` and `full`, and perhaps `dpo`.
+    columns: names and keys of the figures, and how to print each.
+  """
+  heads = [
+    'LoRA',
+    'full',
+    'LoRA/full',
+    *(['DPO, LoRA'] if 'dpo' in rows else []),
+  ]
+  print(f'\n{title:22}' + ''.join(f'{head:>12}' for head in heads))
   for name, key, show in columns:
-    if key not in lora:
+    if key not in rows['lora']:
       continue
-    values = lora[key], full[key]
+    values = [rows[tuning][key] for tuning in rows]
     # A summary that was lost and written again does not know every figure.
-    known = None not in values
     shown = ['unknown' if x is None else show(x) for x in values]
-    ratio = f'{values[0] / values[1]:.2f}' if known else '-'
-    print(f'{name:22}{shown[0]:>12}{shown[1]:>12}{ratio:>12}')
+    known = None not in values[:2]
+    shown.insert(2, f'{values[0] / values[1]:.2f}' if known else '-')
+    print(f'{name:22}' + ''.join(f'{x:>12}' for x in shown))
 
 
 def print_samples(output: pathlib.Path) -> None:
@@ -93,7 +104,12 @@ def main() -> None:
   output = pathlib.Path(sys.argv[1])
   tunings = ('lora', 'full')
   reward = {t: reward_row(output / f'reward_{t}') for t in tunings}
-  policy = {t: policy_row(output / f'policy_{t}') for t in tunings}
+  # Only the text demo has pairs, on which DPO trains.
+  has_dpo = (output / 'policy_dpo').exists()
+  policy = {
+    kind: policy_row(output / f'policy_{kind}')
+    for kind in (*tunings, *(['dpo'] if has_dpo else []))
+  }
   sft = {'gold_score': read(output / 'sft' / 'eval.json')['judge_score']}
   demo = {
     'seconds': int(sys.argv[2]),

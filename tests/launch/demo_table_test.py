@@ -27,3 +27,23 @@ def test_a_figure_that_was_lost_is_said_to_be(capsys):
   assert cells['KL to SFT (k1, nats)'] == ['1.50', '3.00', '0.50']
   assert cells['seconds/step'] == ['0.200', 'unknown', '-']
   assert cells['step memory'] == ['unknown', '1.0', 'MiB', '-']
+
+
+def test_dpo_has_a_column_where_it_was_run(capsys):
+  rows = {
+    'lora': {'kl_k1': 1.5},
+    'full': {'kl_k1': 3.0},
+    'dpo': {'kl_k1': 2.0},
+  }
+  table = _demo_table()
+  table.print_table('policy', rows, table._POLICY_COLUMNS[1:2])
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[1].split() == [
+    'policy',
+    'LoRA',
+    'full',
+    'LoRA/full',
+    'DPO,',
+    'LoRA',
+  ]
+  assert lines[2][22:].split() == ['1.50', '3.00', '0.50', '2.00']
