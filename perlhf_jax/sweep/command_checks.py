@@ -17,6 +17,7 @@ from perlhf_jax.core import gin_text
 from perlhf_jax.sweep import description
 
 _PATHS = (
+  'BASELINE_CHECKPOINT',
   'BASE_CHECKPOINT_PATH',
   'INITIAL_CHECKPOINT_PATH',
   'INITIAL_VIT_PATH',
@@ -49,7 +50,6 @@ def check(sweep: description.Sweep, sweep_dir: str) -> dict[str, int]:
     words = sweep.words(cell, f'{sweep_dir}/{cell.folder}')
     place = f'the arm {arm.name}'
     scans[place] = words[0], _scan(place, words)
-    _check_paths(place, scans[place][1])
   steps = {
     arm.name: _value(scans[f'the arm {arm.name}'][1], 'TRAIN_STEPS')
     for arm in sweep.all_arms
@@ -57,6 +57,8 @@ def check(sweep: description.Sweep, sweep_dir: str) -> dict[str, int]:
   if sweep.evaluate is not None:
     words = sweep.evaluation_words(sweep_dir)
     scans['EVALUATE'] = words[0], _scan('EVALUATE', words)
+  for place, (_, scan) in scans.items():
+    _check_paths(place, scan)
   for place, (command, scan) in scans.items():
     _load(place, command, scan)
   _check_tasks(scans)

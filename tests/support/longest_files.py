@@ -22,6 +22,7 @@ LONGEST_FIRST = (
   'stages/train_policy_test.py',
   'stages/by_length_test.py',
   'stages/ownership_test.py',
+  'sweep/tiny_sweep_test.py',
 )
 
 

@@ -210,6 +210,10 @@ _LORA = '--gin_file=gin/lora/attention.gin'
     (('--gin.ARMS={}',), ['ARMS is empty']),
     (('--gin.BASELINE="ful"',), ['BASELINE', 'full']),
     (('--gin.METRICS="a"',), ['METRICS', 'did you mean METRIC']),
+    (
+      ('--gin.EVALUATE=("--gin.BASELINE_CHECKPOINT=\'gone\'",)',),
+      ['EVALUATE', 'BASELINE_CHECKPOINT', 'does not exist'],
+    ),
     (('--gin.EVALUATE=("--bach_size=1",)',), ['EVALUATE', 'batch_size']),
     (
       ('--gin.EVALUATE=("--gin.RewardEvaluation.penlty=1.0",)',),

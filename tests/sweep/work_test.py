@@ -3,6 +3,7 @@
 import json
 import shlex
 
+from etils import epath
 import pytest
 from small_sweeps import STEPS
 from small_sweeps import Runs
@@ -12,6 +13,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.sweep import children as children_lib
 from perlhf_jax.sweep import command_checks
 from perlhf_jax.sweep import sweep as sweep_lib
+from perlhf_jax.training import run_lock
 
 
 @pytest.fixture(name='runs')
@@ -389,4 +391,15 @@ def test_two_sweeps_in_one_folder(runs):
   runs.run = run
   start(runs)
   assert 'Another sweep is at work in SWEEP_DIR' in second[0]
+  assert runs.done == ALL
+
+
+def test_a_run_that_a_killed_sweep_has_left_at_work(runs):
+  model_dir = runs.folder / 'lora/lr=1e-3,seed=5'
+  model_dir.mkdir(parents=True)
+  with run_lock.RunLock(epath.Path(model_dir)).held():
+    with pytest.raises(errors.CheckpointError, match='lr=1e-3,seed=5 is being'):
+      start(runs)
+  assert not runs.done
+  start(runs)
   assert runs.done == ALL
