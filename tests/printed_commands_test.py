@@ -18,6 +18,7 @@ READ = [
   'docs/quick_start.md',
   'docs/own_data.md',
   'docs/configuration.md',
+  'docs/lora.md',
   'docs/reward_models.md',
   'docs/rl.md',
   'docs/dpo.md',

@@ -308,65 +308,6 @@ def test_round_trip(fields, targets, tmp_path):
   )
 
 
-def test_dora_is_what_peft_computes(tmp_path):
-  """PEFT: magnitude / ||W + scaling·B·A|| per row of W, [out, in]."""
-  config, params = _base()
-  rng = np.random.default_rng(0)
-
-  def with_magnitudes(tensors):
-    for name in [name for name in tensors if 'lora_B' in name]:
-      module = name.removesuffix('.lora_B.weight')
-      tensors[f'{module}.lora_magnitude_vector'] = rng.uniform(
-        0.5, 2, len(tensors[name])
-      ).astype(np.float32)
-
-  source = _edit(tmp_path / 'x', 'plain', with_magnitudes, use_dora=True)
-  adapter = peft.load(source, config)
-  assert adapter.config.dora
-  merged = lora_lib.merge_lora(params, adapter.lora, adapter.config)
-  tensors = safetensors_numpy.load_file(source / peft.WEIGHTS)
-  for module, layer in (
-    (
-      'decoder.block.0.layer.1.EncDecAttention.q',
-      'decoder/layers_0/encoder_decoder_attention/query',
-    ),
-    (
-      'encoder.block.1.layer.0.SelfAttention.v',
-      'encoder/layers_1/attention/value',
-    ),
-  ):
-    a, b, magnitude = (
-      np.float64(tensors[f'base_model.model.{module}.lora_{end}'])
-      for end in ('A.weight', 'B.weight', 'magnitude_vector')
-    )
-    weight = np.float64(tree_paths.flatten(params)[f'{layer}/kernel']).T
-    weight = weight + 8 / 4 * b @ a
-    weight *= (magnitude / np.linalg.norm(weight, axis=1))[:, None]
-    np.testing.assert_allclose(
-      tree_paths.flatten(merged)[f'{layer}/kernel'], weight.T, atol=1e-5
-    )
-  # Written as it was read.
-  contents = peft.contents(adapter.lora, adapter.config, config, base='DIR')
-  output.write(contents, tmp_path / 'y')
-  written = safetensors_numpy.load_file(tmp_path / 'y' / peft.WEIGHTS)
-  assert sorted(written) == sorted(tensors)
-  for name, tensor in tensors.items():
-    np.testing.assert_array_equal(written[name], tensor)
-
-
-def test_dora_without_magnitudes_and_magnitudes_without_dora(tmp_path):
-  config, _ = _base()
-  path = _edit(tmp_path / 'x', use_dora=True)
-  assert 'lora_magnitude_vector' in _error(peft.load, path, config)
-
-  def with_one(tensors):
-    module = 'base_model.model.encoder.block.0.layer.0.SelfAttention.q'
-    tensors[f'{module}.lora_magnitude_vector'] = np.ones(24, np.float32)
-
-  path = _edit(tmp_path / 'y', 'plain', with_one)
-  assert 'lora_magnitude_vector' in _error(peft.load, path, config)
-
-
 def test_the_usual_sites_keep_their_pattern(tmp_path):
   config, _ = _base()
   lora = _random(DEFAULT, config)

@@ -1,0 +1,93 @@
+"""DoRA in directories of PEFT, written by hand."""
+
+import json
+import shutil
+
+import hf_directories
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors_numpy
+
+from perlhf_jax.core import errors
+from perlhf_jax.core import tree_paths
+from perlhf_jax.interop import hf
+from perlhf_jax.interop import output
+from perlhf_jax.interop import peft
+from perlhf_jax.models import lora as lora_lib
+
+GOLDEN = hf_directories.GOLDEN
+BASE = GOLDEN / 'hf_t5_v1_1'
+
+
+def _edit(target, edit_tensors=None, **keys):
+  """Copies a directory that PEFT wrote, changing tensors and keys."""
+  shutil.copytree(GOLDEN / 'hf_peft' / 'plain', target)
+  file = target / peft.CONFIG
+  file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+  if edit_tensors is not None:
+    tensors = safetensors_numpy.load_file(target / peft.WEIGHTS)
+    edit_tensors(tensors)
+    safetensors_numpy.save_file(tensors, target / peft.WEIGHTS)
+  return target
+
+
+def test_dora_is_what_peft_computes(tmp_path):
+  """PEFT: magnitude / ||W + scaling·B·A|| per row of W, [out, in]."""
+  config = hf.load_config(BASE)
+  params = hf.load_params(BASE, config)
+  rng = np.random.default_rng(0)
+
+  def with_magnitudes(tensors):
+    for name in [name for name in tensors if 'lora_B' in name]:
+      module = name.removesuffix('.lora_B.weight')
+      tensors[f'{module}.lora_magnitude_vector'] = rng.uniform(
+        0.5, 2, len(tensors[name])
+      ).astype(np.float32)
+
+  source = _edit(tmp_path / 'x', with_magnitudes, use_dora=True)
+  adapter = peft.load(source, config)
+  assert adapter.config.dora
+  merged = lora_lib.merge_lora(params, adapter.lora, adapter.config)
+  tensors = safetensors_numpy.load_file(source / peft.WEIGHTS)
+  for module, layer in (
+    (
+      'decoder.block.0.layer.1.EncDecAttention.q',
+      'decoder/layers_0/encoder_decoder_attention/query',
+    ),
+    (
+      'encoder.block.1.layer.0.SelfAttention.v',
+      'encoder/layers_1/attention/value',
+    ),
+  ):
+    a, b, magnitude = (
+      np.float64(tensors[f'base_model.model.{module}.lora_{end}'])
+      for end in ('A.weight', 'B.weight', 'magnitude_vector')
+    )
+    weight = np.float64(tree_paths.flatten(params)[f'{layer}/kernel']).T
+    weight = weight + 8 / 4 * b @ a
+    weight *= (magnitude / np.linalg.norm(weight, axis=1))[:, None]
+    np.testing.assert_allclose(
+      tree_paths.flatten(merged)[f'{layer}/kernel'], weight.T, atol=1e-5
+    )
+  # Written as it was read.
+  contents = peft.contents(adapter.lora, adapter.config, config, base='DIR')
+  output.write(contents, tmp_path / 'y')
+  written = safetensors_numpy.load_file(tmp_path / 'y' / peft.WEIGHTS)
+  assert sorted(written) == sorted(tensors)
+  for name, tensor in tensors.items():
+    np.testing.assert_array_equal(written[name], tensor)
+
+
+def test_dora_without_magnitudes_and_magnitudes_without_dora(tmp_path):
+  config = hf.load_config(BASE)
+  path = _edit(tmp_path / 'x', use_dora=True)
+  with pytest.raises(errors.CheckpointError, match='lora_magnitude_vector'):
+    peft.load(path, config)
+
+  def with_one(tensors):
+    module = 'base_model.model.encoder.block.0.layer.0.SelfAttention.q'
+    tensors[f'{module}.lora_magnitude_vector'] = np.ones(24, np.float32)
+
+  path = _edit(tmp_path / 'y', with_one)
+  with pytest.raises(errors.CheckpointError, match='lora_magnitude_vector'):
+    peft.load(path, config)
