@@ -96,7 +96,7 @@ def read(path: epath.Path) -> Run:
     total = re.search(r'^TRAIN_STEPS = (\d{1,12})$', config, re.MULTILINE)
     of_all = f' of {int(total[1]):,}' if total else ''
     notes.append(
-      f'The run has not finished (there is no {train_loop.SUMMARY}): its '
+      f'The run has not finished ({train_loop.SUMMARY} is not whole): its '
       f'records end at step {values.shown("step", newest)}{of_all}.'
     )
   if not records:
@@ -104,7 +104,7 @@ def read(path: epath.Path) -> Run:
       f'There are no records of metrics ({metric_writer.FILE_NAME}).'
     )
   evaluation = object_if_there(path / _EVALUATION, notes)
-  if not evaluation:
+  if not (path / _EVALUATION).exists():
     notes.append(
       f'There is no {_EVALUATION}; perlhf evaluate --checkpoint={path} writes '
       'it.'

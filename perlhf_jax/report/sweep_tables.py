@@ -17,7 +17,7 @@ _MAX_FIGURES = 12
 def comparison(
   sweep: sweep_file.Sweep, arms: Sequence[sweep_file.Arm]
 ) -> list[page.Block]:
-  """Compares arms with the baseline, and with the paper at the same rank.
+  """Compares arms with the baseline, each at its best learning rate.
 
   Args:
     sweep: the sweep.
