@@ -38,6 +38,7 @@ _NAMES = {
   'models/attend': 'models/attend models/attention',
   'models/attention': 'models/attention models/decoding',
   'models/device_share': 'models/decoding sampling/parts',
+  'models/dora': 'models/dora',
   'models/encoder_decoder': 'models/t5 models/lora models/pali',
   'models/frozen_dtypes': 'models/frozen_dtypes',
   'models/heads': 'models/reward_model models/policy',
