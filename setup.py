@@ -103,6 +103,7 @@ setuptools.setup(
     # tfds-nightly, whose files replace those of what is asked for above.
     't5x': ['cached_property', 'chex', 'fiddle', 'grain'],
     'tpu': ['jax[tpu]'],
-    'wandb': ['wandb'],
+    # Whose settings training.wandb_writer names.
+    'wandb': ['wandb>=0.31'],
   },
 )

@@ -82,6 +82,28 @@ def changes(before: str, after: str) -> dict[str, str]:
   }
 
 
+def macros(text: str) -> dict[str, Any]:
+  """Returns the macros of a configuration, by name.
+
+  Args:
+    text: gin statements.
+
+  Returns:
+    Numbers, strings, booleans and None as they are, everything else as text.
+    The value of a macro that names another macro is that macro's value.
+  """
+  values = _values(text)
+  found = {}
+  for name, value in values.items():
+    if '.' in name:
+      continue
+    if isinstance(value, gin_text.Macro):
+      value = values.get(value.name, value)
+    is_plain = value is None or isinstance(value, bool | int | float | str)
+    found[name] = value if is_plain else repr(value)
+  return found
+
+
 def _values(text: str) -> dict[str, Any]:
   """Returns the values of macros and parameters in gin text, by name."""
   return {

@@ -115,10 +115,14 @@ class MetricWriter:
     if self._wandb is not None:
       self._wandb.write(step, split, finite)
 
-  def close(self) -> None:
-    """Closes the event files, and the run on Weights & Biases."""
+  def close(self, *, failed: bool = False) -> None:
+    """Closes the event files, and the run on Weights & Biases.
+
+    Args:
+      failed: whether the run has not come to its end.
+    """
     if self._active:
       for writer in self._writers.values():
         writer.close()
       if self._wandb is not None:
-        self._wandb.close()
+        self._wandb.close(failed=failed)

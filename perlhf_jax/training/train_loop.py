@@ -254,10 +254,9 @@ def _closing(
   except BaseException as error:
     progress.close()
     is_stopped = isinstance(error, errors.PreemptedError)
+    saves = is_stopped or _is_shared(error)
     try:
-      writer.close()
-      if is_stopped or _is_shared(error):
-        manager.close()
+      _close(manager if saves else None, writer, failed=True)
     except Exception as another:
       if is_stopped:  # The promised save failed.
         raise
@@ -266,8 +265,24 @@ def _closing(
       logging.warning('The run cannot be closed as usual: %s', told)
     raise
   progress.close()
-  writer.close()
-  manager.close()
+  _close(manager, writer, failed=False)
+
+
+def _close(
+  manager: checkpoint_manager.CheckpointManager | None,
+  writer: metric_writer.MetricWriter,
+  *,
+  failed: bool,
+) -> None:
+  """Waits for the saves first: a service may be slow to take the metrics."""
+  try:
+    if manager is not None:
+      manager.close()
+  except BaseException:
+    failed = True
+    raise
+  finally:
+    writer.close(failed=failed)
 
 
 def _is_shared(error: BaseException) -> bool:

@@ -1,8 +1,12 @@
 """Metrics of a run on Weights & Biases, beside those in MODEL_DIR.
 
 W&B's own settings apply: WANDB_MODE (`offline` needs no account), WANDB_ENTITY,
-WANDB_API_KEY. Nothing that W&B does ends a run: its first failure is a warning,
-and the run goes on without it.
+WANDB_API_KEY. Nothing that W&B does ends a run or holds it up without end: its
+first failure is a warning, and the run goes on without it.
+
+W&B cannot take records back. After a kill it has the records since the last
+checkpoint twice: those of the killed start, and those of the start that
+repeated the steps, perhaps with other settings.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,12 +20,17 @@ from absl import logging
 from etils import epath
 
 from perlhf_jax.core import errors
+from perlhf_jax.core import operative_config
 from perlhf_jax.training import step_files
 
 ID_FILE = 'wandb_id.txt'
 _CONFIG = 'config.gin'
 _STEP = 'step'
 _DEFAULT_PROJECT = 'perlhf'
+# How long a question for an account waits for an answer, and the end of a run
+# for uploads. W&B's own limits are none.
+_LOGIN_SECONDS = 30
+_FINISH_SECONDS = 60
 
 
 def load() -> ModuleType:
@@ -51,7 +60,8 @@ class WandbWriter:
     """Starts the run, or continues the one that MODEL_DIR names.
 
     The project has the name of the folder of MODEL_DIR (or WANDB_PROJECT), and
-    the run that of MODEL_DIR itself. MODEL_DIR/config.gin is its configuration.
+    the run that of MODEL_DIR itself. Its configuration has the macros of
+    MODEL_DIR/config.gin, by which runs can be filtered, and the whole text.
 
     Args:
       model_dir: MODEL_DIR of the run.
@@ -63,6 +73,8 @@ class WandbWriter:
     model_dir = step_files.absolute(os.fspath(model_dir))
 
     def start():
+      # It asks before it reads the settings of a run.
+      wandb.setup(wandb.Settings(login_timeout=_LOGIN_SECONDS))
       run = wandb.init(
         project=os.environ.get('WANDB_PROJECT') or project_of(model_dir),
         name=model_dir.name,
@@ -71,7 +83,10 @@ class WandbWriter:
         config=_configuration(model_dir),
         # Else it would write to the folder of the process.
         **({'dir': str(model_dir)} if _is_local(model_dir) else {}),
-        settings={'console': 'off'},  # The log and the progress are ours.
+        settings={
+          'console': 'off',  # The log and the progress are ours.
+          'finish_timeout': _FINISH_SECONDS,
+        },
       )
       for split in ('train', 'eval'):
         # W&B's own steps cannot go back, as a resumed run's do.
@@ -91,9 +106,14 @@ class WandbWriter:
     named = {f'{split}/{name}': value for name, value in metrics.items()}
     self._guarded('log', lambda: self._run.log({**named, _STEP: step}))
 
-  def close(self) -> None:
-    """Waits until W&B has everything."""
-    self._guarded('finish', lambda: self._run.finish())
+  def close(self, *, failed: bool = False) -> None:
+    """Waits until W&B has everything, for a minute at most.
+
+    Args:
+      failed: whether the run has not come to its end; W&B then shows it as
+        failed.
+    """
+    self._guarded('finish', lambda: self._run.finish(exit_code=int(failed)))
     self._run = None
 
   def _guarded(self, what: str, call: Callable[[], Any]) -> None:
@@ -127,9 +147,12 @@ def _run_id(model_dir: epath.Path) -> str:
   return drawn
 
 
-def _configuration(model_dir: epath.Path) -> dict[str, str]:
+def _configuration(model_dir: epath.Path) -> dict[str, Any]:
   file = model_dir / _CONFIG
-  return {_CONFIG: file.read_text()} if file.exists() else {}
+  if not file.exists():
+    return {}
+  text = file.read_text()
+  return {**operative_config.macros(text), _CONFIG: text}
 
 
 def _is_local(path: epath.Path) -> bool:

@@ -90,3 +90,25 @@ def test_each_change_is_named():
     'place.train.part': 'None -> not set',
     'place.train.rate': '%LEARNING_RATE -> %OTHER_RATE',
   }
+
+
+def test_macros_are_plain_values_or_text():
+  more = """
+RATE = %LEARNING_RATE
+NAME = 'rm'
+WANDB = True
+ALPHA = None
+UNKNOWN = %NOWHERE
+SHAPE = (-1, 1)
+"""
+  assert operative_config.macros(_BEFORE + more) == {
+    'LEARNING_RATE': 0.001,
+    'SIZES': "{'inputs': 32, 'targets': 17}",
+    'MODEL': '@place.Model()',
+    'RATE': 0.001,
+    'NAME': 'rm',
+    'WANDB': True,
+    'ALPHA': None,
+    'UNKNOWN': '%NOWHERE',
+    'SHAPE': '(-1, 1)',
+  }

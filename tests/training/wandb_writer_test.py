@@ -1,5 +1,6 @@
 """Weights & Biases, with a module in its place that records calls."""
 
+import contextlib
 import json
 import math
 import sys
@@ -10,9 +11,25 @@ import jax
 import pytest
 
 from perlhf_jax.core import errors
+from perlhf_jax.training import checkpoint_manager
 from perlhf_jax.training import metric_writer
+from perlhf_jax.training import multihost
+from perlhf_jax.training import progress
 from perlhf_jax.training import train_loop
 from perlhf_jax.training import wandb_writer
+
+_CONFIG = """
+from perlhf_jax.models import lora
+
+RATE = 0.01
+LEARNING_RATE = %RATE
+LORA = @lora.LoraConfig()
+LORA_ALPHA = None
+MODEL_DIR = 'runs/rm'
+MESH_SHAPE = (-1, 1, 1)
+
+lora.LoraConfig.alpha = %LORA_ALPHA
+"""
 
 
 class _Run:
@@ -32,8 +49,8 @@ class _Run:
   def log(self, data):
     self._record('log', data)
 
-  def finish(self):
-    self._record('finish', None)
+  def finish(self, exit_code=None):
+    self._record('finish', exit_code)
 
 
 @pytest.fixture
@@ -49,6 +66,8 @@ def service(monkeypatch):
 
   module = types.ModuleType('wandb')
   module.init = init
+  module.Settings = lambda **fields: fields
+  module.setup = lambda settings: calls.append(('setup', settings))
   monkeypatch.setitem(sys.modules, 'wandb', module)
   monkeypatch.delenv('WANDB_PROJECT', raising=False)
   clu = types.SimpleNamespace(
@@ -66,7 +85,7 @@ def service(monkeypatch):
 def folder(tmp_path):
   path = epath.Path(tmp_path) / 'my runs' / 'rm'
   path.mkdir(parents=True)
-  (path / 'config.gin').write_text('TRAIN_STEPS = 30\n')
+  (path / 'config.gin').write_text(_CONFIG)
   return path
 
 
@@ -81,23 +100,95 @@ def _write(folder, steps, first=0):
 def test_metrics_with_step_and_split(service, folder):
   calls, _ = service
   _write(folder, [10])
-  (_, init), *rest = calls
+  setup, (_, init), *rest = calls
+  # Without it, a question for an account waits without end.
+  assert setup == ('setup', {'login_timeout': 30})
   assert init == {
     'project': 'my-runs',
     'name': 'rm',
     'id': (folder / 'wandb_id.txt').read_text().strip(),
     'resume': 'allow',
-    'config': {'config.gin': 'TRAIN_STEPS = 30\n'},
+    'config': {
+      'RATE': 0.01,
+      'LEARNING_RATE': 0.01,
+      'LORA': '@lora.LoraConfig()',
+      'LORA_ALPHA': None,
+      'MODEL_DIR': 'runs/rm',
+      'MESH_SHAPE': '(-1, 1, 1)',
+      'config.gin': _CONFIG,
+    },
     'dir': str(folder),
-    'settings': {'console': 'off'},
+    'settings': {'console': 'off', 'finish_timeout': 60},
   }
   assert rest == [
     ('define_metric', ('train/*', 'step')),
     ('define_metric', ('eval/*', 'step')),
     ('log', {'train/loss': 0.1, 'step': 10}),
     ('log', {'eval/roc_auc': 0.5, 'step': 10}),
-    ('finish', None),
+    ('finish', 0),
   ]
+
+
+class _Manager(checkpoint_manager.CheckpointManager):
+  """Checkpoints that record when they are waited for; a save may fail."""
+
+  def __init__(self, calls, error=None):
+    self._calls, self._error = calls, error
+
+  def close(self):
+    self._calls.append(('saved', None))
+    if self._error is not None:
+      raise self._error
+
+
+class _Progress(progress.Progress):
+  def __init__(self):
+    pass
+
+  def close(self):
+    pass
+
+
+@pytest.mark.parametrize(
+  ('error', 'of_save', 'raised', 'code'),
+  [
+    (None, None, None, 0),
+    (errors.UserError('diverged'), None, 'diverged', 1),
+    (errors.PreemptedError('stopped'), None, 'stopped', 1),
+    (None, OSError('full'), 'full', 1),
+    (errors.PreemptedError('stopped'), OSError('full'), 'full', 1),
+    (errors.UserError('diverged'), OSError('full'), 'diverged', 1),
+  ],
+)
+def test_saves_are_waited_for_first_and_failures_are_told(
+  service, folder, error, of_save, raised, code
+):
+  calls, _ = service
+  writer = metric_writer.MetricWriter(folder, 0, wandb=True)
+  calls.clear()
+  manager = _Manager(calls, of_save)
+  expected = contextlib.nullcontext()
+  if raised is not None:
+    expected = pytest.raises(Exception, match=raised)
+  with expected, train_loop._closing(manager, writer, _Progress()):
+    if error is not None:
+      raise error
+  assert calls == [('saved', None), ('finish', code)]
+
+
+def test_a_process_that_fails_alone_waits_for_no_save(
+  service, folder, monkeypatch
+):
+  calls, _ = service
+  writer = metric_writer.MetricWriter(folder, 0, wandb=True)
+  calls.clear()
+  monkeypatch.setattr(multihost, 'is_alone', lambda: False)
+  with (
+    pytest.raises(errors.UserError),
+    train_loop._closing(_Manager(calls), writer, _Progress()),
+  ):
+    raise errors.UserError('here only')
+  assert calls == [('finish', 1)]
 
 
 def test_a_resumed_run_goes_on_in_its_own(service, folder):
@@ -120,7 +211,7 @@ def test_projects_have_names_of_folders(service, folder, monkeypatch):
     assert wandb_writer.project_of(epath.Path(path)) == project
   monkeypatch.setenv('WANDB_PROJECT', 'given')
   _write(folder, [])
-  assert calls[0][1]['project'] == 'given'
+  assert calls[1][1]['project'] == 'given'
 
 
 @pytest.mark.parametrize('what', ['init', 'define_metric', 'log', 'finish'])
