@@ -153,7 +153,8 @@ def contents(
     heads: heads of a reward model.
     tuned: parameters that were trained in full beside the adapters, which this
       format cannot hold.
-    dtype: 'float32' or 'bfloat16', to which adapters are rounded.
+    dtype: 'float32' or 'bfloat16', to which adapters are rounded, but for
+      DoRA's magnitudes: rounded, they would change whole weights.
     fetch: called with a path and its leaf; returns an array in this host's
       memory.
 
@@ -201,13 +202,14 @@ def contents(
       expected[path] = shapes[key][::-1]
       tensors[key] = safetensors_output.Tensor(
         shapes[key],
-        output.DTYPES[dtype],
+        output.DTYPES['float32' if leaf == dora.MAGNITUDE else dtype],
         lambda path=path: fetch(path, flat[path]).T,
       )
   hf_output.check_params(lora, expected, 'LoraConfig and T5Config')
   raw = peft_config.to_json(lora_config, adapted, config, base)
   adapter = output.Contents(
-    {CONFIG: hf_output.to_json(raw)}, {WEIGHTS: tensors}
+    {CONFIG: hf_output.to_json(raw)},
+    {WEIGHTS: safetensors_output.aligned(tensors)},
   )
   if not heads:
     return adapter

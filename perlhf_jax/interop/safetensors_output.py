@@ -24,7 +24,7 @@ class Tensor(NamedTuple):
   Attributes:
     shape: shape of the tensor.
     dtype: float32 or bfloat16, to which the tensor is rounded; the same for all
-      tensors of a file, so that each is aligned.
+      tensors of a file, or in the order of `aligned`.
     make: returns the tensor; called once.
   """
 
@@ -36,6 +36,18 @@ class Tensor(NamedTuple):
   def num_bytes(self) -> int:
     """Size in the file, in bytes."""
     return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+def aligned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+  """Returns tensors with the widest dtype first, else in their order.
+
+  So each tensor of a file begins at a multiple of its dtype's size.
+  """
+
+  def width(item: tuple[str, Tensor]) -> int:
+    return np.dtype(item[1].dtype).itemsize
+
+  return dict(sorted(tensors.items(), key=width, reverse=True))
 
 
 def write(

@@ -4,9 +4,11 @@ import json
 import shutil
 
 import hf_directories
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
+import tiny_models
 
 from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
@@ -76,6 +78,29 @@ def test_dora_is_what_peft_computes(tmp_path):
   assert sorted(written) == sorted(tensors)
   for name, tensor in tensors.items():
     np.testing.assert_array_equal(written[name], tensor)
+
+
+def test_magnitudes_stay_exact_in_bfloat16(tmp_path):
+  config = hf.load_config(BASE)
+  lora_config = lora_lib.LoraConfig(rank=3, dora=True)
+  _, adapters = tiny_models.adapted(lora_config, config)
+  contents = peft.contents(
+    adapters, lora_config, config, base='DIR', dtype='bfloat16'
+  )
+  output.write(contents, tmp_path)
+  raw = (tmp_path / peft.WEIGHTS).read_bytes()
+  header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], 'little')])
+  del header['__metadata__']
+  for name, entry in header.items():
+    is_length = name.endswith('lora_magnitude_vector')
+    assert entry['dtype'] == ('F32' if is_length else 'BF16')
+    # Each begins at a multiple of its size.
+    assert entry['data_offsets'][0] % (4 if is_length else 2) == 0
+  again = tree_paths.flatten(peft.load(tmp_path, config).lora)
+  for path, leaf in tree_paths.flatten(adapters).items():
+    if not path.endswith('lora_m'):
+      leaf = leaf.astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(again[path], leaf, err_msg=path)
 
 
 def test_dora_without_magnitudes_and_magnitudes_without_dora(tmp_path):
