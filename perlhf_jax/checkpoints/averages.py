@@ -47,12 +47,6 @@ def check(models: Sequence[loaded_model.LoadedModel]) -> None:
         f'{model.path} is {model}. Only a MODEL_DIR, or one of its steps, can '
         'be averaged.'
       )
-    if model.lora_config is not None and model.lora_config.dora:
-      raise errors.CheckpointError(
-        f'{model.path} has DoRA adapters (LoraConfig.dora), whose mean is not '
-        'the mean of the weights, because each is normalised. Merge each '
-        'checkpoint first (perlhf convert --to=perlhf), and average those.'
-      )
     for what, get in _SAME.items():
       if get(model) != get(first):
         raise errors.CheckpointError(
@@ -60,6 +54,15 @@ def check(models: Sequence[loaded_model.LoadedModel]) -> None:
           'checkpoints that were trained from the same base in the same way; '
           'their ranks, seeds and data may differ.'
         )
+  for model in models:
+    if model.lora_config is not None and model.lora_config.dora:
+      raise errors.CheckpointError(
+        f'{model.path} has DoRA adapters (LoraConfig.dora), whose mean is not '
+        'the mean of the weights, because each is normalised. All of these '
+        'were trained from one base, so merge each (perlhf convert '
+        '--to=perlhf), and average those. Merged models do not tell their '
+        'base, so average no others with them.'
+      )
 
 
 def average(

@@ -59,6 +59,29 @@ def test_dora_is_refused_by_name():
     averages.check(models[::-1])
 
 
+def test_bases_of_dora_are_compared_before_a_merge_is_advised():
+  first, second = (
+    dataclasses.replace(
+      _model(path), lora_config=lora_lib.LoraConfig(dora=True)
+    )
+    for path in ('a', 'b')
+  )
+  other = dataclasses.replace(second, base={'path': 'x', 'fingerprint': '1'})
+  with pytest.raises(errors.CheckpointError, match='a and b differ in base'):
+    averages.check([first, other])
+  with pytest.raises(errors.CheckpointError, match=r'a has DoRA .*one base'):
+    averages.check([first, second])
+
+
+def test_a_model_tells_its_adapters():
+  model = _model('a')
+  dora = lora_lib.LoraConfig(dora=True)
+  metadata = dataclasses.replace(model.metadata, lora=dora)
+  other = dataclasses.replace(model, metadata=metadata)
+  assert ', LoRA, step' in str(model) and ', DoRA, step' in str(other)
+  assert dora.title.startswith('DoRA of rank 8, scale 1, ')
+
+
 @pytest.mark.parametrize(
   ('fields', 'what'),
   [
