@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 import statistics
 from typing import Any
 
-_TITLES = {'lora': 'LoRA', 'full': 'full'}
-
 _RATIO = 'lora_over_full'
 _MEMORY = 'step_memory_bytes'
 _LABEL_WIDTH = 36
@@ -19,7 +17,8 @@ def make_table(figures: Mapping[str, Any]) -> str:
     figures: the result of `benchmark.benchmark`.
   """
   lines = _heading(figures['setting'])
-  tunings = [tuning for tuning in _TITLES if tuning in figures]
+  titles = {'lora': figures['setting']['lora_method'], 'full': 'full'}
+  tunings = [tuning for tuning in titles if tuning in figures]
   first = figures[tunings[0]]  # All have the same rows.
 
   def add(label, *cells):
@@ -44,8 +43,8 @@ def make_table(figures: Mapping[str, Any]) -> str:
     row('tokens per second', f'{path}/tokens_per_second', _number)
     add('  padding', *(_percent(figures[t][path]['padding']) for t in tunings))
 
-  ratio = ['LoRA / full'] if _RATIO in figures else []
-  add('', *(_TITLES[tuning] for tuning in tunings), *ratio)
+  ratio = [f'{titles["lora"]} / full'] if _RATIO in figures else []
+  add('', *(titles[tuning] for tuning in tunings), *ratio)
   group('Training step of a reward model', 'reward_step')
   throughput('reward_step')
   if 'real_lengths' in first:

@@ -27,6 +27,11 @@ BASE_PATH = 'base_path'
 VIT_PATH = 'vit_path'
 _POSITIONS = 'vit/pos_embedding'
 _KEEP_END = 'keep_end'
+# A merged model does not record what its adapters were.
+_TUNINGS = {
+  run_metadata.MERGED: 'LoRA, merged',
+  run_metadata.FULL: 'full tuning',
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -91,12 +96,10 @@ class LoadedModel:
       run_metadata.REWARD: f'a {objective} reward model',
       run_metadata.POLICY: f'a policy ({objective})',
     }
-    tunings = {
-      run_metadata.LORA: 'LoRA',
-      run_metadata.MERGED: 'LoRA, merged',
-      run_metadata.FULL: 'full tuning',
-    }
-    tuning = tunings[self.metadata.tuning]
+    if self.metadata.tuning == run_metadata.LORA:
+      tuning = self.metadata.lora.method
+    else:
+      tuning = _TUNINGS[self.metadata.tuning]
     return f'{kinds[self.kind]}, {tuning}, step {self.step}'
 
   @property

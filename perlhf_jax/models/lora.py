@@ -73,6 +73,14 @@ class LoraConfig:
     """What users call such adapters."""
     return 'DoRA' if self.dora else 'LoRA'
 
+  @property
+  def title(self) -> str:
+    """One line on the adapters, for users."""
+    return (
+      f'{self.method} of rank {self.rank}, scale {self.scale:g}, '
+      f'{self.target_modules}'
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:

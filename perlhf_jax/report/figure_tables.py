@@ -116,9 +116,7 @@ def _description(run: run_files.Run) -> list[str]:
     metadata.tuning or values.NONE,
     metadata.task or values.NONE,
     values.NONE if base is None else base['path'],
-    values.NONE
-    if lora is None
-    else f'rank {lora.rank}, scale {lora.scale:g}, {lora.target_modules}',
+    values.NONE if lora is None else lora.title,
   ]
   return [values.shortened(each, 200) for each in cells]
 

@@ -88,13 +88,7 @@ def _lines(
   yield 'computes in', config.dtype
   lora = peeked.lora_config
   if lora is not None:
-    yield (
-      'adapters',
-      (
-        f'{lora.method} of rank {lora.rank}, scale {lora.scale:g}, '
-        f'{lora.target_modules}'
-      ),
-    )
+    yield 'adapters', lora.title
   if peeked.base is not None:
     known = peeked.base.get('fingerprint')
     yield 'base', peeked.base['path'] + (f' ({known})' if known else '')

@@ -19,6 +19,7 @@ from perlhf_jax.benchmark import policy as policy_lib
 from perlhf_jax.benchmark import real_lengths
 from perlhf_jax.benchmark import reward as reward_lib
 from perlhf_jax.benchmark import setting as setting_lib
+from perlhf_jax.benchmark import table as table_lib
 from perlhf_jax.benchmark import timing
 from perlhf_jax.checkpoints import loaded_model
 from perlhf_jax.cli import main
@@ -221,6 +222,9 @@ def test_printed_table(measured):
   assert 'LoRA of rank 2' in lines[0] and 'Ppo' in lines[0]
   (heading,) = (line for line in lines if 'LoRA / full' in line)
   assert heading.split() == ['LoRA', 'full', 'LoRA', '/', 'full']
+  setting = figures['setting'] | {'lora_method': 'DoRA'}
+  other = table_lib.make_table(figures | {'setting': setting})
+  assert 'DoRA / full' in other and 'LoRA' not in other
   for name in ('reward', 'learning'):
     row = next(x for x in lines if x.split()[:1] == [name])
     parts = [figures[t]['rl_iteration']['parts'][name] for t in _TUNINGS]

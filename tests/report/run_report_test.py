@@ -1,19 +1,24 @@
 """Reports of runs and of folders of runs, written by hand."""
 
+import dataclasses
 import json
 import os
 import re
 import sys
 
+from etils import epath
 import pytest
 import report_pages
+import tiny_metadata
 import tiny_pali
 
 from perlhf_jax.cli import main
 from perlhf_jax.core import errors
 from perlhf_jax.report import answers
 from perlhf_jax.report import curves
+from perlhf_jax.report import figure_tables
 from perlhf_jax.report import report as report_lib
+from perlhf_jax.report import run_files
 
 EVIL = '<script>alert("é")</script>'
 EVIL_METRIC = '"><img src=http://evil.example/x onerror=alert(1)>$\\frac{'
@@ -210,6 +215,17 @@ def test_many_metrics_and_records_stay_readable(tmp_path):
   assert 'Not drawn: ' in page.text
   assert 'mean of several consecutive records' in page.text
   assert (folder / 'report.html').stat().st_size < 1_500_000
+
+
+def test_the_adapters_of_a_run(tmp_path):
+  for dora, title in ((False, 'LoRA of rank 8'), (True, 'DoRA of rank 8')):
+    lora = dataclasses.replace(tiny_metadata.METADATA.lora, dora=dora)
+    metadata = dataclasses.replace(tiny_metadata.METADATA, lora=lora)
+    run = dataclasses.replace(
+      run_files.read(epath.Path(tmp_path)), metadata=metadata
+    )
+    table, *_ = figure_tables.configuration([run])
+    assert title in table.rows[0][-1]
 
 
 @pytest.fixture(scope='module')
