@@ -17,7 +17,10 @@ Training forms neither `A·B` nor a copy of `W`:
 
   ||W + s·A·B||² = ||W||² + 2s·⟨W, A·B⟩ + s²·||A·B||²
 
-needs the products `Aᵀ·W`, `[rank, out]`, and `Aᵀ·A`, `[rank, rank]`.
+needs the products `Aᵀ·W`, `[rank, out]`, and `Aᵀ·A`, `[rank, rank]`. Where
+`s·A·B` nearly cancels a column of `W`, only rounding is left of this sum. So it
+is taken to be at least a rounding step of its parts, and the factor `m / ||·||`
+is at most 2,900 times what it is without adapters.
 """
 
 from collections.abc import Mapping
@@ -33,6 +36,7 @@ from perlhf_jax.core import typing
 MAGNITUDE = 'lora_m'
 # A column of zeros has a gain, 0, and no NaN.
 _LEAST_SQUARE = float(jnp.finfo(jnp.float32).tiny)
+_ROUNDING = float(jnp.finfo(jnp.float32).eps)
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -53,12 +57,11 @@ def gains(
   crossed = jnp.dot(a.T, kernel, precision=_EXACT)
   gram = jnp.dot(a.T, a, precision=_EXACT)
   within = jnp.dot(gram, b, precision=_EXACT)
-  square = (
-    jnp.sum(jnp.square(kernel), axis=0)
-    + 2 * scale * jnp.sum(crossed * b, axis=0)
-    + scale**2 * jnp.sum(within * b, axis=0)
-  )
-  return magnitudes / jnp.sqrt(jnp.maximum(square, _LEAST_SQUARE))
+  of_kernel = jnp.sum(jnp.square(kernel), axis=0)
+  of_update = scale**2 * jnp.sum(within * b, axis=0)
+  square = of_kernel + 2 * scale * jnp.sum(crossed * b, axis=0) + of_update
+  least = jnp.maximum(_ROUNDING * (of_kernel + of_update), _LEAST_SQUARE)
+  return magnitudes / jnp.sqrt(jnp.maximum(square, least))
 
 
 def normalized(

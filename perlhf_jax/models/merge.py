@@ -1,5 +1,6 @@
 """Merges adapters into their backbone and measures the difference."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -18,8 +19,10 @@ class MergeReport(NamedTuple):
 
   Attributes:
     max_logit_difference: largest |Δlogit| between merged and unmerged model.
-    lost_updates: share of kernel entries with nonzero A·B that the merge left
-      unchanged, because the kernel's dtype is too coarse for the sum.
+    lost_updates: share of the kernel entries that adapters change which the
+      merge left unchanged, because the kernel's dtype is too coarse. Adapters
+      change entries with nonzero A·B; for DoRA, those that a merge in float32
+      changes.
   """
 
   max_logit_difference: float
@@ -77,7 +80,8 @@ def merge_and_check(
       f'than the tolerance {tolerance:g}. Keep them unmerged, or hold the '
       'backbone in float32.'
     )
-  return merged, MergeReport(difference, _lost_updates(params, merged, lora))
+  lost = _lost_updates(params, merged, lora, config)
+  return merged, MergeReport(difference, lost)
 
 
 def _random_inputs(config, rng):
@@ -90,7 +94,7 @@ def _random_inputs(config, rng):
   return prompt, response
 
 
-def _lost_updates(params, merged, lora) -> float:
+def _lost_updates(params, merged, lora, config) -> float:
   """Returns the share of updated entries whose update rounding removed."""
   lost = total = 0
 
@@ -98,7 +102,7 @@ def _lost_updates(params, merged, lora) -> float:
     nonlocal lost, total
     if 'lora_a' in lora.get('lora', {}):
       swallowed, updated = _count_lost(
-        params['kernel'], merged['kernel'], lora['lora']
+        params['kernel'], merged['kernel'], lora, config
       )
       lost += int(swallowed)
       total += int(updated)
@@ -110,8 +114,14 @@ def _lost_updates(params, merged, lora) -> float:
   return lost / total if total else 0.0
 
 
-@jax.jit
-def _count_lost(kernel, merged, lora):
-  has_update = jnp.matmul(lora['lora_a'], lora['lora_b']) != 0
+@functools.partial(jax.jit, static_argnums=3)
+def _count_lost(kernel, merged, lora, config):
+  if config.dora:
+    exact = kernel.astype(jnp.float32)
+    moved = lora_lib.merge_lora({'kernel': exact}, lora, config)['kernel']
+    has_update = moved != exact
+  else:
+    matrices = lora['lora']
+    has_update = jnp.matmul(matrices['lora_a'], matrices['lora_b']) != 0
   unchanged = (kernel == merged) & has_update
   return jnp.sum(unchanged), jnp.sum(has_update)

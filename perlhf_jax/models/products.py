@@ -39,7 +39,8 @@ def product(
   """Returns `x · kernel` in float32; both factors have the same dtype.
 
   The products of the backward pass read and return the dtype of the factors.
-  The incoming gradient was already rounded to that dtype.
+  The incoming gradient is rounded to that dtype first. It comes from `rounded`,
+  and this changes nothing, unless DoRA has scaled it in float32 since.
   """
   if x.dtype == jnp.float32:
     return jnp.dot(x, kernel)

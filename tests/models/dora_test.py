@@ -14,6 +14,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.core import tree_paths
 from perlhf_jax.models import dora
 from perlhf_jax.models import encoder_decoder
+from perlhf_jax.models import frozen_dtypes
 from perlhf_jax.models import layers
 from perlhf_jax.models import lora
 from perlhf_jax.models import merge
@@ -159,6 +160,29 @@ def test_a_column_of_zeros_is_no_nan():
   assert np.isfinite(merged).all() and not merged[:, 2].any()
 
 
+def test_columns_that_the_update_cancels_stay_within_bounds():
+  arrays = _matrices()
+  del arrays['bias']
+  update = SCALE * np.float64(arrays['a']) @ np.float64(arrays['b'])
+  # Nothing but rounding is left of the first four; a hundredth of the last.
+  arrays['kernel'] = np.float32(-update * [1, 1, 1, 1, 0.99])
+
+  def outputs(adapters):
+    return _dense(**(arrays | adapters))
+
+  adapters = {name: arrays[name] for name in ('a', 'b', 'm')}
+  y = outputs(adapters)
+  # No column of the length m gives more.
+  most = np.linalg.norm(arrays['x'], axis=1)[:, None] * arrays['m']
+  assert (np.abs(y) <= most).all()
+  gradients = jax.grad(lambda adapters: jnp.sum(outputs(adapters)))(adapters)
+  for leaf in jax.tree.leaves(gradients):
+    assert np.abs(leaf).max() < 1e5
+  matrix = _adapted_matrix(**{n: x for n, x in arrays.items() if n != 'x'})
+  expected = np.float64(arrays['x']) @ matrix[:, 4]
+  np.testing.assert_allclose(y[:, 4], expected, rtol=1e-2, atol=1e-2)
+
+
 def _inputs():
   response, _ = tiny_models.ragged_tokens(1, 3, 7)
   return tiny_models.prompts(0, 3, 9), response
@@ -172,11 +196,16 @@ def _started(params, adapters):
   return dora.with_first_magnitudes(adapters, params, places)
 
 
-@pytest.mark.parametrize('scan_layers', [False, True])
-def test_the_start_is_the_backbone(scan_layers):
+@pytest.mark.parametrize(
+  ('scan_layers', 'held'),
+  [(False, 'float32'), (True, 'float32'), (True, 'bfloat16')],
+)
+def test_the_start_is_the_backbone(scan_layers, held):
   config = dataclasses.replace(tiny_models.CONFIG, scan_layers=scan_layers)
   model, adapters = tiny_models.adapted(EVERYWHERE, config)
-  params = tiny_models.params(config)
+  params = frozen_dtypes.cast(
+    tiny_models.params(config), dataclasses.replace(config, dtype=held)
+  )
   flat = tree_paths.flatten(adapters)
   zero = tree_paths.unflatten(
     {p: x * (not p.endswith('lora_b')) for p, x in flat.items()}
@@ -187,7 +216,8 @@ def test_the_start_is_the_backbone(scan_layers):
       kernel = tree_paths.flatten(params)[
         path.removesuffix('lora/lora_m') + 'kernel'
       ]
-      norms = np.sqrt(np.square(np.float64(kernel)).sum(-2))
+      assert kernel.dtype == held and leaf.dtype == np.float32
+      norms = np.sqrt(np.square(np.asarray(kernel, np.float64)).sum(-2))
       np.testing.assert_allclose(leaf, norms, rtol=1e-6)
     else:
       np.testing.assert_array_equal(leaf, flat[path] * ('_a' in path[-3:]))
@@ -251,6 +281,30 @@ def test_merged_model_equals_unmerged(scan_layers):
     lora.unmerge_lora(merged, adapters, EVERYWHERE)
 
 
+def test_lengths_that_a_bfloat16_backbone_loses_are_counted():
+  model, adapters = tiny_models.adapted(DORA)
+  coarse = jax.tree.map(
+    lambda x: jnp.asarray(x, jnp.bfloat16), tiny_models.params()
+  )
+  flat = tree_paths.flatten(adapters)
+  # Without A·B, and a thousandth longer, of which 8 bits show about a quarter.
+  zero = {p: x * (not p.endswith('lora_b')) for p, x in flat.items()}
+  started = tree_paths.flatten(_started(coarse, tree_paths.unflatten(zero)))
+  longer = tree_paths.unflatten(
+    {p: x * (1.001 if p.endswith('lora_m') else 1) for p, x in started.items()}
+  )
+  merged, report = merge.merge_and_check(model, coarse, longer, tolerance=1.0)
+  before, after = (tree_paths.flatten(tree) for tree in (coarse, merged))
+  sites = [p.removesuffix('lora/lora_m') for p in flat if p.endswith('lora_m')]
+  kept = [
+    np.mean(np.asarray(before[f'{p}kernel'] == after[f'{p}kernel']))
+    for p in sites
+  ]
+  # All sites are of one size.
+  np.testing.assert_allclose(report.lost_updates, np.mean(kept), atol=1e-3)
+  assert 0.5 < report.lost_updates < 1
+
+
 def test_a_pali_with_biases_merges():
   config = dataclasses.replace(
     DORA, target_modules=('vit/.*/(query|out|Dense_0)', 'encoder/.*')
@@ -282,11 +336,30 @@ def test_chunks_of_an_adapted_output_layer(dtype, monkeypatch):
     )
     return jnp.sum(number)
 
-  whole = jax.value_and_grad(total)(adapters)
+  def of_longer():
+    """What lengths of 1.001 add: in bfloat16 it is 1, and adds nothing."""
+    flat = tree_paths.flatten(adapters)
+    ones, longer = (
+      total(
+        tree_paths.unflatten(
+          flat | {p: x * 0 + length for p, x in flat.items() if '_m' in p[-2:]}
+        )
+      )
+      for length in (np.float32(1), np.float32(1.001))
+    )
+    return longer - ones
+
+  whole, added = jax.value_and_grad(total)(adapters), of_longer()
   monkeypatch.setattr(output_layer, 'CHUNK_BYTES', 2 * 3 * 40 * 4)
-  tolerance = 1e-5 if dtype == 'float32' else 2e-2
+  tolerance = (
+    {'rtol': 1e-5, 'atol': 1e-5}
+    if dtype == 'float32'
+    else {'rtol': 2e-2, 'atol': 1e-2}
+  )
   jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=1e-2),
+    lambda x, y: np.testing.assert_allclose(x, y, **tolerance),
     jax.value_and_grad(total)(adapters),
     whole,
   )
+  assert abs(added) > 1e-3
+  np.testing.assert_allclose(of_longer(), added, rtol=0.1)
