@@ -287,11 +287,11 @@ def test_lengths_that_a_bfloat16_backbone_loses_are_counted():
     lambda x: jnp.asarray(x, jnp.bfloat16), tiny_models.params()
   )
   flat = tree_paths.flatten(adapters)
-  # Without A·B, and a thousandth longer, of which 8 bits show about a quarter.
+  # Without A·B, and longer by 0.3%, which 8 bits show in some entries.
   zero = {p: x * (not p.endswith('lora_b')) for p, x in flat.items()}
   started = tree_paths.flatten(_started(coarse, tree_paths.unflatten(zero)))
   longer = tree_paths.unflatten(
-    {p: x * (1.001 if p.endswith('lora_m') else 1) for p, x in started.items()}
+    {p: x * (1.003 if p.endswith('lora_m') else 1) for p, x in started.items()}
   )
   merged, report = merge.merge_and_check(model, coarse, longer, tolerance=1.0)
   before, after = (tree_paths.flatten(tree) for tree in (coarse, merged))
@@ -302,7 +302,7 @@ def test_lengths_that_a_bfloat16_backbone_loses_are_counted():
   ]
   # All sites are of one size.
   np.testing.assert_allclose(report.lost_updates, np.mean(kept), atol=1e-3)
-  assert 0.5 < report.lost_updates < 1
+  assert 0.2 < report.lost_updates < 0.8
 
 
 def test_a_pali_with_biases_merges():
