@@ -57,6 +57,9 @@ def check(sweep: description.Sweep, sweep_dir: str) -> Checked:
     sweep: the sweep.
     sweep_dir: its folder.
 
+  Returns:
+    What they say.
+
   Raises:
     ConfigError: a command line has a mistake; the message names the arm.
   """
