@@ -14,8 +14,11 @@ from perlhf_jax.report import run_files
 
 FILE_NAME = 'sweep.json'
 FORMAT = 1
-_REMEDY = 'It is damaged, or no sweep wrote it; run the sweep again.'
-_MOST_ROWS = 1000
+_REMEDY = (
+  'It is damaged, or no sweep wrote it. Move it away and run the sweep again, '
+  'which keeps its finished runs.'
+)
+_MOST_ROWS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Cell:
   state: Annotated[str, checks.OneOf('done', 'failed', 'waiting', 'running')]
   value: float | None = None
   compared: float | None = None
+  evaluation: str | None = None
   seconds: float | None = None
   error: str | None = None
 
@@ -99,7 +103,7 @@ class Sweep:
     metric: the metric by which arms are compared.
     tuned_metric: the metric by which learning rates are chosen.
     higher_is_better: of the metric.
-    baseline: the arm from which differences are taken.
+    baseline: the arm from which differences are taken; None without.
     confidence: probability of the intervals.
     seeds: seeds of each arm.
     arms: what is compared.
@@ -111,7 +115,7 @@ class Sweep:
   metric: str
   tuned_metric: str
   higher_is_better: bool
-  baseline: str
+  baseline: str | None
   confidence: Annotated[float, checks.Range(above=0, below=1)]
   seeds: list[int]
   arms: list[Arm]
@@ -132,7 +136,7 @@ def read(path: epath.Path) -> Sweep:
   if raw.get('format') != FORMAT:
     raise errors.CheckpointError(
       f'{source} has format {checks.shown(raw.get("format"))}; this version of '
-      f'perlhf_jax reads {FORMAT}. Upgrade perlhf_jax.'
+      f'perlhf_jax reads {FORMAT}. Use the version that wrote it, or: {_REMEDY}'
     )
   arms = [
     _make(Arm, {**each, 'difference': _difference(each, source)}, source)

@@ -12,6 +12,14 @@ from perlhf_jax.report import values
 MAX_ARMS = 60
 MAX_ROWS = 300
 _MAX_FIGURES = 12
+# What `sizes` shows.
+_SIZES = (
+  'trainable_fraction',
+  'seconds_per_step',
+  'examples_per_second',
+  'step_memory_bytes',
+  'kl_k1',
+)
 
 
 def comparison(
@@ -25,8 +33,14 @@ def comparison(
   """
   metric = values.label(sweep.metric)
   columns = ['arm', 'learning rate', metric, 'std over seeds', 'seeds']
-  points = ' (points)' if values.is_share(sweep.metric) else ''
-  columns += [f'difference{points}', f'{sweep.confidence:.0%} interval']
+  note = 'Each arm is at its own best learning rate.'
+  if sweep.baseline is not None:
+    points = ' (points)' if values.is_share(sweep.metric) else ''
+    columns += [f'difference{points}', f'{sweep.confidence:.0%} interval']
+    note = (
+      f'Differences are from {values.shortened(sweep.baseline, 60)}, seed by '
+      'seed, each arm at its own best learning rate.'
+    )
   rows = [
     [
       values.shortened(arm.name, 60),
@@ -35,13 +49,9 @@ def comparison(
       values.shown(sweep.metric, arm.std),
       str(sum(x is not None for x in arm.values.values())),
       *_difference(arm, sweep.metric),
-    ]
+    ][: len(columns)]
     for arm in arms
   ]
-  note = (
-    f'Differences are from {values.shortened(sweep.baseline, 60)}, seed by '
-    'seed, each arm at its own best learning rate.'
-  )
   blocks: list[page.Block] = []
   figures = _figures(sweep, arms, metric)
   if figures:
@@ -179,11 +189,10 @@ def tuning(
 
 
 def sizes(arms: Sequence[sweep_file.Arm]) -> list[page.Block]:
-  """Shows what else a sweep recorded of arms: trained share, speed, memory."""
-  names = list(dict.fromkeys(name for arm in arms for name in arm.extra))
+  """Shows what else a sweep recorded of arms: size, speed, memory and KL."""
   names = [
     name
-    for name in names[:12]
+    for name in _SIZES
     if any(values.number(arm.extra.get(name)) is not None for arm in arms)
   ]
   if not names:
@@ -196,7 +205,7 @@ def sizes(arms: Sequence[sweep_file.Arm]) -> list[page.Block]:
     for arm in arms
   ]
   columns = ['arm', *map(values.label, names)]
-  return [page.Table('Size, speed and memory by arm', columns, rows)]
+  return [page.Table('Size, speed, memory and KL by arm', columns, rows)]
 
 
 def beside_the_paper(

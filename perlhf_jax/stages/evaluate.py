@@ -30,6 +30,7 @@ from perlhf_jax.training import multihost
 from perlhf_jax.training import partitioning
 from perlhf_jax.training import step_files
 
+FILE_NAME = 'eval.json'
 # For checkpoints that do not record their lengths.
 _LENGTHS = {'inputs': 512, 'targets': 128}
 
@@ -148,7 +149,7 @@ def evaluate(
   text = strict_json.dumps(result, indent=2)
   logging.info('%s', text)
   if jax.process_index() == 0:
-    _write(epath.Path(output_path or folder / 'eval.json'), text + '\n')
+    _write(epath.Path(output_path or folder / FILE_NAME), text + '\n')
   return result
 
 

@@ -1,9 +1,10 @@
 """Checks the command lines of all cells before anything runs."""
 
 from collections.abc import Sequence
+import hashlib
 import importlib
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import gin
 
@@ -14,20 +15,38 @@ from perlhf_jax.cli import gin_loading
 from perlhf_jax.cli import gin_scan
 from perlhf_jax.core import errors
 from perlhf_jax.core import gin_text
+from perlhf_jax.core import operative_config
 from perlhf_jax.sweep import description
 
 _PATHS = (
   'BASELINE_CHECKPOINT',
   'BASE_CHECKPOINT_PATH',
+  'ENSEMBLE',
   'INITIAL_CHECKPOINT_PATH',
   'INITIAL_VIT_PATH',
   'REWARD_CHECKPOINT',
   'VOCABULARY_PATH',
 )
 _BEST = os.path.join('checkpoints', 'best')
+# Stands for a cell where the cell does not matter.
+_ANY_CELL = 'CELL'
 
 
-def check(sweep: description.Sweep, sweep_dir: str) -> dict[str, int]:
+class Checked(NamedTuple):
+  """What the command lines of a sweep say.
+
+  Attributes:
+    steps: TRAIN_STEPS of each arm.
+    configs: the gin configuration of a cell of each arm, as text.
+    evaluation: identifies the configuration of evaluations; None without.
+  """
+
+  steps: dict[str, int]
+  configs: dict[str, str]
+  evaluation: str | None
+
+
+def check(sweep: description.Sweep, sweep_dir: str) -> Checked:
   """Checks the command lines of a sweep.
 
   Gin files, macros and paths are checked first, since gin names and tasks need
@@ -39,7 +58,7 @@ def check(sweep: description.Sweep, sweep_dir: str) -> dict[str, int]:
     sweep_dir: its folder.
 
   Returns:
-    TRAIN_STEPS of each arm.
+    What they say.
 
   Raises:
     ConfigError: a command line has a mistake; the message names the arm.
@@ -55,14 +74,21 @@ def check(sweep: description.Sweep, sweep_dir: str) -> dict[str, int]:
     for arm in sweep.all_arms
   }
   if sweep.evaluate is not None:
-    words = sweep.evaluation_words(sweep_dir)
+    words = sweep.evaluation_words(_ANY_CELL)
     scans['EVALUATE'] = words[0], _scan('EVALUATE', words)
   for place, (_, scan) in scans.items():
     _check_paths(place, scan)
-  for place, (command, scan) in scans.items():
-    _load(place, command, scan)
+  texts = {
+    place: _load(place, command, scan)
+    for place, (command, scan) in scans.items()
+  }
   _check_tasks(scans)
-  return steps
+  evaluation = texts.pop('EVALUATE', None)
+  return Checked(
+    steps,
+    {arm.name: texts[f'the arm {arm.name}'] for arm in sweep.all_arms},
+    evaluation and hashlib.sha256(evaluation.encode()).hexdigest(),
+  )
 
 
 def _scan(place: str, words: Sequence[str]) -> gin_scan.Scan:
@@ -81,13 +107,14 @@ def _scan(place: str, words: Sequence[str]) -> gin_scan.Scan:
   return parsed.scan
 
 
-def _load(place: str, command: str, scan: gin_scan.Scan) -> None:
-  """Loads a scan as gin configuration, and forgets it."""
+def _load(place: str, command: str, scan: gin_scan.Scan) -> str:
+  """Returns the gin configuration of a scan as text, and forgets it."""
   module, _, name = commands.COMMANDS[command].function.rpartition('.')
   try:
     with logs.without_noise():  # TensorFlow prints when it is imported.
       function = getattr(importlib.import_module(module), name)
       gin_loading.load(scan, function)
+      return operative_config.config_text()
   except errors.ConfigError as error:
     raise errors.ConfigError(f'{place}: {error}') from error
   finally:
@@ -101,7 +128,7 @@ def _check_paths(place: str, scan: gin_scan.Scan) -> None:
     for path in (value,) if isinstance(value, str) else value or ():
       if not isinstance(path, str) or '://' in path:
         continue
-      if not os.path.exists(path.removesuffix(_BEST)):
+      if not os.path.exists(path.rstrip('/').removesuffix(_BEST)):
         raise errors.ConfigError(
           f'{place}: {macro} is {path!r}, which does not exist.'
         )

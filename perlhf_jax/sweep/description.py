@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import decimal
 import difflib
+import math
 import re
 from typing import Annotated, Any
 
@@ -84,7 +85,8 @@ class Sweep:
     evaluate: arguments of `perlhf evaluate` for the compared runs; None to
       compare `metric` itself.
     compare: the metric of eval.json that is compared; by default `metric`.
-    higher_is_better: whether a higher compared metric is better.
+    higher_is_better: whether a higher compared metric is better; by default it
+      is, or is not, as for `metric` if that is compared.
     baseline: the arm with which the others are compared.
   """
 
@@ -105,7 +107,7 @@ class Sweep:
   checkpoint: Annotated[str, checks.OneOf(BEST, LAST)] = BEST
   evaluate: Sequence[str] | None = None
   compare: str | None = None
-  higher_is_better: bool = True
+  higher_is_better: bool | None = None
   baseline: str | None = None
 
   def __post_init__(self):
@@ -123,6 +125,11 @@ class Sweep:
           f'ARMS has the name {arm!r}, which cannot be that of a folder; use '
           'letters, digits, _, ., + and -.'
         )
+      if arm.startswith('sweep.'):
+        raise errors.ConfigError(
+          f'ARMS has the name {arm!r}, but names like sweep.json and sweep.md '
+          'are those of files of the sweep; give the arm another name.'
+        )
     for arm in self.learning_rates_of:
       self._check_arm('LEARNING_RATES_OF', arm)
     if self.baseline is not None:
@@ -138,6 +145,12 @@ class Sweep:
       raise errors.ConfigError(
         f'COMPARE is {self.compare!r}, a metric of eval.json, but EVALUATE is '
         'None: give EVALUATE = (), or leave COMPARE out.'
+      )
+    tuned, compared = self.tuned_higher_is_better, self.higher_is_better
+    if self.compared_metric == self.metric and compared not in (None, tuned):
+      raise errors.ConfigError(
+        f'HIGHER_IS_BETTER is {compared}, but TUNED_HIGHER_IS_BETTER is {tuned}'
+        f' for the same metric {self.metric!r}; leave HIGHER_IS_BETTER out.'
       )
     self._check_words()
 
@@ -158,7 +171,8 @@ class Sweep:
       if not _is_literal(value):
         raise errors.ConfigError(
           f'SETTINGS[{name!r}] is {checks.shown(value)}; it must be a Python '
-          'literal. Put others into a gin file that ARGUMENTS names.'
+          'literal, and its numbers finite. Put others into a gin file that '
+          'ARGUMENTS names.'
         )
     given = {'ARGUMENTS': self.arguments, 'EVALUATE': self.evaluate or ()}
     given |= {f'ARMS[{name!r}]': words for name, words in self.arms.items()}
@@ -186,6 +200,13 @@ class Sweep:
   def compared_metric(self) -> str:
     """The metric that is compared."""
     return self.compare or self.metric
+
+  @property
+  def compared_higher_is_better(self) -> bool:
+    """Whether a higher compared metric is better."""
+    if self.compared_metric == self.metric:
+      return self.tuned_higher_is_better
+    return self.higher_is_better is not False
 
   @property
   def shared_arguments(self) -> list[str]:
@@ -257,4 +278,6 @@ def _is_literal(value: Any) -> bool:
     return all(map(_is_literal, [*value.keys(), *value.values()]))
   if isinstance(value, list | tuple):
     return all(map(_is_literal, value))
-  return value is None or isinstance(value, str | bool | int | float)
+  if isinstance(value, float):
+    return math.isfinite(value)
+  return value is None or isinstance(value, str | bool | int)

@@ -6,14 +6,11 @@ from typing import Any
 
 from etils import epath
 
-from perlhf_jax.core import errors
 from perlhf_jax.core import strict_json
+from perlhf_jax.report import sweep_file
 from perlhf_jax.sweep import comparison
 from perlhf_jax.sweep import description
-from perlhf_jax.sweep import run_files
 
-FILE_NAME = 'sweep.json'
-FORMAT = 1
 DONE, FAILED, WAITING, RUNNING = 'done', 'failed', 'waiting', 'running'
 
 
@@ -24,9 +21,11 @@ class CellResult:
   Attributes:
     state: `done`, `failed`, `waiting` or `running`.
     is_trained: whether its training has finished.
+    has_diverged: whether it failed because its loss was not finite.
     value: the validation metric; None if it is undefined or not known.
     is_evaluated: whether the figures that are compared are there.
     compared: the compared metric; None if it is undefined or not known.
+    evaluation: identifies the configuration of its evaluation; None without.
     seconds: time that its command lines have taken; None if not known.
     error: the last lines of a failed command line.
     extra: further figures by name.
@@ -34,9 +33,11 @@ class CellResult:
 
   state: str = WAITING
   is_trained: bool = False
+  has_diverged: bool = False
   value: float | None = None
   is_evaluated: bool = False
   compared: float | None = None
+  evaluation: str | None = None
   seconds: float | None = None
   error: str | None = None
   extra: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -50,19 +51,18 @@ def best_rate(
 ) -> float | None:
   """Returns the learning rate of an arm with the best validation metric.
 
-  A rate whose run has failed, or whose metric is undefined, is worse than any
-  other. Of equal rates the smallest one is taken.
+  A rate whose loss was not finite, or whose metric is undefined, is worse than
+  any other. Other failures say nothing about a rate, which then stays unknown.
+  Of equal rates the smallest one is taken.
 
   Returns:
-    The rate; None while runs are not over, or if all of them have failed.
+    The rate; None while rates are unknown, or if none has a value.
   """
   tuning = {
     cell.learning_rate: results.get(cell, CellResult())
     for cell in sweep.tuning_cells(arm)
   }
-  if not all(
-    each.is_trained or each.state == FAILED for each in tuning.values()
-  ):
+  if not all(map(_is_tried, tuning.values())):
     return None
   sign = 1 if sweep.tuned_higher_is_better else -1
   known = {
@@ -73,16 +73,20 @@ def best_rate(
   return max(known, key=known.get) if known else None
 
 
+def _is_tried(result: CellResult) -> bool:
+  return result.is_trained or result.has_diverged
+
+
 def num_left(sweep: description.Sweep, results: Results) -> int:
   """Returns the number of cells that are not over."""
   over = {cell for cell in results if results[cell].state in (DONE, FAILED)}
   left = 0
   for arm in sweep.all_arms:
     rate = best_rate(sweep, arm, results)
-    tuning = {cell for cell in sweep.tuning_cells(arm) if cell not in over}
+    tuning = {*sweep.tuning_cells(arm)}
     compared = set() if rate is None else {*sweep.compared_cells(arm, rate)}
-    left += len(tuning | compared - over)
-    if rate is None and tuning:
+    left += len((tuning | compared) - over)
+    if not all(_is_tried(results.get(c, CellResult())) for c in tuning):
       left += len(sweep.seeds) - 1
   return left
 
@@ -109,7 +113,7 @@ def to_json(sweep: description.Sweep, results: Results) -> dict[str, Any]:
       )
       each['difference'] = difference and difference._asdict()
   return {
-    'format': FORMAT,
+    'format': sweep_file.FORMAT,
     'name': sweep.name,
     'command': sweep.command,
     'arguments': sweep.shared_arguments,
@@ -117,7 +121,7 @@ def to_json(sweep: description.Sweep, results: Results) -> dict[str, Any]:
     'checkpoint': sweep.checkpoint,
     'metric': sweep.compared_metric,
     'tuned_metric': sweep.metric,
-    'higher_is_better': sweep.higher_is_better,
+    'higher_is_better': sweep.compared_higher_is_better,
     'tuned_higher_is_better': sweep.tuned_higher_is_better,
     'baseline': sweep.baseline,
     'confidence': comparison.CONFIDENCE,
@@ -183,6 +187,7 @@ def _cell(cell: description.Cell, result: CellResult) -> dict[str, Any]:
     'state': result.state,
     'value': result.value,
     'compared': result.compared,
+    'evaluation': result.evaluation,
     'seconds': result.seconds,
     'error': result.error,
   }
@@ -193,7 +198,8 @@ def write(
 ) -> dict[str, Any]:
   """Writes sweep.json, and returns its content."""
   content = strict_json.null_nonfinite(to_json(sweep, results))
-  write_whole(folder / FILE_NAME, strict_json.dumps(content, indent=2) + '\n')
+  text = strict_json.dumps(content, indent=2) + '\n'
+  write_whole(folder / sweep_file.FILE_NAME, text)
   return content
 
 
@@ -204,68 +210,19 @@ def write_whole(path: epath.Path, text: str) -> None:
   temporary.replace(path)
 
 
-def read(folder: epath.Path, sweep: description.Sweep) -> dict[str, float]:
-  """Reads how long the cells of an earlier start have taken.
+def read(folder: epath.Path) -> dict[str, CellResult]:
+  """Reads what only sweep.json says of the cells of an earlier start.
 
   Returns:
-    Seconds, by the folder of the cell.
+    How long each cell has taken and how it was evaluated, by its folder.
 
   Raises:
-    CheckpointError: sweep.json cannot be read, or cells have begun with other
-      arguments.
+    CheckpointError: sweep.json is damaged, or has another format.
   """
-  path = folder / FILE_NAME
+  path = folder / sweep_file.FILE_NAME
   if not path.exists():
     return {}
-  earlier = run_files.read_json(path)
-  try:
-    _check_same(folder, earlier, sweep)
-    return {
-      cell['folder']: cell['seconds']
-      for cell in earlier['cells']
-      if cell['seconds'] is not None
-    }
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise errors.CheckpointError(
-      f'{path} is not a sweep.json of this version. Move it away: the runs '
-      'beside it are kept, and the sweep finds them.'
-    ) from error
-
-
-def _check_same(folder, earlier, sweep) -> None:
-  """Checks that the cells that have begun have the same arguments now."""
-  begun = {cell['arm'] for cell in earlier['cells'] if cell['state'] != WAITING}
-  pairs = []
-  if begun:
-    pairs = [
-      ('COMMAND', earlier['command'], sweep.command),
-      ('ARGUMENTS and SETTINGS', earlier['arguments'], sweep.shared_arguments),
-    ]
-  if any(cell['compared'] is not None for cell in earlier['cells']):
-    pairs.append(('CHECKPOINT', earlier['checkpoint'], sweep.checkpoint))
-    if earlier['evaluate'] is not None:
-      now = None if sweep.evaluate is None else list(sweep.evaluate)
-      pairs.append(('EVALUATE', earlier['evaluate'], now))
-  for arm in earlier['arms']:
-    name = arm['name']
-    if name in begun and name in sweep.arms:
-      pairs.append(
-        (f'ARMS[{name!r}]', arm['arguments'], list(sweep.arms[name]))
-      )
-  for setting, before, now in pairs:
-    if before != now:
-      raise errors.CheckpointError(
-        f'{folder} has runs of another sweep: {setting} differs, '
-        f'{_change(before, now)}. Give the earlier setting, or another '
-        'SWEEP_DIR.'
-      )
-
-
-def _change(before: Any, now: Any) -> str:
-  """Describes a change, by the words that differ."""
-  if isinstance(before, list) and isinstance(now, list):
-    gone = ' '.join(word for word in before if word not in now)
-    new = ' '.join(word for word in now if word not in before)
-    if gone or new:
-      return f'{gone or "nothing"} was given before, {new or "nothing"} now'
-  return f'{before!r} before, {now!r} now'
+  return {
+    cell.folder: CellResult(seconds=cell.seconds, evaluation=cell.evaluation)
+    for cell in sweep_file.read(path).cells
+  }

@@ -8,7 +8,7 @@ from perlhf_jax.sweep import results as results_lib
 
 # Figures of a run that the table shows, if all compared runs have them.
 _EXTRA = (
-  ('kl', 'KL', '{:.2f}'),
+  ('kl_k1', 'KL (k1)', '{:.2f}'),
   ('trainable_fraction', 'trained', '{:.2%}'),
   ('seconds_per_step', 's/step', '{:.3f}'),
 )
@@ -29,7 +29,7 @@ def markdown(content: Mapping[str, Any]) -> str:
   head = ['arm', 'learning rate', f'{metric}, mean ± std', 'seeds']
   if baseline is not None:
     head.insert(3, f'difference to {baseline}, 95% interval')
-  head += [title for _, title, _ in columns]
+  head += [*(title for _, title, _ in columns), 'rates tried']
   rows = [head, ['---'] * len(head)]
   for arm in arms:
     row = [
@@ -41,6 +41,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     if baseline is not None:
       row.insert(3, _difference(arm, number))
     row += [_figure(arm['extra'].get(key), text) for key, _, text in columns]
+    row.append(', '.join(map(description.rate_text, arm['learning_rates'])))
     rows.append(row)
   table = '\n'.join(f'| {" | ".join(row)} |' for row in rows)
   notes = '\n'.join(f'- {note}' for note in _notes(content))
@@ -121,6 +122,7 @@ def _notes_of(arm, content) -> Iterator[str]:
       f'{name}: the best learning rate is at an edge of its grid; a wider grid '
       'may have a better one.'
     )
+  yield from _notes_of_seeds(arm, content)
   if len(grid) == 1:
     yield f'{name}: the grid has one learning rate, so it is not tuned.'
   for cell in failed:
@@ -131,8 +133,35 @@ def _notes_of(arm, content) -> Iterator[str]:
     _is_over(cell['state']) for cell in over
   ):
     yield (
-      f'{name}: no run of the grid gave a value of {content["tuned_metric"]}.'
+      f'{name}: no learning rate is chosen, since runs of its grid failed or '
+      f'gave no value of {content["tuned_metric"]}.'
     )
+
+
+def _notes_of_seeds(arm, content) -> Iterator[str]:
+  """Yields what an arm lacks of a comparison over all seeds."""
+  without = [
+    cell
+    for cell in content['cells']
+    if cell['arm'] == arm['name']
+    and cell['learning_rate'] == arm['best_learning_rate']
+    and cell['compared'] is None
+  ]
+  number, parts = len(content['seeds']), []
+  if without:
+    reasons = {results_lib.DONE: 'undefined', results_lib.FAILED: 'failed'}
+    why = {reasons.get(cell['state'], 'not done yet') for cell in without}
+    parts.append(
+      f'{len(without)} of {number} seeds have no value '
+      f'({", ".join(sorted(why))})'
+    )
+    if arm['values']:
+      parts.append('its mean is of the others')
+  difference = arm['difference']
+  if difference and difference['pairs'] < number:
+    parts.append(f'its difference is of {difference["pairs"]} pairs')
+  if parts:
+    yield f'{arm["name"]}: {"; ".join(parts)}.'
 
 
 def _is_over(state: str) -> bool:

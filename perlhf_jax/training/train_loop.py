@@ -26,6 +26,8 @@ from perlhf_jax.training import preemption
 from perlhf_jax.training import progress as progress_lib
 
 SUMMARY = 'summary.json'
+# How the message begins with which a run ends whose loss is not finite.
+DIVERGED = 'The loss at step '
 
 # A TrainState, or another pytree with a `step`.
 State = Any
@@ -374,7 +376,7 @@ def check_finite(step: int, metrics: Mapping[str, float]) -> None:
   if math.isfinite(loss) and math.isfinite(grad_norm):
     return
   raise errors.UserError(
-    f'The loss at step {step} is {loss} with gradient norm '
+    f'{DIVERGED}{step} is {loss} with gradient norm '
     f'{grad_norm}. Checkpoints written before stay as they are. A '
     'lower LEARNING_RATE, a warm-up, or float32 instead of bfloat16 helps; '
     'with --gin.ACCEPT_CHANGES=True the run goes on from the last checkpoint.'

@@ -36,7 +36,7 @@ def _arm(name, mean, rank=None, **fields):
     'mean': mean,
     'std': None if mean is None else 0.006,
     'difference': difference,
-    'extra': {'trainable_fraction': 0.0455, 'note': EVIL},
+    'extra': {'trainable_fraction': 0.0455, 'note': EVIL, 'steps_more': 9.0},
     **fields,
   }
 
@@ -108,6 +108,20 @@ def test_ranks_stand_beside_the_papers(page):
   assert '16 attention 16 +0.3 -0.9 to +1.5 -1.6 -1.9 -1.7 -0.9' in page.text
   assert paper.SOURCE in page.text
   assert 'LoRA, rank 4 78.7 82.2 79.7 91.2' in page.text
+
+
+def test_sizes_are_a_fixed_list(page):
+  assert 'trainable share' in page.text
+  assert 'steps more' not in page.text
+
+
+def test_a_sweep_without_a_baseline(tmp_path):
+  arms = [_arm('full', 0.947), _arm('lora', 0.95, rank=16, difference=None)]
+  page = make(write(tmp_path, arms=arms, baseline=None))
+  assert 'lora 0.001 (edge) 95.0% 0.6% 2' in page.text
+  assert 'best pairwise accuracy 95.0% lora' in page.text
+  assert 'difference' not in page.text.lower()
+  assert 'baseline' not in page.text.lower()
 
 
 def test_figures(page):

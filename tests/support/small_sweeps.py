@@ -3,12 +3,24 @@
 import json
 import re
 
+import pytest
+
 from perlhf_jax.core import errors
 from perlhf_jax.sweep import children as children_lib
+from perlhf_jax.sweep import command_checks
 from perlhf_jax.sweep import description
+from perlhf_jax.training import train_loop
 
 # Of a run.
 STEPS = 3
+
+
+def diverged():
+  """How a run ends whose loss is not finite."""
+  nan = float('nan')
+  with pytest.raises(errors.UserError) as raised:
+    train_loop.check_finite(2, {'loss': nan, 'grad_norm': nan})
+  return children_lib.Ended(2, str(raised.value))
 
 
 class Runs:
@@ -17,8 +29,10 @@ class Runs:
   Attributes:
     done: what was run, such as `train lora/lr=1e-3,seed=5`.
     accuracy: of a cell, by its arm, rate and seed.
-    failing: folders of the cells that fail, and with which code.
+    failing: how commands fail, by what they run.
     told_at: number of commands before SIGTERM comes.
+    gin: what the gin files of training have more.
+    evaluation_gin: what those of evaluations have more.
   """
 
   def __init__(self, folder):
@@ -26,11 +40,36 @@ class Runs:
     self.done = []
     self.failing = {}
     self.told_at = None
+    self.gin = self.evaluation_gin = ''
 
   @staticmethod
   def accuracy(arm, rate, seed):
     best = {'lora': 3e-3, 'full': 1e-4}[arm]
     return 0.9 - abs(rate - best) + 0.01 * seed + 0.05 * (arm == 'full')
+
+  def check(self, sweep, _):
+    """Stands for `command_checks.check`."""
+    configs = {
+      arm.name: self._config(sweep.words(sweep.tuning_cells(arm)[0], 'any'))
+      for arm in sweep.all_arms
+    }
+    evaluation = None
+    if sweep.evaluate is not None:
+      evaluation = self._config(sweep.evaluation_words('any'))
+    steps = dict.fromkeys(sweep.arms, STEPS)
+    return command_checks.Checked(steps, configs, evaluation)
+
+  def _config(self, words):
+    """Returns the gin text of a command line, its last gin file by name."""
+    pairs = [word.removeprefix('--').split('=', 1) for word in words[1:]]
+    is_evaluation = words[0] == 'evaluate'
+    more = self.evaluation_gin if is_evaluation else self.gin
+    lines = [f'COMMAND = {words[0]!r}', more]
+    lines += [
+      f'{name[4:]} = {value}' if name.startswith('gin.') else f'F = {value!r}'
+      for name, value in pairs
+    ]
+    return '\n'.join(lines)
 
   def run(self, children, words, log):
     command, *rest = words
@@ -44,11 +83,10 @@ class Runs:
       self.told_at, children.is_told = None, True
       return children_lib.Ended(errors.GOES_ON, 'stopped')
     self.done.append(f'{kind} {name}')
-    code = self.failing.get(f'{kind} {name}', 0)
-    if code:
-      return children_lib.Ended(code, 'The loss at step 2 is nan.\nmore')
+    if f'{kind} {name}' in self.failing:
+      return self.failing[f'{kind} {name}']
     model_dir = self.folder / name
-    model_dir.mkdir(exist_ok=True)
+    model_dir.mkdir(parents=True, exist_ok=True)
     value = self.accuracy(arm, float(rate), int(seed))
     if kind == 'evaluate':
       content = {'step': STEPS, 'judge_score': 100 * value, 'kl_k1': 2.0}
@@ -62,6 +100,7 @@ class Runs:
       (model_dir / 'metrics.jsonl').write_text(
         ''.join(json.dumps(record) + '\n' for record in records)
       )
+      (model_dir / 'config.gin').write_text(self._config(words))
       summary = {'steps': STEPS, 'trainable_fraction': 0.25}
       (model_dir / 'summary.json').write_text(json.dumps(summary))
     return children_lib.Ended(0, '')

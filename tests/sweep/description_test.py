@@ -1,3 +1,5 @@
+import math
+
 import hypothesis
 from hypothesis import strategies
 import pytest
@@ -46,6 +48,18 @@ def test_command_line_of_an_evaluation(checkpoint, path):
   ]
 
 
+@pytest.mark.parametrize('tuned', [True, False])
+def test_direction_of_the_compared_metric(tuned):
+  both = {'metric': 'loss', 'tuned_higher_is_better': tuned}
+  assert make(**both).compared_higher_is_better == tuned
+  assert make(**both, evaluate=()).compared_higher_is_better == tuned
+  given = make(**both, higher_is_better=tuned)
+  assert given.compared_higher_is_better == tuned
+  other = {**both, 'evaluate': (), 'compare': 'roc_auc'}
+  assert make(**other).compared_higher_is_better
+  assert not make(**other, higher_is_better=False).compared_higher_is_better
+
+
 @pytest.mark.parametrize(
   ('rate', 'text'),
   [
@@ -81,6 +95,7 @@ def test_rates_are_written_exactly(rate):
     ({'seeds': (-1,)}, ['seeds', 'at least 0']),
     ({'arms': {}}, ['ARMS is empty']),
     ({'arms': {'a/b': ()}}, ["'a/b'", 'folder']),
+    ({'arms': {'sweep.json': ()}}, ["'sweep.json'", 'another name']),
     ({'arms': {'lora': '--gin_file=a.gin'}}, ['Sweep.arms', 'a list']),
     ({'command': 'evaluate'}, ['command', "'train_reward'"]),
     ({'baseline': 'ful'}, ['BASELINE', 'Did you mean full']),
@@ -89,6 +104,16 @@ def test_rates_are_written_exactly(rate):
     ({'compare': 'roc_auc'}, ['COMPARE', 'EVALUATE']),
     ({'settings': {'RANDOM_SEED': 3}}, ['SETTINGS', 'RANDOM_SEED']),
     ({'settings': {'JUDGE': print}}, ["SETTINGS['JUDGE']", 'literal']),
+    ({'settings': {'A': [math.inf]}}, ["SETTINGS['A']", 'finite']),
+    ({'settings': {'A': math.nan}}, ["SETTINGS['A']", 'finite']),
+    (
+      {'tuned_higher_is_better': False, 'higher_is_better': True},
+      ['HIGHER_IS_BETTER', "'accuracy'", 'leave'],
+    ),
+    (
+      {'higher_is_better': False, 'evaluate': (), 'compare': 'accuracy'},
+      ['HIGHER_IS_BETTER', "'accuracy'", 'leave'],
+    ),
     (
       {'arguments': ('--gin.LEARNING_RATE=1',)},
       ['ARGUMENTS', 'LEARNING_RATE', 'sets'],

@@ -25,7 +25,7 @@ ARGUMENTS = {(*runs.TINY, *_FEW)}
 SETTINGS = {{
   'MIXTURE_OR_TASK_NAME': %TASK,
   'INITIAL_CHECKPOINT_PATH': %START,
-  'TRAIN_STEPS': 2,
+  'TRAIN_STEPS': 1,
   'BATCH_SIZE': 8,
   'EVAL_EXAMPLES': 8,
 }}
@@ -34,7 +34,8 @@ ARMS = {{
   'full': ('--gin_file=gin/lora/none.gin',),
 }}
 LEARNING_RATES = (1e-3, 1e-2)
-SEEDS = (0, 1)
+LEARNING_RATES_OF = {{'full': (1e-2,)}}
+SEEDS = (0,)
 METRIC = 'pairwise_accuracy'
 EVALUATE = ('--gin.EVAL_EXAMPLES=8', '--batch_size=8')
 BASELINE = 'full'
@@ -96,18 +97,19 @@ def test_a_sweep_that_is_stopped_and_goes_on(sweep, commands, tmp_path, capsys):
   assert len(commands) == 3
   assert 'same command again' in capsys.readouterr().err
   assert sweep() == 0
-  # Four tune, one of each arm has the other seed, four are evaluated.
-  assert [words[0] for words in commands].count('train_reward') == 6
-  assert len(commands) == 10
-  assert len({' '.join(words) for words in commands}) == 10
+  # Three tune, and one of each arm is evaluated.
+  assert [words[0] for words in commands].count('train_reward') == 3
+  assert len(commands) == 5
+  assert len({' '.join(words) for words in commands}) == 5
   out = tmp_path / 'out'
   content = json.loads((out / 'sweep.json').read_text())
   assert {cell['state'] for cell in content['cells']} == {'done'}
   for arm in content['arms']:
     _check(out, arm, content['cells'])
   lora, full = content['arms']
-  pairs = [lora['values'][n] - full['values'][n] for n in ('0', '1')]
-  assert lora['difference']['mean'] == pytest.approx(sum(pairs) / 2)
+  assert lora['difference']['mean'] == pytest.approx(
+    lora['values']['0'] - full['values']['0']
+  )
   assert 0 < lora['extra']['trainable_fraction'] < 1
   assert full['extra']['trainable_fraction'] == 1
   printed = capsys.readouterr().out
@@ -128,8 +130,7 @@ def _check(out, arm, cells):
       for record in runs.metrics(folder)
       if record['split'] == 'eval'
     )
-    if cell['seed'] == 0:
-      best[cell['learning_rate']] = cell['value']
+    best[cell['learning_rate']] = cell['value']
     config = (folder / 'config.gin').read_text()
     assert f'RANDOM_SEED = {cell["seed"]}' in config
     assert f'LEARNING_RATE = {cell["learning_rate"]}' in config
@@ -143,17 +144,20 @@ def _check(out, arm, cells):
       assert cell['compared'] is None
       assert not (folder / 'eval.json').exists()
   assert best[arm['best_learning_rate']] == max(best.values())
-  assert len(best) == 2 and len(arm['values']) == 2
+  assert [*best] == arm['learning_rates'] and len(arm['values']) == 1
 
 
-def test_dry_run(sweep, commands, tmp_path, capsys):
-  assert sweep('--dry_run') == 0
+def test_dry_run(sweep, commands, start, tmp_path, capsys):
+  best = f"--gin.START='{start / 'sft'}/checkpoints/best/'"
+  assert sweep('--dry_run', best) == 0
   printed = capsys.readouterr()
   lines = printed.out.splitlines()
-  assert len(lines) == 4
+  assert len(lines) == 3
   assert all(line.startswith('perlhf train_reward --gin_') for line in lines)
   assert not commands
-  assert not (tmp_path / 'out').exists()
+  # What was printed is on record.
+  content = json.loads((tmp_path / 'out/sweep.json').read_text())
+  assert [cell['state'] for cell in content['cells']] == ['waiting'] * 3
 
 
 ARMS = 'ranks', 'targets'
@@ -176,9 +180,9 @@ def test_our_sweeps(name, more, capsys, monkeypatch, tmp_path):
       words.append(f"--gin.{macro}='{tmp_path}'")
   assert main.run([*words, *more, '--dry_run']) == 0
   printed = capsys.readouterr().out
-  arms = 5 if more else 4
+  arms = 6 if more else 4
   assert printed.count('perlhf train_') == 3 * arms
-  assert ('--gin.LORA_RANK=16' in printed) == bool(more)
+  assert ('--gin.LORA_RANK=32' in printed) == bool(more)
 
 
 def _arm(name, *words):
@@ -213,6 +217,10 @@ _LORA = '--gin_file=gin/lora/attention.gin'
     (
       ('--gin.EVALUATE=("--gin.BASELINE_CHECKPOINT=\'gone\'",)',),
       ['EVALUATE', 'BASELINE_CHECKPOINT', 'does not exist'],
+    ),
+    (
+      ('--gin.EVALUATE=("--gin.ENSEMBLE=(\'no_rm\',)",)',),
+      ['EVALUATE', 'ENSEMBLE', "'no_rm'"],
     ),
     (('--gin.EVALUATE=("--bach_size=1",)',), ['EVALUATE', 'batch_size']),
     (

@@ -5,13 +5,19 @@ import shlex
 
 from etils import epath
 import pytest
+import ram_bucket
 from small_sweeps import STEPS
 from small_sweeps import Runs
+from small_sweeps import diverged
 from small_sweeps import make
 
 from perlhf_jax.core import errors
+from perlhf_jax.report import report as report_lib
+from perlhf_jax.report import sweep_file
 from perlhf_jax.sweep import children as children_lib
 from perlhf_jax.sweep import command_checks
+from perlhf_jax.sweep import description
+from perlhf_jax.sweep import run_files
 from perlhf_jax.sweep import sweep as sweep_lib
 from perlhf_jax.training import run_lock
 
@@ -20,11 +26,7 @@ from perlhf_jax.training import run_lock
 def _runs(tmp_path, monkeypatch):
   runs = Runs(tmp_path / 'out')
   monkeypatch.setattr(children_lib.Children, 'run', lambda *a: runs.run(*a))
-  monkeypatch.setattr(
-    command_checks,
-    'check',
-    lambda sweep, _: {arm: STEPS for arm in sweep.arms},
-  )
+  monkeypatch.setattr(command_checks, 'check', runs.check)
   return runs
 
 
@@ -35,6 +37,9 @@ def start(runs, *, dry_run=False, **changes):
     sweep=make(**changes), sweep_dir=str(runs.folder), dry_run=dry_run
   )
   return read(runs)
+
+
+KILLED = children_lib.Ended(-9, 'killed by SIGKILL; out of memory?')
 
 
 def read(runs):
@@ -108,6 +113,7 @@ def test_sweep_json_has_what_reports_read(runs):
     'state': 'done',
     'value': pytest.approx(0.948),
     'compared': pytest.approx(0.948),
+    'evaluation': None,
     'error': None,
   }
   assert len(content['cells']) == len(ALL)
@@ -149,14 +155,14 @@ def test_sigterm_and_a_second_start(runs, number):
 
 
 def test_a_run_that_may_go_on_stops_the_sweep(runs):
-  runs.failing[ALL[1]] = errors.GOES_ON
+  runs.failing[ALL[1]] = children_lib.Ended(errors.GOES_ON, 'lost')
   with pytest.raises(errors.PreemptedError, match='lora lr=3e-3 seed=5'):
     start(runs)
   assert runs.done == ALL[:2]
 
 
-def test_a_failed_rate_is_the_worst_and_the_arm_lives_on(runs, capsys):
-  runs.failing['train lora/lr=3e-3,seed=5'] = 2
+def test_a_rate_that_diverges_is_the_worst(runs, capsys):
+  runs.failing['train lora/lr=3e-3,seed=5'] = diverged()
   with pytest.raises(errors.UserError, match='1 of 7 runs failed: lora'):
     start(runs)
   content = read(runs)
@@ -164,9 +170,9 @@ def test_a_failed_rate_is_the_worst_and_the_arm_lives_on(runs, capsys):
   assert len(content['arms'][0]['values']) == 3
   assert content['arms'][0]['tuning'][1]['value'] is None
   (failed,) = [c for c in content['cells'] if c['state'] == 'failed']
-  assert failed['error'].startswith('The loss at step 2 is nan.')
+  assert failed['error'].startswith('The loss at step 2 is nan ')
   table = capsys.readouterr().out
-  assert 'lora/lr=3e-3,seed=5 failed: The loss at step 2 is nan.\n' in table
+  assert 'lora/lr=3e-3,seed=5 failed: The loss at step 2 is nan ' in table
   # The cause may be gone.
   runs.failing.clear()
   runs.done.clear()
@@ -175,19 +181,53 @@ def test_a_failed_rate_is_the_worst_and_the_arm_lives_on(runs, capsys):
   assert content['arms'][0]['best_learning_rate'] == 3e-3
 
 
-def test_a_failed_seed_is_left_out(runs):
-  runs.failing['train lora/lr=3e-3,seed=6'] = 1
+def test_a_failure_that_says_nothing_of_a_rate(runs, capsys):
+  runs.failing['train lora/lr=3e-3,seed=5'] = KILLED
+  with pytest.raises(errors.UserError, match='1 of 7 runs failed: lora'):
+    start(runs)
+  content = read(runs)
+  lora, full = content['arms']
+  assert lora['best_learning_rate'] is None
+  assert len(full['values']) == 3
+  assert content['runs_left'] == 2  # The other seeds of the arm.
+  table = capsys.readouterr().out
+  assert 'lora: no learning rate is chosen' in table
+  assert 'not complete: 2 runs' in table
+  runs.failing.clear()
+  runs.done.clear()
+  assert start(runs)['arms'][0]['best_learning_rate'] == 3e-3
+  assert runs.done == [ALL[1], *ALL[3:5]]
+
+
+def test_a_failed_seed_is_left_out(runs, capsys):
+  runs.failing['train lora/lr=3e-3,seed=6'] = KILLED
   with pytest.raises(errors.UserError):
     start(runs)
   lora = read(runs)['arms'][0]
   assert [*lora['values']] == ['5', '7']
   assert lora['difference']['pairs'] == 2
   assert runs.done == ALL
+  table = capsys.readouterr().out
+  note = (
+    'lora: 1 of 3 seeds have no value (failed); its mean is of the others; '
+    'its difference is of 2 pairs.'
+  )
+  assert note in table
+  assert 'full: 1 of' not in table
+
+
+def test_a_baseline_that_lacks_a_seed(runs, capsys):
+  runs.failing['train full/lr=1e-4,seed=7'] = KILLED
+  with pytest.raises(errors.UserError):
+    start(runs)
+  table = capsys.readouterr().out
+  assert 'lora: its difference is of 2 pairs.' in table
+  assert 'full: 1 of 3 seeds have no value (failed); its mean' in table
 
 
 def test_an_arm_without_a_run_that_worked(runs, capsys):
   for name in ALL[:2]:
-    runs.failing[name] = 1
+    runs.failing[name] = diverged()
   with pytest.raises(errors.UserError, match='2 of 7'):
     start(runs)
   assert runs.done == [*ALL[:3], *ALL[5:]]
@@ -197,7 +237,7 @@ def test_an_arm_without_a_run_that_worked(runs, capsys):
   assert len(full['values']) == 3
   table = capsys.readouterr().out
   assert '| lora | - | - | - | 0 |' in table
-  assert 'lora: no run of the grid gave a value of accuracy' in table
+  assert 'lora: no learning rate is chosen' in table
   assert 'not complete' not in table
 
 
@@ -211,6 +251,8 @@ def test_a_run_that_leaves_nothing_has_failed(runs, monkeypatch):
 
 def test_the_lowest_may_be_the_best(runs):
   content = start(runs, metric='loss', tuned_higher_is_better=False)
+  assert content['higher_is_better'] is False
+  assert 'loss: lower is better' in (runs.folder / 'sweep.md').read_text()
   assert content['arms'][0]['best_learning_rate'] == 3e-3
   assert content['arms'][0]['tuning'][0]['value'] == pytest.approx(-0.948)
 
@@ -249,10 +291,10 @@ def test_compared_runs_are_evaluated(runs, capsys):
   )
   assert lora['mean'] == pytest.approx(96)
   assert lora['extra'] == pytest.approx(
-    {'trainable_fraction': 0.25, 'judge_score': 96, 'kl': 2}
+    {'trainable_fraction': 0.25, 'judge_score': 96, 'kl_k1': 2}
   )
   assert [c['compared'] is None for c in content['cells']][:2] == [True, False]
-  assert 'KL' in capsys.readouterr().out
+  assert '| KL (k1) |' in capsys.readouterr().out
   runs.done.clear()
   start(runs, **EVALUATED)
   assert not runs.done
@@ -266,8 +308,49 @@ def test_a_killed_evaluation_is_done_again(runs):
   assert runs.done == ['evaluate lora/lr=3e-3,seed=6']
 
 
+@pytest.mark.parametrize('how', ['other words', 'edited file', 'best', 'lost'])
+def test_another_evaluation_is_done_again(runs, how, monkeypatch):
+  start(runs, **EVALUATED)
+  changes = dict(EVALUATED)
+  if how == 'other words':
+    changes['evaluate'] = ()
+  elif how == 'edited file':
+    runs.evaluation_gin = 'TEMPERATURE = 2.0'
+  elif how == 'best':
+    changes['checkpoint'] = 'best'
+    monkeypatch.setattr(run_files, 'checkpoint_step', lambda *_: STEPS)
+  else:
+    (runs.folder / 'sweep.json').unlink()
+  runs.done.clear()
+  runs.accuracy = lambda *_: 0.5
+  content = start(runs, **changes)
+  assert len(runs.done) == 6
+  assert all(name.startswith('evaluate') for name in runs.done)
+  assert content['arms'][0]['mean'] == pytest.approx(50)
+  earlier = runs.folder / 'lora/lr=3e-3,seed=6/eval-earlier.json'
+  assert json.loads(earlier.read_text())['judge_score'] == pytest.approx(96)
+
+
+def test_a_new_evaluation_that_fails_leaves_no_old_one(runs):
+  start(runs, **EVALUATED)
+  runs.failing['evaluate lora/lr=3e-3,seed=6'] = KILLED
+  changes = {**EVALUATED, 'evaluate': ()}
+  for _ in range(2):
+    with pytest.raises(errors.UserError, match='1 of 7'):
+      start(runs, **changes)
+    assert [*read(runs)['arms'][0]['values']] == ['5', '7']
+
+
+def test_another_compared_metric_needs_no_run(runs):
+  start(runs, **EVALUATED)
+  runs.done.clear()
+  content = start(runs, **EVALUATED | {'compare': 'kl_k1'})
+  assert content['arms'][0]['mean'] == 2
+  assert not runs.done
+
+
 def test_a_failed_evaluation_does_not_change_the_rate(runs):
-  runs.failing['evaluate lora/lr=3e-3,seed=5'] = 2
+  runs.failing['evaluate lora/lr=3e-3,seed=5'] = KILLED
   with pytest.raises(errors.UserError, match='1 of 7'):
     start(runs, **EVALUATED)
   lora = read(runs)['arms'][0]
@@ -281,48 +364,88 @@ def printed(capsys):
 
 def test_dry_run_prints_what_can_be_run(runs, capsys):
   """As launchers would: every command that is printed is run."""
-  assert start(runs, dry_run=True, **EVALUATED) is None
-  assert not runs.folder.exists()
+  content = start(runs, dry_run=True, **EVALUATED)
+  assert {cell['state'] for cell in content['cells']} == {'waiting'}
   found = []
   while lines := printed(capsys):
     found.append(len(lines))
     for program, *words in lines:
       assert program == 'perlhf'
-      (runs.folder / 'lora').mkdir(parents=True, exist_ok=True)
-      (runs.folder / 'full').mkdir(exist_ok=True)
       runs.run(None, words, None)
-    start(runs, dry_run=True, **EVALUATED)
+    content = start(runs, dry_run=True, **EVALUATED)
   # Tuning, what was tuned and the first evaluations, evaluations.
   assert found == [3, 6, 4]
-  count = len(runs.done)
-  assert start(runs, **EVALUATED)['arms'][0]['mean'] == pytest.approx(96)
-  assert len(runs.done) == count == 13
+  # The last one wrote the table.
+  assert content['arms'][0]['mean'] == pytest.approx(96)
+  assert '96.00 ± 1.00' in (runs.folder / 'sweep.md').read_text()
+  assert len(runs.done) == 13
+  assert start(runs, **EVALUATED)['arms'] == content['arms']
+  assert len(runs.done) == 13
 
 
+@pytest.mark.parametrize('way', ['sweep', 'dry run', 'lost', 'stopped'])
 @pytest.mark.parametrize(
   ('changes', 'parts'),
   [
-    ({'command': 'train_dpo'}, ['COMMAND', 'train_reward', 'train_dpo']),
-    ({'settings': {'TRAIN_STEPS': 4}}, ['SETTINGS', '--gin.TRAIN_STEPS=4 now']),
+    (
+      {'command': 'train_dpo'},
+      ['lora', 'COMMAND', 'train_reward', 'train_dpo'],
+    ),
+    (
+      {'settings': {'TRAIN_STEPS': 3, 'BATCH_SIZE': 4}},
+      ['BATCH_SIZE: not set -> 4'],
+    ),
+    ({'gin': 'DECAY = 0.5'}, ['lora', 'DECAY: not set -> 0.5']),
     (
       {'arms': {'lora': ('--gin_file=c.gin',)}},
-      ["ARMS['lora']", '--gin_file=a.gin was given', '--gin_file=c.gin now'],
+      ['lora lr=1e-3 seed=5', "F: 'a.gin' -> 'c.gin'"],
     ),
-    ({'evaluate': ()}, ['EVALUATE', 'SPLIT']),
-    ({'checkpoint': 'best'}, ['CHECKPOINT', "'last' before"]),
   ],
 )
-def test_another_sweep_is_refused(runs, changes, parts):
-  before = start(runs, **EVALUATED)
+def test_other_settings_are_refused(runs, way, changes, parts):
+  """Whoever ran the cells, and whatever is left of sweep.json."""
+  if way == 'dry run':
+    start(runs, dry_run=True)
+    runs.run(None, make().words(description.Cell('lora', 1e-3, 5), ALL[0]), '')
+  elif way == 'stopped':
+    runs.told_at = 2
+    with pytest.raises(errors.PreemptedError):
+      start(runs, **EVALUATED, seeds=(5,), learning_rates=(1e-3,))
+  else:
+    start(runs)
+  if way == 'lost':
+    (runs.folder / 'sweep.json').unlink()
   runs.done.clear()
+  before = read(runs)
+  runs.gin = changes.get('gin', '')
+  changes = {name: each for name, each in changes.items() if name != 'gin'}
   with pytest.raises(errors.CheckpointError) as raised:
-    start(
-      runs, **EVALUATED | {'baseline': None, 'learning_rates_of': {}} | changes
-    )
+    start(runs, **{'baseline': None, 'learning_rates_of': {}} | changes)
   for part in [str(runs.folder), 'SWEEP_DIR', *parts]:
     assert part in str(raised.value)
   assert not runs.done
   assert read(runs) == before
+
+
+def test_a_run_at_a_step_keeps_its_settings(runs):
+  """It would go on with others."""
+  model_dir = runs.folder / 'lora/lr=1e-3,seed=5'
+  (model_dir / 'checkpoints').mkdir(parents=True)
+  (model_dir / 'config.gin').write_text('BATCH_SIZE = 2')
+  start(runs, dry_run=True)
+  (model_dir / 'checkpoints' / '2').mkdir()
+  with pytest.raises(errors.CheckpointError, match='BATCH_SIZE: 2 -> not set'):
+    start(runs, dry_run=True)
+  (model_dir / 'config.gin').write_text('BATCH_SIZE = (')
+  with pytest.raises(errors.CheckpointError, match='read as gin'):
+    start(runs, dry_run=True)
+
+
+def test_settings_that_cannot_change_results(runs):
+  before = start(runs)
+  runs.gin = 'LOG_PERIOD = 7\nWANDB = True'
+  assert start(runs)['arms'] == before['arms']
+  assert runs.done == ALL
 
 
 def test_an_arm_that_has_not_begun_may_change(runs):
@@ -334,12 +457,26 @@ def test_an_arm_that_has_not_begun_may_change(runs):
   assert content['arms'][1]['arguments'] == ['--gin_file=c.gin']
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{"cells": 3}'])
-def test_a_damaged_file(runs, text):
+def change(text, **fields):
+  return json.dumps(json.loads(text) | fields)
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda _: '',
+    lambda _: '[]',
+    lambda text: change(text, cells=3),
+    lambda text: change(text, format=2),
+  ],
+)
+def test_a_damaged_file(runs, damage):
   start(runs)
-  (runs.folder / 'sweep.json').write_text(text)
-  with pytest.raises(errors.CheckpointError, match='Move it away'):
+  path = runs.folder / 'sweep.json'
+  path.write_text(damage(path.read_text()))
+  with pytest.raises(errors.CheckpointError, match='Move it away') as raised:
     start(runs)
+  assert str(path) in str(raised.value)
 
 
 def test_an_unknown_metric(runs):
@@ -355,6 +492,50 @@ def test_an_unknown_metric_of_the_evaluation(runs):
     errors.ConfigError, match=r"COMPARE is 'gold'.*judge_score"
   ):
     start(runs, **{**EVALUATED, 'compare': 'gold'})
+
+
+def test_an_odd_run_does_not_stop_the_others(runs, capsys):
+  start(runs)
+  folder = runs.folder / 'lora/lr=3e-3,seed=6'
+  (folder / 'metrics.jsonl').write_text('')
+  (runs.folder / 'full/lr=1e-4,seed=7/summary.json').unlink()
+  (runs.folder / 'full/lr=1e-4,seed=7/summary.json').mkdir()
+  runs.done.clear()
+  with pytest.raises(errors.UserError, match='2 of 7 runs failed'):
+    start(runs)
+  found = {cell['folder']: cell['error'] for cell in read(runs)['cells']}
+  message = found['lora/lr=3e-3,seed=6']
+  assert 'metrics.jsonl has no validation record of step 3' in message
+  assert 'it is a folder' in found['full/lr=1e-4,seed=7']
+  assert not runs.done
+  assert read(runs)['arms'][0]['difference']['pairs'] == 1
+
+
+def test_an_odd_evaluation_does_not_stop_the_others(runs):
+  start(runs, **EVALUATED)
+  path = runs.folder / 'lora/lr=3e-3,seed=6/eval.json'
+  path.write_text('{"step": 3, "kl_k1": 1.0}')
+  with pytest.raises(errors.UserError, match='1 of 7 runs failed: lora lr=3e'):
+    start(runs, **EVALUATED)
+  (failed,) = [c for c in read(runs)['cells'] if c['state'] == 'failed']
+  assert "COMPARE is 'judge_score'" in failed['error']
+
+
+def test_no_run_has_a_validation_record(runs):
+  write = runs.run
+
+  def run(*args):
+    ended = write(*args)
+    for path in runs.folder.glob('*/*/metrics.jsonl'):
+      path.write_text('')
+    return ended
+
+  runs.run = run
+  with pytest.raises(
+    errors.ConfigError, match='no validation record of step 3'
+  ):
+    start(runs)
+  assert runs.done == ALL[:1]
 
 
 def test_an_undefined_metric_is_the_worst(runs):
@@ -373,9 +554,34 @@ def test_an_undefined_metric_is_the_worst(runs):
   assert start(runs)['arms'][0]['best_learning_rate'] == 1e-3
 
 
-def test_a_bucket_only_prints(runs):
-  with pytest.raises(errors.ConfigError, match=r'gs://a/b.*--dry_run'):
-    sweep_lib.sweep(sweep=make(), sweep_dir='gs://a/b')
+def test_a_bucket(runs, tmp_path, monkeypatch, capsys):
+  """A launcher runs the cells; the sweep writes the table."""
+  ram_bucket.mount(monkeypatch, tmp_path)
+  runs.folder = epath.Path('ram://sweep/out')
+  with pytest.raises(errors.ConfigError, match=r'ram://sweep.*--dry_run'):
+    start(runs)
+  assert not runs.done
+  while start(runs, dry_run=True)['runs_left']:
+    for _, *words in printed(capsys):
+      runs.run(None, words, None)
+  assert start(runs)['arms'][0]['mean'] == pytest.approx(0.96)
+  assert 'not complete' not in (runs.folder / 'sweep.md').read_text()
+
+
+@pytest.mark.parametrize('baseline', [None, 'full'])
+def test_reports_read_what_a_sweep_writes(runs, baseline):
+  runs.failing[ALL[3]] = KILLED
+  with pytest.raises(errors.UserError):
+    start(runs, **EVALUATED, baseline=baseline)
+  found = sweep_file.read(epath.Path(runs.folder / 'sweep.json'))
+  assert found.baseline == baseline
+  assert [cell.state for cell in found.cells].count('failed') == 1
+  assert (found.arms[0].difference is None) == (baseline is None)
+  report_lib.report(model_dir=str(runs.folder))
+  text = (runs.folder / 'report.html').read_text()
+  for part in ['96', 'lora', 'full', 'KL to the reference (k1, nats)']:
+    assert part in text
+  assert ('difference' in text) == (baseline is not None)
 
 
 def test_two_sweeps_in_one_folder(runs):
