@@ -178,6 +178,17 @@ def test_a_longer_run_that_has_not_ended(tmp_path):
   assert shlex.split(command)[-1] == f'--checkpoint={folder}'
 
 
+def test_long_cells_are_wrapped(tmp_path):
+  folder = report_pages.write(
+    tmp_path / 'rm',
+    config__gin=report_pages.config('train_reward'),
+    summary__json={**report_pages.SUMMARY, 'device_kind': 'gpu' * 20},
+  )
+  cells = [attrs.get('class') for attrs in make(folder).all('td')]
+  assert cells.count('long') == 1
+  assert len(cells) > 1
+
+
 def test_a_run_that_has_just_begun(tmp_path):
   folder = report_pages.write(tmp_path / 'sft', metrics__jsonl='')
   page = make(folder)
