@@ -2,7 +2,8 @@
 # The pipeline of launch/demo_vqa.sh on the real files of easy-VQA: SFT on
 # demonstrations, about 40% of them wrong, a pointwise LoRA reward model, and
 # LoRA reinforcement learning. sft/eval.json and policy_lora/eval.json get the
-# VQA accuracy (judge_score) on the held-out test split.
+# VQA accuracy (judge_score) on the held-out test split. Ends with a page of all
+# runs, report.html.
 #
 #   PERLHF_DATA_DIR=/path/to/data launch/easy_vqa.sh [OUTPUT_DIR]
 #

@@ -1,7 +1,8 @@
 """Responses to the same prompts, before and after, with scores and images."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 import re
 from typing import Any
 
@@ -61,7 +62,7 @@ def of_evaluations(runs: Sequence[run_files.Run]) -> list[page.Block]:
 def _side_by_side(
   columns: Mapping[str, Sequence[Record]], folders: Sequence[epath.Path]
 ) -> list[page.Block]:
-  """Puts responses to one prompt together.
+  """Puts responses to one prompt, with the same images, together.
 
   Args:
     columns: records by who responded; the first has the prompts.
@@ -69,14 +70,18 @@ def _side_by_side(
   """
   if not columns:
     return []
-  by_prompt = {label: _by_prompt(records) for label, records in columns.items()}
+  by_key = {
+    label: {key: each for each, keys in _keyed(records) for key in keys}
+    for label, records in columns.items()
+  }
   pictures = _Pictures(folders)
   samples = []
-  for key, record in next(iter(by_prompt.values())).items():
-    if len(samples) == MAX_SAMPLES:
-      break
+  first = [*_keyed(next(iter(columns.values())))]
+  for record, keys in first[:MAX_SAMPLES]:
     given = {
-      label: found[key] for label, found in by_prompt.items() if key in found
+      label: match
+      for label, found in by_key.items()
+      if (match := _match(record, keys, found)) is not None
     }
     # The earliest record may be of a version that wrote less.
     whole = {**record}
@@ -90,18 +95,47 @@ def _side_by_side(
         pictures.of(whole),
       )
     )
-  return [page.Samples(samples)] if samples else []
+  if not samples:
+    return []
+  notes = []
+  if len(first) > len(samples):
+    notes.append(f'The first {len(samples)} of {len(first):,} are shown.')
+  if pictures.left_out:
+    notes.append(
+      f'{pictures.left_out:,} images are left out: a page holds {MAX_IMAGES} '
+      f'small PNG files of {sample_images.FOLDER} at most.'
+    )
+  blocks = [page.Samples(samples), page.Text(' '.join(notes))]
+  return blocks if notes else blocks[:1]
 
 
-def _by_prompt(records: Sequence[Record]) -> dict[tuple[str, int], Record]:
-  """Returns records by prompt, and by how often the prompt came before."""
-  found: dict[tuple[str, int], Record] = {}
-  counts: dict[str, int] = {}
+def _keyed(
+  records: Sequence[Record],
+) -> Iterator[tuple[Record, tuple[Hashable, Hashable]]]:
+  """Yields records with two keys: by prompt and images, and by prompt alone.
+
+  Both keys count how often the same came before.
+  """
+  counts: Counter[Hashable] = Counter()
   for each in records:
     prompt = str(each.get('prompt'))
-    counts[prompt] = counts.get(prompt, 0) + 1
-    found[prompt, counts[prompt]] = each
-  return found
+    exact, loose = (prompt, repr(each.get('images'))), (prompt,)
+    counts.update((exact, loose))
+    yield each, ((*exact, counts[exact]), (*loose, counts[loose]))
+
+
+def _match(
+  record: Record,
+  keys: tuple[Hashable, Hashable],
+  found: Mapping[Hashable, Record],
+) -> Record | None:
+  """Finds who answered the same; by prompt alone if one names no images."""
+  exact, loose = (found.get(key) for key in keys)
+  if exact is None and loose is not None:
+    # Earlier versions named none.
+    is_vague = not (record.get('images') and loose.get('images'))
+    return loose if is_vague else None
+  return exact
 
 
 def _answer(label: str, record: Record) -> page.Answer:
@@ -121,10 +155,15 @@ def _references(record: Record) -> list[str]:
 
 
 class _Pictures:
-  """Embeds images that a run wrote beside its records, up to a number."""
+  """Embeds images that a run wrote beside its records, up to a number.
+
+  Attributes:
+    left_out: how many were not embedded.
+  """
 
   def __init__(self, folders: Sequence[epath.Path]):
     self._folders = folders
+    self.left_out = 0
     self._left = MAX_IMAGES
 
   def of(self, record: Record) -> list[str]:
@@ -133,7 +172,9 @@ class _Pictures:
     found = []
     for name in names if isinstance(names, list) else []:
       content = self._read(name) if self._left else None
-      if content is not None:
+      if content is None:
+        self.left_out += 1
+      else:
         self._left -= 1
         encoded = base64.b64encode(content).decode()
         found.append(f'data:image/png;base64,{encoded}')

@@ -122,37 +122,33 @@ def reward_by_kl(runs: Sequence[run_files.Run]) -> list[page.Block]:
           'small dots are training.',
         )
       )
-  best_of = [
-    _best_of(run, run.name if len(runs) > 1 else '', color)
-    for color, run in enumerate(runs)
-  ]
-  best_of = [each for each in best_of if each is not None]
-  if best_of:
-    figures.append(
-      drawing.chart(
-        'best of n samples, by KL',
-        best_of,
-        x_label='KL of best-of-n (nats)',
-        y_label=values.label('score'),
-        caption='Bars are 95% intervals.',
+  for name in ('score', 'judge_score'):
+    found = [
+      _best_of(run, name, run.name if len(runs) > 1 else '', color)
+      for color, run in enumerate(runs)
+    ]
+    series = [each for each in found if each is not None]
+    if series:
+      figures.append(
+        drawing.chart(
+          f'{values.label(name)} of the best of n samples',
+          series,
+          x_label='KL of best-of-n (nats)',
+          y_label=values.label(name),
+          caption='The score chooses the best. Bars are 95% intervals.',
+        )
       )
-    )
   return [page.Figures(figures)] if figures else []
 
 
 def _best_of(
-  run: run_files.Run, label: str, color: int
+  run: run_files.Run, name: str, label: str, color: int
 ) -> drawing.Series | None:
   curve = run.evaluation.get('best_of')
   if not isinstance(curve, dict):
     return None
   columns = [
-    values.numbers(curve.get(name))
-    for name in ('kl', 'score', 'score_standard_error')
+    values.numbers(curve.get(key))[:MAX_POINTS]
+    for key in ('kl', name, f'{name}_standard_error')
   ]
-  rows = [row for row in zip(*columns, strict=False) if None not in row]
-  if not rows:
-    return None
-  x, y, errors = (list(column) for column in zip(*rows, strict=True))
-  bars = [1.96 * max(each, 0.0) for each in errors]
-  return drawing.Series(x, y, label, color, errors=bars)
+  return drawing.with_bars(columns, label, color)

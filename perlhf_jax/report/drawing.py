@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import io
+import math
 import re
 from typing import Any, Literal
 import warnings
@@ -69,7 +70,7 @@ class Series:
     label: name in the legend; none if empty.
     color: number of its colour.
     look: how it is drawn.
-    errors: half of the length of each point's bar.
+    errors: half of the length of each point's bar; NaN for no bar.
   """
 
   x: Sequence[float]
@@ -78,6 +79,28 @@ class Series:
   color: int = 0
   look: Look = 'marked'
   errors: Sequence[float] | None = None
+
+
+def with_bars(
+  columns: Sequence[Sequence[float | None]], label: str, color: int
+) -> Series | None:
+  """Returns points with 95% intervals; None without any point.
+
+  Args:
+    columns: numbers of x, of y, and standard errors of y. A standard error of 0
+      is of outcomes that happen to agree, and gives no bar; nor does None.
+    label: name in the legend; none if empty.
+    color: number of its colour.
+  """
+  rows = [
+    (x, y, 1.96 * error if error is not None and error > 0 else math.nan)
+    for x, y, error in zip(*columns, strict=False)
+    if x is not None and y is not None
+  ]
+  if not rows:
+    return None
+  x, y, errors = (list(column) for column in zip(*rows, strict=True))
+  return Series(x, y, label, color, errors=errors)
 
 
 @dataclasses.dataclass(frozen=True)

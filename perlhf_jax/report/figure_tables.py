@@ -46,7 +46,15 @@ def _evaluated_on(evaluation: Mapping[str, Any]) -> str:
   where = values.shortened(where, 100)
   if 'split' in evaluation:
     where += f'/{values.shortened(evaluation["split"], 40)}'
-  return f'{where}, {values.shown("", evaluation.get("examples"))} examples'
+  examples = values.shown('examples', evaluation.get('examples'))
+  return f'{where}, {examples} examples{at_step(evaluation)}'
+
+
+def at_step(found: Mapping[str, Any]) -> str:
+  """Returns `, step N` for figures of a step; nothing for others."""
+  step = found.get('step')
+  is_known = values.number(step) is not None
+  return f', step {values.shown("step", step)}' if is_known else ''
 
 
 def costs(runs: Sequence[run_files.Run]) -> list[page.Block]:
@@ -103,7 +111,7 @@ def configuration(runs: Sequence[run_files.Run]) -> list[page.Block]:
     if run.config:
       text = values.shortened(run.config, MAX_CONFIG)
       title = f'{run.name}/config.gin' if len(runs) > 1 else 'config.gin'
-      blocks.append(page.Listing(f'{title}, the operative configuration', text))
+      blocks.append(page.Listing(f'{title}, the configuration', text))
   return blocks
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 
 from etils import epath
+import jax
 
 from perlhf_jax.core import errors
 from perlhf_jax.report import page as page_lib
@@ -11,6 +12,7 @@ from perlhf_jax.report import run_files
 from perlhf_jax.report import run_page
 from perlhf_jax.report import sweep_file
 from perlhf_jax.report import sweep_page
+from perlhf_jax.report import values
 from perlhf_jax.stages import line_files
 from perlhf_jax.training import step_files
 
@@ -34,12 +36,14 @@ def report(*, model_dir: str, output_path: str | None = None) -> None:
       cannot be written.
     CheckpointError: the folder holds no run, or a file cannot be used.
   """
+  # It computes nothing; an accelerator may be another command's.
+  jax.config.update('jax_platforms', 'cpu')
   _check_libraries()
   folder = step_files.absolute(model_dir)
-  page = make_page(folder)
   output = output_path or str(folder / FILE_NAME)
-  line_files.check_output(output)
-  content = rendering.to_html(page)
+  if output_path or folder.is_dir():
+    line_files.check_output(output)
+  content = rendering.to_html(make_page(folder))
   line_files.write_text(output, [content])
   size = len(content.encode()) / 2**20
   print(f'Wrote {output} ({size:.1f} MiB): open it in a browser.')
@@ -60,7 +64,7 @@ def make_page(folder: epath.Path) -> page_lib.Page:
   if run_files.is_model_dir(folder):
     return run_page.of_one(run_files.read(folder))
   found = sorted(folder.iterdir()) if folder.is_dir() else []
-  runs = [each for each in found if run_files.is_model_dir(each)][:_MAX_RUNS]
+  runs = [each for each in found if run_files.is_model_dir(each)]
   if not runs:
     raise errors.CheckpointError(
       f'{folder} {"holds no run" if found else "is empty or no folder"}. Give '
@@ -69,7 +73,10 @@ def make_page(folder: epath.Path) -> page_lib.Page:
     )
   notes: list[str] = []
   demo = run_files.object_if_there(folder / _DEMO, notes)
-  members = [*map(run_files.read, runs)]
+  if left_out := [each.name for each in runs[_MAX_RUNS:]]:
+    names = values.shortened(', '.join(left_out), 300)
+    notes.append(f'Only the first {_MAX_RUNS} runs are shown, without {names}.')
+  members = [*map(run_files.read, runs[:_MAX_RUNS])]
   return run_page.of_several(members, folder.name, demo, notes)
 
 

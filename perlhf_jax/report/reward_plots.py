@@ -27,6 +27,10 @@ _PLOTS: Mapping[str, tuple[str, str, str]] = {
     'pairwise accuracy',
   ),
 }
+_BARS = (
+  'Bars are 95% intervals of the share in a bin. A bin of one example, or of '
+  'equal outcomes, has none.'
+)
 _MOST_BINS = 100
 
 
@@ -45,7 +49,7 @@ def plots(runs: Sequence[run_files.Run]) -> list[page.Block]:
     series = [each for each in found if each is not None]
     if not series:
       continue
-    caption = 'Bars are 95% intervals of the share in a bin.'
+    caption = _BARS
     if name == 'reliability':
       ends = _ends(series)
       series.append(drawing.Series(ends, ends, '', 5, 'dashed'))
@@ -67,27 +71,12 @@ def _ends(series: Sequence[drawing.Series]) -> list[float]:
 def _series(
   run: run_files.Run, name: str, color: int, label: str
 ) -> drawing.Series | None:
-  x, y, errors = _points(run, name)
-  if not x:
-    return None
-  bars = [1.96 * each for each in errors]
-  return drawing.Series(x, y, label, color, errors=bars)
-
-
-def _points(run: run_files.Run, name: str) -> tuple[list[float], ...]:
-  """Returns mean value, mean outcome and standard error of the full bins."""
   bins: Any = run.evaluation.get('bins')
   found = bins.get(name) if isinstance(bins, dict) else None
   if not isinstance(found, dict):
-    return [], [], []
+    return None
   columns = [
     values.numbers(found.get(key))[:_MOST_BINS]
     for key in ('value', 'outcome', 'standard_error')
   ]
-  rows = [
-    (x, y, max(error or 0.0, 0.0))
-    for x, y, error in zip(*columns, strict=False)
-    if x is not None and y is not None
-  ]
-  x, y, errors = ([row[i] for row in rows] for i in range(3))
-  return x, y, errors
+  return drawing.with_bars(columns, label, color)

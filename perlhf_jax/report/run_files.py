@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import re
+import shlex
 from typing import Any
 
 from etils import epath
@@ -20,6 +21,21 @@ from perlhf_jax.training import step_log
 from perlhf_jax.training import train_loop
 
 _EVALUATION = 'eval.json'
+_KINDS = {
+  'train_sft': run_metadata.SFT,
+  'train_reward': run_metadata.REWARD,
+  'train_dpo': run_metadata.POLICY,
+  'train_policy': run_metadata.POLICY,
+}
+_TRAIN_STEPS = re.compile(
+  r'^(?:TRAIN_STEPS|train_loop\.LoopConfig\.train_steps) = (\d{1,12})$',
+  re.MULTILINE,
+)
+# What `evaluate --input` calls a score: a share of right choices.
+_SHARES = {
+  'score': 'accuracy',
+  'standard_error': 'accuracy_standard_error',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,20 +65,25 @@ class Run:
   notes: Sequence[str]
 
   @property
+  def stage(self) -> str | None:
+    """The training command, by the configuration; None if it does not tell."""
+    for stage in _KINDS:
+      if re.search(rf'^{stage}\.{stage}\.', self.config, re.MULTILINE):
+        return stage
+    return None
+
+  @property
+  def objective(self) -> str | None:
+    """What was optimized: the objective, or the command before any step."""
+    known = None if self.metadata is None else self.metadata.objective
+    return known or self.stage
+
+  @property
   def kind(self) -> str | None:
     """`sft`, `reward` or `policy`; None if nothing tells."""
     if self.metadata is not None:
       return self.metadata.kind
-    names = {
-      'train_sft': run_metadata.SFT,
-      'train_reward': run_metadata.REWARD,
-      'train_dpo': run_metadata.POLICY,
-      'train_policy': run_metadata.POLICY,
-    }
-    for stage, kind in names.items():
-      if re.search(rf'^{stage}\.{stage}\.', self.config, re.MULTILINE):
-        return kind
-    return None
+    return None if self.stage is None else _KINDS[self.stage]
 
   def last(self, split: str) -> Mapping[str, Any]:
     """Returns the last record of a split; empty without."""
@@ -91,14 +112,8 @@ def read(path: epath.Path) -> Run:
   config = _read(path / model_dirs.CONFIG, notes, 'the configuration')
   records = _records(path / metric_writer.FILE_NAME, notes)
   summary = object_if_there(path / train_loop.SUMMARY, notes)
-  if not summary:
-    newest = max((each['step'] for each in records), default=0)
-    total = re.search(r'^TRAIN_STEPS = (\d{1,12})$', config, re.MULTILINE)
-    of_all = f' of {int(total[1]):,}' if total else ''
-    notes.append(
-      f'The run has not finished ({train_loop.SUMMARY} is not whole): its '
-      f'records end at step {values.shown("step", newest)}{of_all}.'
-    )
+  if summary or not (path / train_loop.SUMMARY).exists():
+    notes += _unfinished(config, summary, records)
   if not records:
     notes.append(
       f'There are no records of metrics ({metric_writer.FILE_NAME}).'
@@ -106,9 +121,11 @@ def read(path: epath.Path) -> Run:
   evaluation = object_if_there(path / _EVALUATION, notes)
   if not (path / _EVALUATION).exists():
     notes.append(
-      f'There is no {_EVALUATION}; perlhf evaluate --checkpoint={path} writes '
-      'it.'
+      f'There is no {_EVALUATION}; perlhf evaluate '
+      f'--checkpoint={shlex.quote(str(path))} writes it.'
     )
+  if 'input' in evaluation:
+    evaluation = _with_shares(evaluation)
   return Run(
     path=path,
     name=path.name,
@@ -120,6 +137,38 @@ def read(path: epath.Path) -> Run:
     metadata=_metadata(path, notes),
     notes=[*notes],
   )
+
+
+def _unfinished(
+  config: str,
+  summary: Mapping[str, Any],
+  records: Sequence[Mapping[str, Any]],
+) -> list[str]:
+  """Says that a run has not finished, and how far it is; empty if it has."""
+  total = _TRAIN_STEPS.search(config)
+  steps = int(total[1]) if total else None
+  if summary and (steps is None or train_loop.has_finished(summary, steps)):
+    return []
+  newest = max((each['step'] for each in records), default=0)
+  of_all = f' of {steps:,}' if total else ''
+  note = (
+    'The run has not finished: its records end at step '
+    f'{values.shown("step", newest)}{of_all}'
+  )
+  if summary:
+    ended = values.shown('steps', summary.get('steps'))
+    note += f'; {train_loop.SUMMARY} is of its first {ended} steps'
+  return [f'{note}.']
+
+
+def _with_shares(found: Mapping[str, Any]) -> dict[str, Any]:
+  """Renames the scores of candidates, which are no rewards, at each level."""
+  return {
+    (name if isinstance(each, dict) else _SHARES.get(name, name)): (
+      _with_shares(each) if isinstance(each, dict) else each
+    )
+    for name, each in found.items()
+  }
 
 
 def read_object(path: epath.Path) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def of_several(
           *figure_tables.costs(members),
         ],
       ),
-      page.Section(f'{title}: curves', curves.by_step(members)),
+      *_curves(f'{title}: curves', members),
     ]
   writers = [*groups[run_metadata.SFT], *policies]
   compared = answers.of_evaluations(writers)
@@ -114,6 +114,19 @@ def of_several(
   )
 
 
+def _curves(title: str, runs: Sequence[run_files.Run]) -> list[page.Section]:
+  """Returns a section for each objective, whose losses are others."""
+  groups: dict[str | None, list[run_files.Run]] = {}
+  for run in runs:
+    groups.setdefault(run.objective, []).append(run)
+  sections = []
+  for members in groups.values():
+    names = ', '.join(run.name for run in members)
+    of = values.shortened(f' of {names}', 100) if len(groups) > 1 else ''
+    sections.append(page.Section(f'{title}{of}', curves.by_step(members)))
+  return sections
+
+
 def _about(run: run_files.Run) -> str:
   metadata = run.metadata
   if metadata is None:
@@ -137,9 +150,10 @@ def _headlines(run: run_files.Run) -> list[page.Fact]:
   kind, found = run.kind, run.evaluation
   names = _HEADLINES.get(kind, ())
   note = values.shortened(found.get('split', 'evaluation'), 40)
+  note += figure_tables.at_step(found)
   if not found:
     found, names = run.last('eval'), _VALIDATION.get(kind, ())
-    note = f'validation, step {values.shown("step", found.get("step"))}'
+    note = 'validation' + figure_tables.at_step(found)
   return [
     page.Fact(
       values.label(name),

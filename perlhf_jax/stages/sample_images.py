@@ -5,6 +5,7 @@ A record names them, so that somebody who reads it sees what the model saw.
 
 from collections.abc import Iterable, Mapping
 import hashlib
+import os
 from typing import Any
 
 from etils import epath
@@ -28,7 +29,7 @@ def write(
   """Adds `images` to records of prompts with images, and writes the files.
 
   An image is written as the model sees it: a square of its resolution. Only
-  process 0 writes.
+  process 0 reads and writes images; others need not see their files.
 
   Args:
     records: records of the first answers to `examples`, in order.
@@ -37,11 +38,14 @@ def write(
     num_samples: answers per example.
 
   Returns:
-    The records, with `images`, paths relative to `folder`.
+    The records, on process 0 with `images`, paths relative to `folder`. Equal
+    images have equal names.
 
   Raises:
     CheckpointError: a file cannot be written.
   """
+  if jax.process_index():
+    return [dict(each) for each in records]
   result = []
   for number, record in enumerate(records):
     found = examples.images_of(number // num_samples)
@@ -55,15 +59,19 @@ def write(
 
 
 def _write(image: images.Image, size: int, folder: epath.Path) -> str:
-  key = image.encode() if isinstance(image, str) else image
-  digest = hashlib.sha256(b'%d ' % size + key).hexdigest()[:16]
+  # The file at a path may be another one at the next evaluation.
+  pixels = images.decode(image, size)
+  digest = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
   name = f'{FOLDER}/{digest}.png'
   path = folder / name
-  if jax.process_index() == 0 and not path.exists():
+  if not path.exists():
+    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(images.from_array(images.decode(image, size)))
+      temporary.write_bytes(images.from_array(pixels))
+      temporary.replace(path)
     except OSError as error:
+      temporary.unlink(missing_ok=True)
       raise errors.CheckpointError(
         f'Cannot write the image of a sample, {path}: {error}.'
       ) from error

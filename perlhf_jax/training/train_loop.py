@@ -335,6 +335,14 @@ def _check_together(check, step, metrics):
     raise
 
 
+def has_finished(summary: Mapping[str, Any], train_steps: int) -> bool:
+  """Returns whether the content of summary.json is of a run of all steps.
+
+  A run that is made longer keeps the summary of its first steps until it ends.
+  """
+  return summary.get('steps') == train_steps
+
+
 def _has_summary(model_dir: epath.Path) -> bool:
   try:
     return bool(strict_json.loads((model_dir / SUMMARY).read_text()))

@@ -4,9 +4,11 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import sys
 
 from etils import epath
+import jax
 import pytest
 import report_pages
 import tiny_metadata
@@ -87,6 +89,9 @@ def test_curves_and_headlines(page):
   assert 'win rate 80.0% ± 1.0%' in page.text
   assert 'memory of a step 61.8 MiB' in page.text
   assert '2 x cpu' in page.text
+  assert 'test, step 40' in page.text
+  assert 'demo_prompts/test, 1 examples, step 40' in page.text
+  assert 'has not finished' not in page.text
 
 
 def test_responses_before_and_after(page):
@@ -96,6 +101,7 @@ def test_responses_before_and_after(page):
   assert "judge's score 100, score 4" in page.text
   # Of the training, and of the evaluation.
   assert len(page.all('article')) == answers.MAX_SAMPLES + 1
+  assert f'first {answers.MAX_SAMPLES} of 22 are shown' in page.text
 
 
 def test_texts_of_files_are_escaped_and_bounded(page, policy):
@@ -110,6 +116,7 @@ def test_only_images_of_the_run_are_embedded(page):
   images = page.all('img')
   assert len(images) == 1
   assert images[0]['src'].startswith('data:image/png;base64,')
+  assert '1 images are left out' in page.text
 
 
 def test_ids_are_unique_and_references_lead_somewhere(page):
@@ -155,11 +162,36 @@ def test_a_half_finished_run(tmp_path, capsys):
   page = report_pages.parse(output)
   assert not (folder / 'report.html').exists()
   assert 'has not finished' in page.text
-  assert 'end at step 12 of 400' in page.text
+  assert 'end at step 12 of 40' in page.text
   assert 'There is no eval.json' in page.text
   assert 'No step has been saved yet' in page.text
   assert [svg['aria-label'] for svg in page.all('svg')] == ['loss']
   assert 'loss 10 validation, step 10' in page.text
+
+
+def test_a_longer_run_that_has_not_ended(tmp_path):
+  folder = report_pages.write(
+    tmp_path / "it's rm",
+    metrics__jsonl=report_pages.records(['loss'], steps=12),
+    config__gin=report_pages.config('train_reward'),
+    summary__json={**report_pages.SUMMARY, 'steps': 10},
+  )
+  text = make(folder).text
+  assert 'end at step 12 of 40; summary.json is of its first 10 steps' in text
+  # A shell takes it as one word.
+  command = re.search('(perlhf evaluate .*) writes it', text)[1]
+  assert shlex.split(command)[-1] == f'--checkpoint={folder}'
+
+
+def test_long_cells_are_wrapped(tmp_path):
+  folder = report_pages.write(
+    tmp_path / 'rm',
+    config__gin=report_pages.config('train_reward'),
+    summary__json={**report_pages.SUMMARY, 'device_kind': 'gpu' * 20},
+  )
+  cells = [attrs.get('class') for attrs in make(folder).all('td')]
+  assert cells.count('long') == 1
+  assert len(cells) > 1
 
 
 def test_a_run_that_has_just_begun(tmp_path):
@@ -180,6 +212,7 @@ def test_damaged_figures_are_named(tmp_path):
   text = make(folder).text
   assert 'eval.json is damaged' in text
   assert 'summary.json is damaged' in text
+  assert 'has not finished' not in text
 
 
 def test_figures_that_are_something_else(tmp_path):
@@ -279,6 +312,54 @@ def test_the_demo_side_by_side(demo):
   assert 'reward_lora' in page.text
 
 
+def test_losses_of_other_objectives_are_drawn_apart(demo, tmp_path):
+  for name in 'policy_lora', 'policy_full':
+    (tmp_path / name).symlink_to(demo / name)
+  report_pages.write(
+    tmp_path / 'policy_dpo',
+    metrics__jsonl=report_pages.records(['loss', 'score']),
+    config__gin=report_pages.config('train_dpo'),
+  )
+  page = make(tmp_path)
+  titles = [svg['aria-label'] for svg in page.all('svg')]
+  assert titles.count('loss') == 1
+  assert titles.count('score (reward)') == 2
+  assert 'Policies: curves of policy_dpo' in page.text
+  assert 'Policies: curves of policy_lora, policy_full' in page.text
+
+
+def test_choices_among_candidates_are_shares(tmp_path):
+  folder = report_pages.write(
+    tmp_path / 'rm',
+    config__gin=report_pages.config('train_reward'),
+    eval__json={
+      'checkpoint': '/runs/rm/checkpoints/40',
+      'step': 40,
+      'input': 'candidates.jsonl',
+      'examples': 30,
+      'score': 0.7125,
+      'standard_error': 0.0213,
+      'subsets': {
+        'score': {'score': 0.8, 'standard_error': 0.1, 'ties': 2, 'lines': 30}
+      },
+    },
+  )
+  text = make(folder).text
+  assert 'accuracy 71.2% ± 2.1% evaluation, step 40' in text
+  assert 'subsets.score.accuracy 80.0%' in text
+  assert 'candidates.jsonl, 30 examples, step 40' in text
+  assert 'reward)' not in text
+
+
+def test_runs_that_are_left_out_are_named(tmp_path):
+  for number in range(18):
+    report_pages.write(tmp_path / f'run_{number:02}', metrics__jsonl='')
+  page = make(tmp_path)
+  assert 'first 16 runs are shown, without run_16, run_17.' in page.text
+  assert 'run_15: ' in page.text
+  assert 'run_16: ' not in page.text
+
+
 @pytest.mark.parametrize('name', ['foreign', 'missing', 'empty', 'file'])
 def test_a_foreign_folder(tmp_path, capsys, name):
   report_pages.write(tmp_path / 'foreign', config__json={}, notes__txt='x')
@@ -309,7 +390,23 @@ def test_a_missing_library_is_named(demo, library, monkeypatch):
     make(demo)
 
 
-def test_an_output_that_cannot_be_written(demo, tmp_path):
+def test_an_output_that_cannot_be_written(demo, tmp_path, monkeypatch):
+  monkeypatch.setattr(report_lib, 'make_page', None)  # It is not called.
   for output in (tmp_path / 'no' / 'page.html', tmp_path):
     with pytest.raises(errors.ConfigError, match='--output'):
       make(demo, output_path=str(output))
+
+
+def test_no_accelerator_is_started(demo, monkeypatch):
+  updates = []
+  monkeypatch.setattr(
+    jax.config, 'update', lambda *setting: updates.append(setting)
+  )
+
+  def read(folder):
+    assert updates == [('jax_platforms', 'cpu')]
+    raise errors.CheckpointError(str(folder))
+
+  monkeypatch.setattr(report_lib, 'make_page', read)
+  with pytest.raises(errors.CheckpointError, match='demo_output'):
+    make(demo)

@@ -6,7 +6,7 @@ import re
 
 CONFIG = """
 from perlhf_jax.stages import {command}
-TRAIN_STEPS = 400
+TRAIN_STEPS = 40
 {command}.{command}.loop = @train_loop.LoopConfig()
 """
 # Elements without an end.
@@ -142,6 +142,8 @@ def reward_evaluation(accuracy):
 def policy_evaluation(score, response):
   """The eval.json of a policy, with one sample."""
   return {
+    'checkpoint': '/runs/policy/checkpoints/40',
+    'step': 40,
     'task': 'demo_prompts',
     'split': 'test',
     'examples': 1,
