@@ -186,7 +186,11 @@ def test_our_sweeps(name, more, capsys, monkeypatch, tmp_path):
 
 
 def _arm(name, *words):
-  return f'--gin.ARMS={{{name!r}: {words!r}}}', '--gin.BASELINE=None'
+  return (
+    f'--gin.ARMS={{{name!r}: {words!r}}}',
+    '--gin.BASELINE=None',
+    '--gin.LEARNING_RATES_OF={}',
+  )
 
 
 _LORA = '--gin_file=gin/lora/attention.gin'
