@@ -1,5 +1,6 @@
 """Which responses are shown as answers to one prompt."""
 
+from etils import epath
 import pytest
 import report_pages
 
@@ -18,7 +19,7 @@ def shown(folder, **columns):
       for response, fields in records
     ]
     report_pages.write(folder / name, eval__json={'samples': samples})
-    found.append(run_files.read(folder / name))
+    found.append(run_files.read(epath.Path(folder / name)))
   block = answers.of_evaluations(found)[0]
   return [[each.text for each in sample.answers] for sample in block.samples]
 

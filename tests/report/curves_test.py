@@ -1,6 +1,7 @@
 import json
 import math
 
+from etils import epath
 import numpy as np
 import pytest
 import report_pages
@@ -60,13 +61,14 @@ def test_the_best_of_n_by_score_and_by_judge(tmp_path, monkeypatch, judged):
   )
   report_pages.write(tmp_path, eval__json={'best_of': curve, 'step': 1})
   evaluation = json.loads((tmp_path / 'eval.json').read_text())['best_of']
-  drawn = {}
-  monkeypatch.setattr(
-    curves.drawing,
-    'chart',
-    lambda title, series, **_: drawn.update({title: series}),
-  )
-  curves.reward_by_kl([run_files.read(tmp_path)])
+  drawn, chart = {}, drawing.chart
+
+  def record(title, series, **labels):
+    drawn[title] = series
+    return chart(title, series, **labels)
+
+  monkeypatch.setattr(drawing, 'chart', record)
+  curves.reward_by_kl([run_files.read(epath.Path(tmp_path))])
   titles = {
     'score (reward) of the best of n samples': 'score',
     "judge's score of the best of n samples": 'judge_score',

@@ -1,22 +1,22 @@
-import types
-
+from etils import epath
 import jax
 import numpy as np
 import pytest
 import tiny_pali
 
 from perlhf_jax.core import errors
+from perlhf_jax.data import examples as examples_lib
 from perlhf_jax.data import images
 from perlhf_jax.stages import sample_images
 
 
 def write(folder, *found, size=8):
-  examples = types.SimpleNamespace(
-    images_of=lambda index: [found[index]],
-    image_spec=images.ImageSpec(size),
-  )
+  # Without a data set: only images are asked for.
+  examples = object.__new__(examples_lib.Examples)
+  examples.images = images.ImageColumn([image] for image in found)
+  examples.image_spec = images.ImageSpec(size)
   records = [{'prompt': 'how many?'} for _ in found]
-  return sample_images.write(records, examples, folder)
+  return sample_images.write(records, examples, epath.Path(folder))
 
 
 def names(records):
@@ -47,7 +47,7 @@ def test_a_write_that_fails_leaves_no_image(tmp_path, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   with monkeypatch.context() as context:
-    context.setattr(type(tmp_path), 'write_bytes', fill_the_disk)
+    context.setattr(type(epath.Path(tmp_path)), 'write_bytes', fill_the_disk)
     with pytest.raises(errors.CheckpointError, match='No space left'):
       write(tmp_path, picture)
   assert not [*tmp_path.glob('**/*.png')]
