@@ -40,7 +40,7 @@ _CHANGES_SHOWN = 3
 
 def has_finished(model_dir: epath.Path, train_steps: int) -> bool:
   """Whether a run says that it has made all its steps."""
-  return summary(model_dir).get('steps') == train_steps
+  return train_loop.has_finished(summary(model_dir), train_steps)
 
 
 def has_begun(model_dir: epath.Path) -> bool:

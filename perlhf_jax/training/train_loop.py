@@ -370,12 +370,11 @@ def _write_lost_summary(
   timing = metric_writer.mean_timing(model_dir, steps)
   logging.warning(
     '%s was lost, and is written again. Its throughput is the mean of the '
-    'records in %s; the memory of a step is no longer known.',
+    'records in %s; the memory of a step and the devices are no longer known.',
     *(model_dir / SUMMARY, metric_writer.FILE_NAME),
   )
-  _write_summary(
-    model_dir, {**summary, 'steps': steps, **timing, 'step_memory_bytes': None}
-  )
+  unknown = dict.fromkeys(('step_memory_bytes', 'devices', 'device_kind'))
+  _write_summary(model_dir, {**summary, 'steps': steps, **timing, **unknown})
 
 
 def check_finite(step: int, metrics: Mapping[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import pytest
 
@@ -9,6 +10,7 @@ from perlhf_jax.core import errors
 from perlhf_jax.sweep import children as children_lib
 from perlhf_jax.sweep import command_checks
 from perlhf_jax.sweep import description
+from perlhf_jax.sweep import sweep as sweep_lib
 from perlhf_jax.training import train_loop
 
 # Of a run.
@@ -123,3 +125,36 @@ def make(**changes):
       **changes,
     }
   )
+
+
+KILLED = children_lib.Ended(-9, 'killed by SIGKILL; out of memory?')
+
+EVALUATED = {'evaluate': ('--gin.SPLIT="test"',), 'compare': 'judge_score'}
+
+ALL = [
+  'train lora/lr=1e-3,seed=5',
+  'train lora/lr=3e-3,seed=5',
+  'train full/lr=1e-4,seed=5',
+  'train lora/lr=3e-3,seed=6',
+  'train lora/lr=3e-3,seed=7',
+  'train full/lr=1e-4,seed=6',
+  'train full/lr=1e-4,seed=7',
+]
+
+
+def start(runs, *, dry_run=False, **changes):
+  """Runs a sweep; returns sweep.json."""
+  changes = {'checkpoint': 'last', **changes}
+  sweep_lib.sweep(
+    sweep=make(**changes), sweep_dir=str(runs.folder), dry_run=dry_run
+  )
+  return read(runs)
+
+
+def read(runs):
+  path = runs.folder / 'sweep.json'
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def printed(capsys):
+  return [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
