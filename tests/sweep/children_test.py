@@ -77,7 +77,10 @@ time.sleep(60)
   assert 'not started' not in run.log.read_text()
 
 
-def test_ctrl_c_ends_the_child(run, tmp_path):
+def test_ctrl_c_ends_the_child(run, tmp_path, request):
+  # Whoever starts tests in the background may have it ignored.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
   code = f"""
 import os, time
 open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))
