@@ -11,7 +11,7 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 # shellcheck source=launch/demo_pipeline.bash
 source "$root/launch/demo_pipeline.bash"
-say_how_long 14
+say_how_long 16
 start_demo "$root" demo t5_tiny "${1:-$root/demo_output}" report
 
 sft sft --gin.TRAIN_STEPS=1000 --gin.LEARNING_RATE=2e-3
