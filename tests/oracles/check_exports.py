@@ -32,6 +32,7 @@ ADAPTERS = (
   'adapter_some',
   'adapter_tied',
   'adapter_umt5',
+  'adapter_dora',
 )
 
 problems = []
