@@ -1,11 +1,11 @@
 """DoRA in directories of PEFT, written by hand."""
 
 import json
-import shutil
 
 import hf_directories
 import ml_dtypes
 import numpy as np
+import peft_directories
 import pytest
 from safetensors import numpy as safetensors_numpy
 import tiny_models
@@ -21,18 +21,6 @@ GOLDEN = hf_directories.GOLDEN
 BASE = GOLDEN / 'hf_t5_v1_1'
 
 
-def _edit(target, edit_tensors=None, **keys):
-  """Copies a directory that PEFT wrote, changing tensors and keys."""
-  shutil.copytree(GOLDEN / 'hf_peft' / 'plain', target)
-  file = target / peft.CONFIG
-  file.write_text(json.dumps(json.loads(file.read_text()) | keys))
-  if edit_tensors is not None:
-    tensors = safetensors_numpy.load_file(target / peft.WEIGHTS)
-    edit_tensors(tensors)
-    safetensors_numpy.save_file(tensors, target / peft.WEIGHTS)
-  return target
-
-
 def test_dora_is_what_peft_computes(tmp_path):
   """PEFT: magnitude / ||W + scaling·B·A|| per row of W, [out, in]."""
   config = hf.load_config(BASE)
@@ -46,7 +34,9 @@ def test_dora_is_what_peft_computes(tmp_path):
         0.5, 2, len(tensors[name])
       ).astype(np.float32)
 
-  source = _edit(tmp_path / 'x', with_magnitudes, use_dora=True)
+  source = peft_directories.edit(
+    tmp_path / 'x', edit_tensors=with_magnitudes, use_dora=True
+  )
   adapter = peft.load(source, config)
   assert adapter.config.dora
   merged = lora_lib.merge_lora(params, adapter.lora, adapter.config)
@@ -105,7 +95,7 @@ def test_magnitudes_stay_exact_in_bfloat16(tmp_path):
 
 def test_dora_without_magnitudes_and_magnitudes_without_dora(tmp_path):
   config = hf.load_config(BASE)
-  path = _edit(tmp_path / 'x', use_dora=True)
+  path = peft_directories.edit(tmp_path / 'x', use_dora=True)
   with pytest.raises(errors.CheckpointError, match='lora_magnitude_vector'):
     peft.load(path, config)
 
@@ -113,6 +103,6 @@ def test_dora_without_magnitudes_and_magnitudes_without_dora(tmp_path):
     module = 'base_model.model.encoder.block.0.layer.0.SelfAttention.q'
     tensors[f'{module}.lora_magnitude_vector'] = np.ones(24, np.float32)
 
-  path = _edit(tmp_path / 'y', with_one)
+  path = peft_directories.edit(tmp_path / 'y', edit_tensors=with_one)
   with pytest.raises(errors.CheckpointError, match='lora_magnitude_vector'):
     peft.load(path, config)

@@ -1,13 +1,13 @@
 import dataclasses
 import functools
 import json
-import shutil
 
 import hf_directories
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import peft_directories
 import pytest
 from safetensors import numpy as safetensors_numpy
 import tiny_models
@@ -92,18 +92,6 @@ def _error(function, *arguments, **keywords):
   with pytest.raises(errors.CheckpointError) as caught:
     function(*arguments, **keywords)
   return str(caught.value)
-
-
-def _edit(target, name='plain', edit_tensors=None, **keys):
-  """Copies a directory of PEFT, changing tensors and keys."""
-  shutil.copytree(GOLDEN / 'hf_peft' / name, target)
-  file = target / peft.CONFIG
-  file.write_text(json.dumps(json.loads(file.read_text()) | keys))
-  if edit_tensors is not None:
-    tensors = safetensors_numpy.load_file(target / peft.WEIGHTS)
-    edit_tensors(tensors)
-    safetensors_numpy.save_file(tensors, target / peft.WEIGHTS)
-  return target
 
 
 def _assert_same(tree, expected):
@@ -327,7 +315,7 @@ def test_adapters_of_other_modules_than_the_configuration_says(name, tmp_path):
       (2, 384), np.float32
     )
 
-  path = _edit(tmp_path / 'x', name, edit)
+  path = peft_directories.edit(tmp_path / 'x', name, edit)
   error = _error(peft.load, path, config)
   assert str(path / peft.WEIGHTS) in error
   assert 'missing tensors: base_model.model.encoder.block.0.layer.0' in error
@@ -352,7 +340,7 @@ def test_an_adapter_of_another_base(tmp_path):
     peft.load, path, shallower
   )
   # A rank that disagrees with the tensors.
-  path = _edit(tmp_path / 'x', r=2)
+  path = peft_directories.edit(tmp_path / 'x', r=2)
   assert 'has shape [4, 16], and should have [2, 16]' in _error(
     peft.load, path, config
   )
@@ -401,7 +389,7 @@ def test_an_adapter_of_another_base(tmp_path):
   ],
 )
 def test_what_is_not_supported_is_named(keys, message, tmp_path):
-  path = _edit(tmp_path / 'x', **keys)
+  path = peft_directories.edit(tmp_path / 'x', **keys)
   with pytest.raises(errors.CheckpointError, match=message) as caught:
     peft.load(path, _base()[0])
   assert str(path / peft.CONFIG) in str(caught.value)
@@ -409,7 +397,7 @@ def test_what_is_not_supported_is_named(keys, message, tmp_path):
 
 def test_missing_and_damaged_files(tmp_path):
   config, _ = _base()
-  path = _edit(tmp_path / 'x')
+  path = peft_directories.edit(tmp_path / 'x')
   content = (path / peft.WEIGHTS).read_bytes()
   (path / peft.WEIGHTS).write_bytes(content[:-9])
   assert 'cannot be read as safetensors' in _error(peft.load, path, config)
